@@ -1,0 +1,188 @@
+//! The file contract: what a layer's files promise, whoever implements them.
+//!
+//! Two views of the same files. [`Media`] and [`File`] are synchronous and serve the control plane (maps, journals,
+//! recovery). [`Engine`] is asynchronous and serves one queue context (guest data, flushes). Three implementations:
+//! `uring` and `posix` on the host, `sim` in memory with faults and crashes from a seed.
+//!
+//! # What everybody may assume
+//! - A read or write that succeeds moved every byte; short reads and writes are continued inside, and reading past
+//!   the end of a file yields zeroes (data files only grow by writing or `set_len`).
+//! - Bytes never written, or punched, read as zeroes.
+//! - What was written is visible to every later read of any view at once, but survives power loss only after a
+//!   `sync_data` of that file that began after the write completed and succeeded. Until then any subset of the written
+//!   *sectors* (512 bytes) may survive, in any order; a sector itself is old or new, never a mix.
+//! - A new, renamed or removed name survives power loss only after `sync_dir` of its directory.
+//! - After a failed `sync_data` the file's unsynced content is unknown; the caller latches the failure.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Names an open file to the [`Engine`] of the same [`Media`]: the file descriptor on a host, an index in a simulation.
+/// Valid as long as the [`File`] it came from is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileToken(pub i32);
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reads only; a write is an error.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+    /// Reads and writes a new, empty file; an error if the name exists.
+    CreateNew,
+}
+
+/// What is known of a file without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStat {
+    /// Length in bytes.
+    pub len: u64,
+    /// Last change of the content, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Bytes that the file takes on its device.
+    pub allocated: u64,
+    /// Whether it is a regular file (not a directory, device or socket).
+    pub is_file: bool,
+}
+
+/// An open file. Synchronous; may block; callable from any thread.
+pub trait File: Send + Sync + std::fmt::Debug {
+    /// Fills `buf` from byte `offset`; zeroes past the end.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buf` at byte `offset`, growing the file if need be.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes all completed writes survive power loss (content and the length needed to read it).
+    fn sync_data(&self) -> io::Result<()>;
+    /// Gives the space of `len` bytes from `offset` back; they read as zeroes. Must not change the length.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Sets the length; new bytes read as zeroes and take no space.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Whether the length is 0.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// The name of this open file for the engines of the same media.
+    fn token(&self) -> FileToken;
+    /// Alignment in bytes that data transfers through an [`Engine`] need (memory address, offset and length):
+    /// 1 for buffered files, 512 for direct ones.
+    fn alignment(&self) -> u64;
+}
+
+/// The directory tree of one store. Synchronous; callable from any thread. Paths are relative to the store unless
+/// absolute (raw bases).
+pub trait Media: Send + Sync + std::fmt::Debug {
+    /// Opens a file. `direct` asks for transfers that bypass the host's page cache; where the file system cannot,
+    /// the file is opened buffered (and says so once in [`Media::notes`]).
+    fn open(&self, path: &Path, mode: OpenMode, direct: bool) -> io::Result<Arc<dyn File>>;
+    /// Makes a directory; an error if it exists.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Renames a file over another, atomically.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory with everything in it.
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a directory survive power loss.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// The names in a directory, sorted.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// What is known of a file; follows symbolic links.
+    fn stat(&self, path: &Path) -> io::Result<FileStat>;
+    /// The path to show to a person: absolute on a host.
+    fn display_path(&self, path: &Path) -> PathBuf;
+    /// A new engine for one queue context; `depth` operations at most are under way at once.
+    fn engine(&self, depth: u32) -> io::Result<Box<dyn Engine>>;
+    /// Lines worth a log entry that came up since the last call (fall-backs taken).
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// A piece of memory that takes part in a transfer. Whoever submits it promises that it stays valid, and is not used as
+/// a Rust reference by anybody, until the operation's completion was reaped.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Segment {
+    /// First byte.
+    pub base: *mut u8,
+    /// Length in bytes.
+    pub len: usize,
+}
+
+/// One asynchronous operation.
+#[derive(Clone, Copy, Debug)]
+pub enum IoOp<'a> {
+    /// Fills the segments from byte `offset`; zeroes past the end.
+    Read {
+        /// Which file.
+        file: FileToken,
+        /// First byte in the file.
+        offset: u64,
+        /// Where the bytes go.
+        segments: &'a [Segment],
+    },
+    /// Writes the segments at byte `offset`.
+    Write {
+        /// Which file.
+        file: FileToken,
+        /// First byte in the file.
+        offset: u64,
+        /// Where the bytes come from.
+        segments: &'a [Segment],
+    },
+    /// As [`File::sync_data`].
+    SyncData {
+        /// Which file.
+        file: FileToken,
+    },
+    /// As [`File::punch`].
+    Punch {
+        /// Which file.
+        file: FileToken,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub struct IoDone {
+    /// The number given to [`Engine::submit`].
+    pub user: u64,
+    /// How it ended.
+    pub result: io::Result<()>,
+}
+
+/// Carries out operations for one queue context. Not shared between threads, but may be moved to one before first use.
+///
+/// Operations under way at the same time have no order among each other. The engine copies the list of segments (not
+/// the bytes) before `submit` returns.
+pub trait Engine: Send {
+    /// How many more operations can be submitted now.
+    fn room(&self) -> usize;
+    /// Queues an operation. The caller checked `room() > 0`.
+    ///
+    /// # Safety
+    /// Until the completion with this `user` number was reaped (or the engine was dropped, which waits for all of
+    /// them): every segment is valid for reads (`Write`) or writes (`Read`) of its length, no Rust reference to
+    /// its bytes is alive, and `file` stays open.
+    #[expect(unsafe_code, reason = "raw memory crosses this seam without a copy")]
+    unsafe fn submit(&mut self, op: IoOp<'_>, user: u64);
+    /// Hands what was queued to the kernel. Does not wait. Cheap if there is nothing.
+    fn kick(&mut self) -> io::Result<()>;
+    /// Appends what has completed to `done`. Does not wait.
+    fn reap(&mut self, done: &mut Vec<IoDone>) -> io::Result<()>;
+    /// Waits until at least one operation has completed; returns at once if none is under way.
+    fn wait(&mut self) -> io::Result<()>;
+    /// Operations submitted and not yet reaped.
+    fn under_way(&self) -> usize;
+    /// Becomes readable when `reap` may have something new; `None` if `submit` completes everything itself.
+    fn wake_fd(&self) -> Option<RawFd>;
+}

@@ -1,0 +1,19 @@
+//! Layered disks on a directory of sparse files.
+//!
+//! ```text
+//! request -> QueueContext (volume) -> resolve table (where?) -> engine (fetch / store) -> layer files     data plane
+//! Store::snapshot, clone, ... -> catalog commit -> publish a new Chain with its generation               control plane
+//! ```
+//!
+//! This package knows nothing of virtio, sockets, JSON or command lines. [`store::Store`] is the facade of the control
+//! plane, [`volume::Volume`] and [`volume::QueueContext`] are the facade of the data plane. The bytes on disk are
+//! specified in `FORMAT.md`, the lock-free parts in `CONCURRENCY.md`.
+
+pub mod error;
+pub mod file;
+pub mod limits;
+pub mod store;
+pub mod units;
+pub mod volume;
+
+pub use error::{Error, Result};
