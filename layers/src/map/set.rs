@@ -51,7 +51,9 @@ impl SectorSet {
     pub fn cluster(&self, cluster: Cluster) -> (SectorMask, SectorMask) {
         let first = cluster.first_sector().0;
         let mask = |set: &RoaringTreemap| {
-            SectorMask((0..CLUSTER_SECTORS).fold(0, |m, i| m | (u8::from(set.contains(first + i)) << i)))
+            SectorMask(
+                (0..CLUSTER_SECTORS).fold(0, |m, i| m | (u8::from(set.contains(first + i)) << i)),
+            )
         };
         match self {
             Self::Everything(_) => (SectorMask::ALL, SectorMask::NONE),
@@ -102,7 +104,9 @@ impl SectorSet {
                 return Err(format!("{} bytes too many", bytes.len()));
             }
             match set.max() {
-                Some(max) if max >= DISK_SECTORS_MAX + CLUSTER_SECTORS => Err(format!("sector {max}")),
+                Some(max) if max >= DISK_SECTORS_MAX + CLUSTER_SECTORS => {
+                    Err(format!("sector {max}"))
+                }
                 _ => Ok(set),
             }
         };
