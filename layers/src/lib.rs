@@ -11,7 +11,10 @@
 
 pub mod error;
 pub mod file;
+pub mod format;
 pub mod limits;
+pub mod map;
+pub mod mapfile;
 pub mod store;
 pub mod units;
 pub mod volume;

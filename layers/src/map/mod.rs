@@ -1,0 +1,4 @@
+//! Which sectors a layer holds.
+
+pub mod record;
+pub mod set;
