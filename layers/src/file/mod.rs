@@ -14,6 +14,10 @@
 //! - A new, renamed or removed name survives power loss only after `sync_dir` of its directory.
 //! - After a failed `sync_data` the file's unsynced content is unknown; the caller latches the failure.
 
+pub mod host;
+pub mod posix;
+pub mod uring;
+
 use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
