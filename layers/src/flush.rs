@@ -22,7 +22,7 @@ use crate::chain::Chain;
 use crate::file::File;
 use crate::layer::{Layer, LayerMap};
 use crate::mailbox::{Mail, Mailbox, Waiter};
-use crate::map::record::MapRecord;
+use crate::map::MapRecord;
 
 /// Decides who leads a flush of one volume.
 #[derive(Debug, Default)]

@@ -14,7 +14,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::units::Generation;
 
 /// The announcement of a worker that changes nothing.
@@ -151,7 +151,7 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
-    use crate::sync::atomic::AtomicBool;
+    use crate::sync::AtomicBool;
 
     /// After the clock advanced and was quiescent, no write may reach the old layer.
     #[test]

@@ -13,10 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 
 use crate::file::File;
-use crate::map::active::ActiveMap;
-use crate::map::set::SectorSet;
+use crate::map::{ActiveMap, SectorSet};
 use crate::mapfile::{MapFile, MapHeader};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, Ordering};
 use crate::units::{Cluster, LayerId, SectorMask};
 
 /// Which sectors a layer holds.

@@ -4,7 +4,7 @@
 //! older maps asked, newest first; that is rare and the only work that grows with the depth of a chain.
 
 use crate::chain::Chain;
-use crate::map::table::Table;
+use crate::map::Table;
 use crate::units::{CLUSTER_SECTORS, Cluster, LayerSlot, Sector, SectorMask, SectorRange};
 
 /// Where the content of a run of sectors comes from.
@@ -47,12 +47,13 @@ pub fn resolve(
     }
     let first = range.start.cluster();
     let last = Sector(range.end().0 - 1).cluster();
-    for (start, count, word) in table.runs(first, last.0 - first.0 + 1) {
+    for run in table.runs(first, last.0 - first.0 + 1) {
+        let word = run.resolve;
         if word.slot > chain.active_slot() {
             return Err(NewerLayer);
         }
-        let from = start.first_sector().0.max(range.start.0);
-        let to = ((start.0 + count) * CLUSTER_SECTORS).min(range.end().0);
+        let from = run.first.first_sector().0.max(range.start.0);
+        let to = ((run.first.0 + run.count) * CLUSTER_SECTORS).min(range.end().0);
         if word.slot == LayerSlot::NONE || word.mask == SectorMask::NONE {
             push(parts, Source::Zero, from, to);
         } else if word.mask == SectorMask::ALL {

@@ -13,8 +13,8 @@ use crate::flush::{Coordinator, LayerWork};
 use crate::generation::Clock;
 use crate::limits;
 use crate::maintenance::Maintenance;
-use crate::map::table::Table;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::map::Table;
+use crate::sync::{AtomicU64, Ordering};
 use crate::units::{Generation, Sector, SectorRange};
 
 pub use crate::context::QueueContext;

@@ -12,6 +12,7 @@ mod group;
 mod request;
 mod zero;
 
+use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::file::{Engine, FileToken, IoDone, IoOp, Segment};
 use crate::layer::LayerMap;
 use crate::limits;
 use crate::mailbox::{Mail, Mailbox, Waiter};
+use crate::map::{ActiveMap, Change};
 use crate::resolve::{Part, Source, resolve};
 use crate::units::{CLUSTER_SECTORS, Cluster, SECTOR_BYTES, Sector, SectorRange};
 use crate::volume::{Completion, Durability, Operation, RequestError, Volume};
@@ -33,7 +35,6 @@ use request::{Backlog, Request, Slab, Slicer, Step};
 ///
 /// The caller's loop: read the available index; `begin_batch`; `submit` each request; `kick`; later `poll`.
 /// Dropping a context waits for everything that is under way.
-#[derive(Debug)]
 pub struct QueueContext {
     /// The disk.
     volume: Arc<Volume>,
@@ -118,7 +119,7 @@ impl QueueContext {
         match self.check(operation, segments) {
             Err(error) => self.ended.push(Completion { token, result: Err(error) }),
             Ok(range) => {
-                let request = self.requests.insert(Request::new(token, range, durability));
+                let request = self.requests.insert(Request::new(token, durability));
                 match operation {
                     Operation::Read(_) => self.read(request, range, segments),
                     Operation::Write(_) => self.write(request, range, segments),
@@ -388,10 +389,10 @@ impl QueueContext {
         count: u64,
     ) -> std::result::Result<(), RequestError> {
         let volume = Arc::clone(&self.volume);
-        for (start, count, word) in volume.table().runs(first, count) {
-            let reads_zero = word.slot.0 == 0 || word.mask.0 == 0;
+        for run in volume.table().runs(first, count) {
+            let reads_zero = run.resolve.slot.0 == 0 || run.resolve.mask.0 == 0;
             if !reads_zero {
-                self.publish(request, start, count, |map| map.zero(start, count))?;
+                self.publish(request, run.first, run.count, |map| map.zero(run.first, run.count))?;
             }
         }
         Ok(())
@@ -403,7 +404,7 @@ impl QueueContext {
         request: usize,
         first: Cluster,
         count: u64,
-        change: impl FnOnce(&crate::map::active::ActiveMap),
+        change: impl FnOnce(&ActiveMap) -> Change,
     ) -> std::result::Result<(), RequestError> {
         let chain = self
             .requests
@@ -416,8 +417,8 @@ impl QueueContext {
         layer.mark_unsynced();
         match &**layer.map() {
             LayerMap::Active(map) => {
-                change(map);
-                self.volume.table().refresh(chain.active_slot(), map, first, count);
+                let changed = change(map);
+                self.volume.table().refresh(chain.active_slot(), map, first, count, changed);
                 Ok(())
             }
             LayerMap::Sealed(_) => {
@@ -458,6 +459,17 @@ impl QueueContext {
     }
 }
 
+impl fmt::Debug for QueueContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueContext")
+            .field("volume", &self.volume.name())
+            .field("read_only", &self.read_only)
+            .field("requests", &self.requests)
+            .field("group", &self.group)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for QueueContext {
     fn drop(&mut self) {
         let mut done = Vec::new();
@@ -472,6 +484,12 @@ impl Drop for QueueContext {
         self.eras.retire(&self.volume);
     }
 }
+
+/// A context is made on one thread and used on another.
+const _: () = {
+    const fn sendable<T: Send>() {}
+    sendable::<QueueContext>();
+};
 
 /// Waits until one of the descriptors is readable.
 #[expect(unsafe_code, reason = "borrows descriptors that the context owns")]

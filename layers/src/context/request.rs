@@ -15,8 +15,6 @@ use super::era::EraId;
 pub struct Request {
     /// The caller's number.
     pub token: u64,
-    /// The sectors it is about.
-    pub range: SectorRange,
     /// What its completion promises.
     pub durability: Durability,
     /// The era it runs in, until its last part has ended; none for a flush.
@@ -33,8 +31,8 @@ pub struct Request {
 
 impl Request {
     /// A request of which nothing has begun.
-    pub fn new(token: u64, range: SectorRange, durability: Durability) -> Self {
-        Self { token, range, durability, era: None, changes: false, parts: 0, error: None, chain: None }
+    pub fn new(token: u64, durability: Durability) -> Self {
+        Self { token, durability, era: None, changes: false, parts: 0, error: None, chain: None }
     }
 }
 
@@ -162,12 +160,6 @@ enum OwnedKind {
     Punch(u64),
 }
 
-// The raw pointers in the segments are what the request's caller promised to keep valid, from whichever thread the
-// context runs in.
-#[expect(unsafe_code, reason = "segments carry raw pointers")]
-// SAFETY: an `OwnedOp` never dereferences its pointers; the engine does, under the contract of `Engine::submit`.
-unsafe impl Send for OwnedOp {}
-
 impl OwnedOp {
     /// The operation, borrowed.
     pub fn as_op(&self) -> IoOp<'_> {
@@ -189,10 +181,6 @@ pub struct Backlog {
     /// Empty lists, to be used again.
     spare: Vec<Vec<Segment>>,
 }
-
-#[expect(unsafe_code, reason = "segments carry raw pointers")]
-// SAFETY: the spare lists are empty; for the queue see `OwnedOp`.
-unsafe impl Send for Backlog {}
 
 impl Backlog {
     /// Whether nothing waits.

@@ -82,7 +82,7 @@ impl QueueContext {
                 .volume
                 .table()
                 .runs(first, count)
-                .any(|(_, _, word)| word.slot == active && word.mask.0 != 0);
+                .any(|run| run.resolve.slot == active && run.resolve.mask.0 != 0);
         if holds_data && let Some(file) = self.era_file(request) {
             let (offset, len) = (first.0 * CLUSTER_BYTES, count * CLUSTER_BYTES);
             self.push(

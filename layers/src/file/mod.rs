@@ -118,6 +118,11 @@ pub struct Segment {
     pub len: usize,
 }
 
+#[expect(unsafe_code, reason = "a segment is an address with a length")]
+// SAFETY: a segment owns nothing and is never dereferenced but by who was promised that its memory is valid for an
+// operation, on whichever thread that runs (`Engine::submit`, `QueueContext::submit`).
+unsafe impl Send for Segment {}
+
 /// One asynchronous operation.
 #[derive(Clone, Copy, Debug)]
 pub enum IoOp<'a> {

@@ -27,18 +27,21 @@ impl Store {
             LayerMap::Sealed(_) => return Ok(()),
         };
         let path = crate::paths::data(layer.id());
-        let written = layer
-            .sync_data()
-            .map_err(self.io("sync", &path))
-            .and_then(|()| MapFile::replace(&self.media, layer.header(), &set));
-        match written {
+        if let Err(error) = layer.sync_data().map_err(self.io("sync", &path)) {
+            volume.fail(&format!("a checkpoint failed: {error}"));
+            return Err(error);
+        }
+        let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
+        match MapFile::succeed(&self.media, layer.header(), incarnation, &set) {
             Ok(file) => {
                 *layer.journal() = Some(file);
                 Ok(())
             }
-            Err(error) => {
-                volume.fail(&format!("a checkpoint failed: {error}"));
-                Err(error)
+            Err(failure) => {
+                if !failure.old_in_force {
+                    volume.fail(&format!("a checkpoint failed: {}", failure.error));
+                }
+                Err(failure.error)
             }
         }
     }

@@ -12,8 +12,7 @@ use crate::catalog::{Change, LayerRow, LayerState, VolumeRow};
 use crate::error::{Error, Result};
 use crate::file::OpenMode;
 use crate::limits::{BASE_PATH_BYTES_MAX, DISK_SECTORS_MAX};
-use crate::map::active::ActiveMap;
-use crate::map::set::SectorSet;
+use crate::map::{ActiveMap, SectorSet};
 use crate::layer::Layer;
 use crate::mapfile::{LayerKind, MapFile, MapHeader, MapState, RawBase};
 use crate::paths;
@@ -126,7 +125,7 @@ impl Store {
         header.state = MapState::Sealed;
         made.layers.push(id);
         self.make_dir(id)?;
-        MapFile::replace(&self.media, &header, &base_set(stat.len))?;
+        MapFile::create(&self.media, &header, &base_set(stat.len))?;
         self.sync_layers_dir()?;
         changes.push(Change::AddLayer(LayerRow {
             id,
@@ -159,7 +158,7 @@ impl Store {
         // The length is durable from the start, so that syncing data never has to write it.
         data.set_len(clusters(size) * CLUSTER_BYTES).map_err(self.io("set the length of", &path))?;
         data.sync_data().map_err(self.io("sync", &path))?;
-        let journal = MapFile::replace(&self.media, &header, &SectorSet::empty())?;
+        let journal = MapFile::create(&self.media, &header, &SectorSet::empty())?;
         self.sync_layers_dir()?;
         let row = LayerRow {
             id,
@@ -186,6 +185,7 @@ impl Store {
             snapshot: String::new(),
             group: Uuid::nil(),
             created_ns: now_ns(),
+            snapshot_ns: 0,
         }
     }
 

@@ -2,8 +2,7 @@
 //!
 //! DURABILITY: a layer found in the state Sealing belongs to a snapshot whose catalog transaction was committed; its map
 //! (checkpoint and journal up to the last commit record) is all there is, so it is written as a sealed map, and the
-//! catalog follows. A journal with bytes behind its last commit record is replaced by a checkpoint before anything is
-//! appended: the old bytes could otherwise be taken for a part of a new group.
+//! catalog follows.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,9 +13,7 @@ use crate::chain::Chain;
 use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
 use crate::layer::{Layer, LayerMap};
-use crate::map::active::ActiveMap;
-use crate::map::set::SectorSet;
-use crate::map::table::Table;
+use crate::map::{ActiveMap, SectorSet, Table};
 use crate::mapfile::{LayerKind, MapFile, MapHeader, MapState, RawBase};
 use crate::paths;
 use crate::store::{Inner, Store};
@@ -112,16 +109,13 @@ impl Store {
         if sealed {
             return Ok(Layer::sealed(header, data, set));
         }
-        let journal = if recovery.dropped_bytes > 0 {
+        if recovery.dropped_bytes > 0 {
             self.maintenance.note(format!(
                 "layer {} of volume {}: dropped {} bytes behind the last commit record of its journal (epoch {}): \
                  writes that no flush had covered when the host went down",
                 row.id, header.volume, recovery.dropped_bytes, recovery.epoch.0
             ));
-            MapFile::replace(&self.media, &header, &set)?
-        } else {
-            journal
-        };
+        }
         let map = ActiveMap::from_set(clusters(row.size), &set);
         Ok(Layer::active(header, data, map, journal))
     }
@@ -188,7 +182,7 @@ impl Store {
 
     /// Seals a layer whose snapshot was committed before the crash.
     fn finish_sealing(&self, row: &LayerRow) -> Result<()> {
-        let (_, header, set, recovery) = match MapFile::open(&self.media, row.id) {
+        let (map, header, set, recovery) = match MapFile::open(&self.media, row.id) {
             Ok(found) => found,
             Err(error) => {
                 // Its volumes refuse to open and say why; the others go on.
@@ -205,7 +199,7 @@ impl Store {
                 ));
             }
             let sealed = self.sealed_header(header);
-            MapFile::replace(&self.media, &sealed, &set)?;
+            map.replace(&self.media, &sealed, &set)?;
         }
         let change = Change::SetLayerState { layer: row.id, state: LayerState::Sealed };
         self.inner().catalog.commit(&[change])
@@ -220,6 +214,7 @@ impl Store {
             header.volume.clone_from(&row.volume);
             header.snapshot.clone_from(&row.name);
             header.group = row.group;
+            header.snapshot_ns = row.created_ns;
         }
         header
     }

@@ -216,12 +216,13 @@ impl Store {
             LayerMap::Active(map) => map.to_set(),
             LayerMap::Sealed(_) => return Ok(0),
         };
-        let sealed = (|| {
+        let sealed: Result<MapFile> = (|| {
             volume.check_failure()?;
             let path = crate::paths::data(layer.id());
             layer.sync_data().map_err(self.io("sync", &path))?;
             let header = self.sealed_header(layer.header().clone());
-            MapFile::replace(&self.media, &header, &set)
+            let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
+            MapFile::succeed(&self.media, &header, incarnation, &set).map_err(Error::from)
         })();
         match sealed {
             Ok(file) => {
