@@ -12,7 +12,9 @@
 pub mod error;
 pub mod file;
 pub mod limits;
+pub mod map;
 pub mod store;
+mod sync;
 pub mod units;
 pub mod volume;
 
