@@ -16,11 +16,11 @@ mod active;
 mod changed;
 mod fault;
 mod radix;
-mod record;
+pub mod record;
 #[cfg(test)]
 mod scenarios;
 mod sectors;
-mod set;
+pub mod set;
 mod table;
 
 pub use active::{ActiveMap, Change, ClusterState};
