@@ -18,7 +18,6 @@
     reason = "tests: small numbers, and a panic is the verdict"
 )]
 
-mod catalog;
 mod disk;
 mod oracle;
 mod recovered;

@@ -3,21 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use stratablk_layers::catalog::CatalogState;
+use stratablk_layers::catalog::memory::{MemoryCatalog, MemoryDisk};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{Random, SimMedia, Survival};
 use stratablk_layers::store::{Store, StoreOptions, VolumeSource};
 use stratablk_layers::units::Sector;
 use stratablk_layers::volume::Operation;
 
-use crate::catalog::SimCatalog;
 use crate::disk::Queue;
 use crate::oracle::{Disk, Value, stamp};
 
 /// What is wrong with the store found on `media` with this catalog; empty if all is well.
-pub fn examine(media: SimMedia, state: CatalogState, disks: &BTreeMap<String, Disk>, seed: u64) -> Vec<String> {
+pub fn examine(media: SimMedia, catalog: MemoryDisk, disks: &BTreeMap<String, Disk>, seed: u64) -> Vec<String> {
     let mut problems = Vec::new();
-    if let Err(problem) = examine_once(&media, &state, disks, seed, &mut problems) {
+    if let Err(problem) = examine_once(&media, &catalog, disks, seed, &mut problems) {
         problems.push(problem);
     }
     problems
@@ -25,12 +24,12 @@ pub fn examine(media: SimMedia, state: CatalogState, disks: &BTreeMap<String, Di
 
 fn examine_once(
     media: &SimMedia,
-    state: &CatalogState,
+    catalog: &MemoryDisk,
     disks: &BTreeMap<String, Disk>,
     seed: u64,
     problems: &mut Vec<String>,
 ) -> Result<(), String> {
-    let (store, catalog) = open(media, state)?;
+    let store = open(media, catalog)?;
     for (name, disk) in disks {
         let found = read(&store, name, disk)?;
         problems.extend(disk.check(&found));
@@ -38,18 +37,17 @@ fn examine_once(
     check_snapshots(&store, disks, problems)?;
     let mut random = Random::new(seed);
     if problems.is_empty() && random.chance(64) {
-        live_again(media, store, &catalog, disks, &mut random, problems)?;
+        live_again(media, store, catalog, disks, &mut random, problems)?;
     }
     Ok(())
 }
 
-/// Opens a store over a copy of the catalog.
-fn open(media: &SimMedia, state: &CatalogState) -> Result<(Store, SimCatalog), String> {
-    let catalog = SimCatalog::new(state.clone(), media.clone());
+/// Opens a store.
+fn open(media: &SimMedia, catalog: &MemoryDisk) -> Result<Store, String> {
+    let problem = |error| format!("the store does not open: {error}");
+    let catalog = MemoryCatalog::open(catalog).map_err(problem)?;
     let files: Arc<dyn Media> = Arc::new(media.clone());
-    let store = Store::simulated(files, Box::new(catalog.clone()), StoreOptions::default())
-        .map_err(|error| format!("the store does not open: {error}"))?;
-    Ok((store, catalog))
+    Store::simulated(files, Box::new(catalog), StoreOptions::default()).map_err(problem)
 }
 
 /// Reads a volume whole.
@@ -98,7 +96,7 @@ fn check_snapshots(
 fn live_again(
     media: &SimMedia,
     store: Store,
-    catalog: &SimCatalog,
+    catalog: &MemoryDisk,
     disks: &BTreeMap<String, Disk>,
     random: &mut Random,
     problems: &mut Vec<String>,
@@ -124,7 +122,7 @@ fn live_again(
     }
     drop(store);
     let again = media.crash_image_with(Survival::Nothing);
-    let (store, _) = open(&again, &catalog.state_now())?;
+    let store = open(&again, &catalog.crash_image())?;
     for (name, disk) in disks {
         let found = read(&store, name, disk)?;
         let durable = expected.get(name);

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use stratablk_layers::PendingSnapshot;
 use stratablk_layers::catalog::CatalogState;
+use stratablk_layers::catalog::memory::{CommitPoint, MemoryCatalog, MemoryDisk};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{Fault, Random, SimMedia, Survival};
 use stratablk_layers::store::{Selection, Store, StoreOptions, VolumeSource};
 use stratablk_layers::units::{SECTOR_BYTES, Sector, SectorRange, StoreId};
 use stratablk_layers::volume::{Durability, Operation};
 
-use crate::catalog::SimCatalog;
 use crate::disk::Queue;
 use crate::oracle::{Disk, FlushMark, Value, stamp, unstamp};
 use crate::recovered::examine;
@@ -97,9 +97,8 @@ impl Workload {
         let media = SimMedia::new(seed);
         let base: Vec<u8> = (0..BASED_SECTORS).flat_map(|sector| stamp(0, sector, 1)).collect();
         media.install(Path::new("/images/base.raw"), &base).unwrap();
-        let state = CatalogState::new(StoreId(uuid::Uuid::from_u64_pair(1, seed)));
-        let catalog = SimCatalog::new(state, media.clone());
-        let durable = catalog.durable();
+        let durable = MemoryDisk::new(CatalogState::empty(StoreId(uuid::Uuid::from_u64_pair(1, seed))));
+        let catalog = MemoryCatalog::open(&durable).unwrap();
         let files: Arc<dyn Media> = Arc::new(media.clone());
         let store = Store::simulated(files, Box::new(catalog), StoreOptions::default()).unwrap();
         store.create_volume("based", &VolumeSource::Base("/images/base.raw".into())).unwrap();
@@ -111,7 +110,12 @@ impl Workload {
         let random = Random::new(seed ^ 0x5eed);
         let watch = Watch { disks, violations: Vec::new(), images: 0, random: Random::new(seed ^ 0x1ace) };
         let watch = Arc::new(Mutex::new(watch));
-        observe(&media, seed, &watch, durable);
+        observe(&media, seed, &watch, durable.clone());
+        let marker = media.clone();
+        durable.set_observer(move |point| match point {
+            CommitPoint::Before => marker.mark("before a commit of the catalog"),
+            CommitPoint::After => marker.mark("after a commit of the catalog"),
+        });
         let queues = ["based", "based", "empty"]
             .map(|name| (name, Queue::new(store.open_volume(name).unwrap().context(false).unwrap())));
         let faulty = !plan.faults.is_empty();
@@ -372,7 +376,7 @@ impl Workload {
 }
 
 /// Examines images at every crash point from now on.
-fn observe(media: &SimMedia, seed: u64, watch: &Arc<Mutex<Watch>>, durable: Arc<Mutex<CatalogState>>) {
+fn observe(media: &SimMedia, seed: u64, watch: &Arc<Mutex<Watch>>, durable: MemoryDisk) {
     let watch = Arc::clone(watch);
     media.set_observer(Box::new(move |media, point| {
         let mut watch = watch.lock().unwrap();
@@ -380,7 +384,7 @@ fn observe(media: &SimMedia, seed: u64, watch: &Arc<Mutex<Watch>>, durable: Arc<
             return;
         }
         for _ in 0..2 {
-            let choice = watch.random.next();
+            let choice = watch.random.number();
             let survival = match choice % 10 {
                 0 => Survival::Nothing,
                 1 => Survival::Everything,
@@ -388,8 +392,7 @@ fn observe(media: &SimMedia, seed: u64, watch: &Arc<Mutex<Watch>>, durable: Arc<
             };
             watch.images += 1;
             let image = media.crash_image_with(survival);
-            let state = durable.lock().unwrap().clone();
-            let problems = examine(image, state, &watch.disks, choice);
+            let problems = examine(image, durable.crash_image(), &watch.disks, choice);
             watch.violations.extend(problems.into_iter().map(|problem| {
                 format!("seed {seed}, crash point {} ({:?} {}), {survival:?}: {problem}", point.number, point.event, point.path)
             }));
