@@ -9,13 +9,19 @@
 //! plane, [`volume::Volume`] and [`volume::QueueContext`] are the facade of the data plane. The bytes on disk are
 //! specified in `FORMAT.md`, the lock-free parts in `CONCURRENCY.md`.
 
+pub mod catalog;
+pub mod check;
 pub mod error;
 pub mod file;
 pub mod format;
 pub mod limits;
+pub mod lock;
 pub mod map;
 pub mod mapfile;
 pub mod store;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+mod test_media;
 pub mod units;
 pub mod volume;
 

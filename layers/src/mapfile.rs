@@ -448,3 +448,6 @@ fn write_map(
         header,
     })
 }
+
+#[cfg(test)]
+mod tests;
