@@ -263,6 +263,11 @@ impl Daemon {
             routes::router(Arc::clone(&gate)),
             stopped,
         ));
+        let upkeep = Arc::clone(&self.commands);
+        thread::Builder::new()
+            .name("upkeep".into())
+            .spawn(move || upkeep.maintain())
+            .map_err(host("start a thread"))?;
         self.tell_ready(json);
 
         let mut observe = tokio::time::interval(OBSERVE_INTERVAL);

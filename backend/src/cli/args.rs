@@ -83,16 +83,26 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", requires = "disk_socket")]
     pub blk_file: Option<PathBuf>,
     /// One disk: the vhost-user socket to listen on
-    #[arg(long, value_name = "PATH", requires = "blk_file")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "blk_file",
+        conflicts_with = "store"
+    )]
     pub socket_path: Option<PathBuf>,
     /// One disk: an inherited vhost-user socket, listening or connected
-    #[arg(long, value_name = "N", requires = "blk_file")]
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "blk_file",
+        conflicts_with = "store"
+    )]
     pub fd: Option<i32>,
     /// One disk: how many virtqueues to offer
-    #[arg(long, value_name = "N", requires = "blk_file", default_value_t = QUEUES_DEFAULT, value_parser = queues())]
+    #[arg(long, value_name = "N", requires = "blk_file", conflicts_with = "store", default_value_t = QUEUES_DEFAULT, value_parser = queues())]
     pub queues: u16,
     /// One disk: the guest may only read
-    #[arg(long, requires = "blk_file")]
+    #[arg(long, requires = "blk_file", conflicts_with = "store")]
     pub read_only: bool,
     /// Bypass the host's page cache where the file system can
     #[arg(long)]

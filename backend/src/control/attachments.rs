@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
 use axum::http::StatusCode;
@@ -69,8 +69,8 @@ struct Entry {
     terms: Terms,
     /// Where it stands.
     state: State,
-    /// The volume, for its failure; `None` if it could not even be opened.
-    volume: Option<Arc<Volume>>,
+    /// The volume while it is served, for its failure. Whoever serves it keeps it open, not this table.
+    volume: Weak<Volume>,
     /// Whether a front-end was connected when [`Attachments::observe`] last looked.
     was_connected: bool,
     /// Whether the volume's failure was told already.
@@ -79,7 +79,7 @@ struct Entry {
 
 impl Entry {
     /// An entry of which nothing was told yet.
-    const fn new(terms: Terms, state: State, volume: Option<Arc<Volume>>) -> Self {
+    const fn new(terms: Terms, state: State, volume: Weak<Volume>) -> Self {
         Self {
             terms,
             state,
@@ -145,7 +145,8 @@ impl Attachments {
             Source::Path(path) => SocketSource::Listen(path),
             Source::Inherited(fd) => SocketSource::Fd(fd),
         };
-        let started = Attachment::start(Arc::clone(&volume), socket, options)
+        let opened = Arc::downgrade(&volume);
+        let started = Attachment::start(volume, socket, options)
             .map_err(|error| refusal(&error))
             .and_then(|handle| match commit() {
                 Ok(()) => Ok(handle),
@@ -157,7 +158,7 @@ impl Attachments {
         match started {
             Ok(handle) => {
                 let socket = terms.socket.clone();
-                let entry = Entry::new(terms, State::Running(handle), Some(volume));
+                let entry = Entry::new(terms, State::Running(handle), opened);
                 self.table().insert(name.clone(), entry);
                 self.events.tell(Happening::VolumeAttached {
                     volume: name,
@@ -174,7 +175,7 @@ impl Attachments {
 
     /// Puts a "changing" entry into the table, unless the volume is served.
     fn reserve(&self, name: &str, terms: &Terms) -> Result<()> {
-        let entry = Entry::new(terms.clone(), State::Changing, None);
+        let entry = Entry::new(terms.clone(), State::Changing, Weak::new());
         match self.table().entry(name.to_owned()) {
             Slot::Vacant(slot) => {
                 slot.insert(entry);
@@ -202,13 +203,14 @@ impl Attachments {
         };
         self.table().insert(
             name.to_owned(),
-            Entry::new(terms, State::Failed(cause), None),
+            Entry::new(terms, State::Failed(cause), Weak::new()),
         );
         self.events.tell(happening);
     }
 
-    /// Stops serving a volume: drains what is under way, closes the socket and removes its file. `commit` runs before
-    /// that, while nobody else can change the attachment; if it fails, the volume is served as before.
+    /// Stops serving a volume: drains what is under way, closes the socket and removes its file. Then `commit` runs,
+    /// while nobody else can change the attachment and nothing here holds the volume any more. If it fails, the
+    /// attachment is shown as failed and can be stopped again.
     ///
     /// # Errors
     /// `NotFound` if it is not attached; `Busy` if another command is at it; those of `commit`.
@@ -217,29 +219,25 @@ impl Attachments {
             let mut table = self.table();
             let Some(entry) = table.get_mut(name) else {
                 let message = format!("volume {name:?} is not attached");
-                return Err(
-                    ApiError::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, message)
-                        .of("attachment"),
-                );
+                return Err(ApiError::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, message)
+                    .of("attachment"));
             };
             match std::mem::replace(&mut entry.state, State::Changing) {
                 State::Changing => return Err(changing(name)),
                 state => state,
             }
         };
-        if let Err(error) = commit() {
-            if let Some(entry) = self.table().get_mut(name) {
-                entry.state = state;
-            }
-            return Err(error);
-        }
         if let State::Running(handle) = state {
             handle.stop();
         }
+        if let Err(error) = commit() {
+            if let Some(entry) = self.table().get_mut(name) {
+                entry.state = State::Failed(format!("no longer served, but still remembered: {error}"));
+            }
+            return Err(error);
+        }
         self.table().remove(name);
-        self.events.tell(Happening::VolumeDetached {
-            volume: name.to_owned(),
-        });
+        self.events.tell(Happening::VolumeDetached { volume: name.to_owned() });
         Ok(())
     }
 
@@ -323,7 +321,7 @@ impl Attachments {
                 });
             }
             if !entry.failure_told
-                && let Some(message) = entry.volume.as_ref().and_then(|volume| volume.failure())
+                && let Some(message) = entry.volume.upgrade().and_then(|volume| volume.failure())
             {
                 entry.failure_told = true;
                 tracing::error!(volume = %name, "takes no more writes: {message}");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use stratablk_layers as layers;
 use stratablk_layers::store::{self, Selection, Store, VolumeSource};
 
 use super::attachments::{Attachments, Source, Terms};
@@ -121,7 +122,11 @@ impl Commands {
     /// # Errors
     /// `Invalid`, `Exists`, `NotFound`, `NoSpace`, `Io`.
     pub fn create(&self, name: &str, source: &VolumeSource) -> Result<Volume> {
-        let info = self.store.create_volume(name, source)?;
+        let info = self.store.create_volume(name, source).map_err(|error| {
+            let error = ApiError::from(error);
+            // The layers say "size" as the command line does; the field of the request tells its unit.
+            if error.detail.field.as_deref() == Some("size") { error.of("size_bytes") } else { error }
+        })?;
         tracing::info!(volume = %info.name, bytes = info.size_bytes, "created");
         self.events.tell(Happening::VolumeCreated {
             volume: info.name.clone(),
@@ -304,6 +309,13 @@ impl Commands {
         }
     }
 
+    /// Does the store's upkeep (checkpoints of long journals) until `close`; for a thread of its own.
+    pub fn maintain(&self) {
+        while self.store.maintain() {
+            self.log_notes();
+        }
+    }
+
     /// The last act: stops serving, then makes everything durable.
     ///
     /// # Errors
@@ -311,6 +323,7 @@ impl Commands {
     pub fn close(&self) -> Result<()> {
         self.attachments.stop_all();
         let flushed = self.store.flush_all();
+        self.store.close();
         self.log_notes();
         Ok(flushed?)
     }

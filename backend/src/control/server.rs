@@ -32,7 +32,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The reply to a connection too many.
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n\
-    Content-Length: 96\r\n\r\n\
+    Content-Length: 98\r\n\r\n\
     {\"error\":{\"kind\":\"unavailable\",\"field\":null,\"message\":\"too many control connections; close some\"}}";
 
 /// Serves until `stop` turns true, then lets replies under way end. Connections too many are refused at once.
