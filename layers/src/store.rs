@@ -138,7 +138,9 @@ pub struct TreeNode {
 pub struct Store {}
 
 fn unfinished() -> Error {
-    Error::Busy { what: "unfinished".into() }
+    Error::Busy {
+        what: "unfinished".into(),
+    }
 }
 
 impl Store {

@@ -219,8 +219,10 @@ impl Attachments {
             let mut table = self.table();
             let Some(entry) = table.get_mut(name) else {
                 let message = format!("volume {name:?} is not attached");
-                return Err(ApiError::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, message)
-                    .of("attachment"));
+                return Err(
+                    ApiError::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, message)
+                        .of("attachment"),
+                );
             };
             match std::mem::replace(&mut entry.state, State::Changing) {
                 State::Changing => return Err(changing(name)),
@@ -232,12 +234,15 @@ impl Attachments {
         }
         if let Err(error) = commit() {
             if let Some(entry) = self.table().get_mut(name) {
-                entry.state = State::Failed(format!("no longer served, but still remembered: {error}"));
+                entry.state =
+                    State::Failed(format!("no longer served, but still remembered: {error}"));
             }
             return Err(error);
         }
         self.table().remove(name);
-        self.events.tell(Happening::VolumeDetached { volume: name.to_owned() });
+        self.events.tell(Happening::VolumeDetached {
+            volume: name.to_owned(),
+        });
         Ok(())
     }
 

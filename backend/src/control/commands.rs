@@ -125,7 +125,11 @@ impl Commands {
         let info = self.store.create_volume(name, source).map_err(|error| {
             let error = ApiError::from(error);
             // The layers say "size" as the command line does; the field of the request tells its unit.
-            if error.detail.field.as_deref() == Some("size") { error.of("size_bytes") } else { error }
+            if error.detail.field.as_deref() == Some("size") {
+                error.of("size_bytes")
+            } else {
+                error
+            }
         })?;
         tracing::info!(volume = %info.name, bytes = info.size_bytes, "created");
         self.events.tell(Happening::VolumeCreated {
