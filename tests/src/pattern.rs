@@ -23,3 +23,23 @@ fn mix(number: u64) -> u64 {
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
+
+/// Checks that bytes are what they should be, and names the first that is not.
+///
+/// # Panics
+/// When they differ.
+#[track_caller]
+pub fn assert_same(actual: &[u8], expected: &[u8], what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}: lengths");
+    let Some(at) = actual.iter().zip(expected).position(|(a, b)| a != b) else {
+        return;
+    };
+    let end = actual.len().min(at + 8);
+    panic!(
+        "{what}: byte {} of sector {} is wrong: {:02x?} instead of {:02x?}",
+        at % SECTOR,
+        at / SECTOR,
+        &actual[at..end],
+        &expected[at..end],
+    );
+}
