@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::frontend::{FrontEnd, VringAddresses};
 use crate::memory::{Buffer, GuestMemory};
@@ -9,7 +10,7 @@ use crate::request::feature::{BLK_RO, PROTOCOL_FEATURES, RING_EVENT_IDX, VHOST_L
 use crate::request::header;
 use crate::request::protocol;
 use crate::ring::{Ring, Used};
-use crate::wait::{PATIENCE, readable};
+use crate::wait::{PATIENCE, readable, take_signals};
 use crate::wire::code;
 
 /// The features that a guest takes from what is offered, unless a test says otherwise.
@@ -223,15 +224,21 @@ impl Guest {
     #[track_caller]
     pub fn verdict(&mut self) -> Verdict {
         let ring = &mut self.rings[0];
-        if let Some(used) = ring.take() {
-            return Verdict::Returned(used);
-        }
-        let fds = [ring.call_fd(), ring.error_fd(), self.front_end.wire.as_fd()];
-        match readable(fds, PATIENCE) {
-            [true, _, _] => ring.take().map_or(Verdict::Silent, Verdict::Returned),
-            [_, true, _] => Verdict::RingBroken,
-            [_, _, true] => Verdict::Closed,
-            _ => Verdict::Silent,
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            ring.arm();
+            if let Some(used) = ring.take() {
+                return Verdict::Returned(used);
+            }
+            let fds = [ring.call_fd(), ring.error_fd(), self.front_end.wire.as_fd()];
+            match readable(fds, deadline.saturating_duration_since(Instant::now())) {
+                [true, _, _] => {
+                    take_signals(ring.call_fd());
+                }
+                [_, true, _] => return Verdict::RingBroken,
+                [_, _, true] => return Verdict::Closed,
+                _ => return Verdict::Silent,
+            }
         }
     }
 

@@ -308,7 +308,7 @@ impl Ring {
     }
 
     /// Asks for a notification with the next used entry.
-    fn arm(&self) {
+    pub fn arm(&self) {
         if self.event_idx {
             self.set_used_event(self.used);
         }
