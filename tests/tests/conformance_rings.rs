@@ -59,7 +59,10 @@ fn assert_read(guest: &Guest, buffers: &[Buffer; 3], sector: u64) {
 fn settle(guest: &mut Guest) {
     let buffers = read_of(guest, 0);
     guest.run(&buffers);
-    take_signals(guest.rings[0].call_fd());
+    // A used entry can be seen before its notification comes.
+    while readable([guest.rings[0].call_fd()], QUIET) == [true] {
+        take_signals(guest.rings[0].call_fd());
+    }
 }
 
 /// Submits descriptors as they are on the first ring and waits for what becomes of them.
@@ -336,7 +339,7 @@ fn c18_used_event_is_honoured_in_a_batch() {
 #[test]
 fn c18_a_batch_that_crosses_used_event_notifies() {
     let server = Server::start();
-    for event in 0..16 {
+    for event in [0, 1, 7, 14, 15] {
         let mut guest = server.guest();
         settle(&mut guest);
         let chains: Vec<_> = (0..16).map(|sector| read_of(&guest, sector)).collect();
