@@ -507,11 +507,24 @@ fn a_rebuilt_catalog_is_the_old_one_without_attachments() {
 fn a_stale_rollback_journal_cannot_undo_a_rebuilt_catalog() {
     let fixture = Fixture::new();
     let before = fixture.catalog();
+    // What the rebuilt catalog does not have, so that an undone one is told from it.
+    fixture.commit(&[Change::SetAttachment {
+        volume: "vm".into(),
+        attachment: Some(Attachment {
+            socket: "/run/vm.sock".into(),
+            queues: 1,
+            read_only: false,
+        }),
+    }]);
     let path = fixture.path(Path::new(CATALOG_NAME));
     let journal = crate::catalog::sqlite::journal_of(&path);
     let mut db = rusqlite::Connection::open(&path).unwrap();
     db.pragma_update(None, "cache_size", 1).unwrap();
     let transaction = db.transaction().unwrap();
+    // So that the journal holds the page of the volumes, as it was.
+    transaction
+        .execute("UPDATE volumes SET queues = 7 WHERE queues > 0", [])
+        .unwrap();
     for n in 0..500u128 {
         let uuid = Uuid::from_u128(1000 + n);
         let insert =
