@@ -145,8 +145,20 @@ impl MapFile {
                 old_in_force: true,
             });
         }
-        let incarnation = self.header.incarnation.saturating_add(1);
-        write_map(media, header, incarnation, set)
+        Self::succeed(media, header, self.header.incarnation, set)
+    }
+
+    /// As [`MapFile::replace`], for a caller who must not hold the old map meanwhile: names its incarnation instead.
+    ///
+    /// # Errors
+    /// See [`ReplaceError`].
+    pub fn succeed(
+        media: &Arc<dyn Media>,
+        header: &MapHeader,
+        incarnation: u64,
+        set: &SectorSet,
+    ) -> std::result::Result<Self, ReplaceError> {
+        write_map(media, header, incarnation.saturating_add(1), set)
     }
 
     /// Opens a layer's map, recovers its journal and removes what an interrupted replacement left. An active map is

@@ -1,135 +1,189 @@
-//! What a sealed layer holds. A stand-in of the real one: correct, slow on large ranges.
+//! What a sealed layer holds: its sectors of data and its sectors of zeroes.
 
-use roaring::RoaringTreemap;
-
-use super::record::{MapRecord, RecordKind};
 use crate::limits::DISK_SECTORS_MAX;
+use crate::map::record::{MapRecord, RecordKind, cluster_parts};
+use crate::map::sectors::Sectors;
 use crate::units::{CLUSTER_SECTORS, Cluster, Sector, SectorMask, SectorRange};
 
-/// The sectors of a layer, in two kinds.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SectorSet {
-    /// All sectors of a disk of this size are data (a raw base).
+/// The sectors that a layer holds. What is in neither kind is the parent's.
+///
+/// INVARIANT: data and zeroes are disjoint, and a cluster's zeroes are either none or all sectors that are not data.
+/// The records of an `ActiveMap` keep it so once a collection was applied as a whole, and `from_portable` checks it.
+/// Sectors beyond the disk's end in its last cluster may be there and mean nothing.
+#[derive(Clone, Debug)]
+pub struct SectorSet {
+    /// The sectors.
+    held: Held,
+}
+
+/// The two ways to hold sectors.
+#[derive(Clone, Debug)]
+enum Held {
+    /// Data from the first sector up to this one: a raw base.
     Everything(Sector),
-    /// Two disjoint sets of sector numbers.
-    Bitmaps {
-        /// Sectors with data.
-        data: RoaringTreemap,
-        /// Sectors that read as zeroes.
-        zero: RoaringTreemap,
+    /// Some.
+    Some {
+        /// Sectors whose data the layer's file holds.
+        data: Sectors,
+        /// Sectors that are zeroes.
+        zero: Sectors,
     },
 }
 
 impl SectorSet {
-    /// Holds nothing.
+    /// The set of a layer that holds nothing.
     pub fn empty() -> Self {
-        Self::Bitmaps {
-            data: RoaringTreemap::new(),
-            zero: RoaringTreemap::new(),
+        Self::of(Sectors::default(), Sectors::default())
+    }
+
+    /// The set of a raw base of this size.
+    pub const fn everything(size: Sector) -> Self {
+        Self {
+            held: Held::Everything(size),
         }
     }
 
-    /// Holds all sectors of a disk.
-    pub fn everything(size: Sector) -> Self {
-        Self::Everything(size)
+    /// The set of these sectors.
+    const fn of(data: Sectors, zero: Sectors) -> Self {
+        Self {
+            held: Held::Some { data, zero },
+        }
     }
 
-    /// Applies a change.
+    /// Lets a record take effect. Costs by its runs, not by its sectors.
     pub fn apply(&mut self, record: &MapRecord) {
-        if let Self::Bitmaps { data, zero } = self {
-            let range = record.range.start.0..record.range.end().0;
-            let (to, from) = match record.kind {
-                RecordKind::Data => (data, zero),
-                RecordKind::Zero => (zero, data),
-            };
-            to.insert_range(range.clone());
-            from.remove_range(range);
-        }
-    }
-
-    /// The data sectors and the zero sectors of a cluster.
-    pub fn cluster(&self, cluster: Cluster) -> (SectorMask, SectorMask) {
-        let first = cluster.first_sector().0;
-        let mask = |set: &RoaringTreemap| {
-            SectorMask(
-                (0..CLUSTER_SECTORS).fold(0, |m, i| m | (u8::from(set.contains(first + i)) << i)),
-            )
+        let (data, zero) = self.sectors_mut();
+        let (more, less) = match record.kind {
+            RecordKind::Data => (data, zero),
+            RecordKind::Zero => (zero, data),
         };
-        match self {
-            Self::Everything(_) => (SectorMask::ALL, SectorMask::NONE),
-            Self::Bitmaps { data, zero } => (mask(data), mask(zero)),
-        }
+        more.insert(record.range);
+        less.remove(record.range);
     }
 
-    /// The runs of data sectors, ascending.
-    pub fn data_runs(&self) -> Box<dyn Iterator<Item = SectorRange> + '_> {
-        match self {
-            Self::Everything(size) => Box::new(std::iter::once(SectorRange {
+    /// The two sets, written out if this was everything.
+    fn sectors_mut(&mut self) -> (&mut Sectors, &mut Sectors) {
+        if let Held::Everything(size) = self.held {
+            let mut data = Sectors::default();
+            data.insert(SectorRange {
                 start: Sector(0),
                 count: size.0,
-            })),
-            Self::Bitmaps { data, .. } => Box::new(runs(data)),
+            });
+            *self = Self::of(data, Sectors::default());
+        }
+        match &mut self.held {
+            Held::Some { data, zero } => (data, zero),
+            Held::Everything(_) => unreachable!("written out above"),
         }
     }
 
-    /// The runs of zero sectors, ascending.
-    pub fn zero_runs(&self) -> Box<dyn Iterator<Item = SectorRange> + '_> {
-        match self {
-            Self::Everything(_) => Box::new(std::iter::empty()),
-            Self::Bitmaps { zero, .. } => Box::new(runs(zero)),
+    /// Which sectors of a cluster are data, and which are zeroes.
+    pub fn cluster(&self, cluster: Cluster) -> (SectorMask, SectorMask) {
+        match &self.held {
+            Held::Everything(size) => {
+                let held = size
+                    .0
+                    .saturating_sub(cluster.first_sector().0)
+                    .min(CLUSTER_SECTORS);
+                let held = u32::try_from(held).unwrap_or(0);
+                (SectorMask::span(0, held), SectorMask::NONE)
+            }
+            Held::Some { data, zero } => (data.cluster(cluster), zero.cluster(cluster)),
         }
     }
 
-    /// Both sets in Roaring's portable format: data, zero.
+    /// The runs of data, each as long as possible, in order.
+    pub fn data_runs(&self) -> impl Iterator<Item = SectorRange> {
+        let (all, some) = match &self.held {
+            Held::Everything(Sector(0)) => (None, None),
+            Held::Everything(size) => {
+                let all = SectorRange {
+                    start: Sector(0),
+                    count: size.0,
+                };
+                (Some(all), None)
+            }
+            Held::Some { data, .. } => (None, Some(data.runs())),
+        };
+        all.into_iter().chain(some.into_iter().flatten())
+    }
+
+    /// The runs of zeroes, each as long as possible, in order.
+    pub fn zero_runs(&self) -> impl Iterator<Item = SectorRange> {
+        let some = match &self.held {
+            Held::Everything(_) => None,
+            Held::Some { zero, .. } => Some(zero.runs()),
+        };
+        some.into_iter().flatten()
+    }
+
+    /// How many sectors are data.
+    pub fn data_sectors(&self) -> u64 {
+        match &self.held {
+            Held::Everything(size) => size.0,
+            Held::Some { data, .. } => data.len(),
+        }
+    }
+
+    /// How many sectors are zeroes.
+    pub fn zero_sectors(&self) -> u64 {
+        match &self.held {
+            Held::Everything(_) => 0,
+            Held::Some { zero, .. } => zero.len(),
+        }
+    }
+
+    /// Packs the set as tightly as it goes; for one that will not change any more.
+    pub fn optimize(&mut self) {
+        if let Held::Some { data, zero } = &mut self.held {
+            data.optimize();
+            zero.optimize();
+        }
+    }
+
+    /// Data and zeroes in the portable form of 64-bit roaring bitmaps.
     pub fn to_portable(&self) -> (Vec<u8>, Vec<u8>) {
-        let bytes = |set: &RoaringTreemap| {
-            let mut set = set.clone();
-            set.optimize();
-            let mut bytes = Vec::new();
-            #[expect(clippy::unwrap_used, reason = "a Vec takes all bytes")]
-            set.serialize_into(&mut bytes).unwrap();
-            bytes
-        };
-        match self {
-            Self::Everything(_) => (bytes(&RoaringTreemap::new()), bytes(&RoaringTreemap::new())),
-            Self::Bitmaps { data, zero } => (bytes(data), bytes(zero)),
-        }
+        let mut whole = self.clone();
+        let (data, zero) = whole.sectors_mut();
+        (data.to_portable(), zero.to_portable())
     }
 
-    /// The reverse of `to_portable`, from bytes that may be anything.
+    /// Reads what `to_portable` wrote. The bytes may be anyone's: what is not a valid set is refused in words.
+    ///
+    /// # Errors
+    /// Says what is wrong: malformed, too long, sectors beyond every disk, or a breach of the invariant.
     pub fn from_portable(data: &[u8], zero: &[u8]) -> Result<Self, String> {
-        let set = |mut bytes: &[u8]| {
-            let set = RoaringTreemap::deserialize_from(&mut bytes).map_err(|e| e.to_string())?;
-            if !bytes.is_empty() {
-                return Err(format!("{} bytes too many", bytes.len()));
+        let data = Sectors::from_portable(data).map_err(|what| format!("data: {what}"))?;
+        let zero = Sectors::from_portable(zero).map_err(|what| format!("zeroes: {what}"))?;
+        for (kind, sectors) in [("data", &data), ("zeroes", &zero)] {
+            if let Some(max) = sectors.max()
+                && max.0 >= DISK_SECTORS_MAX + CLUSTER_SECTORS
+            {
+                return Err(format!("{kind}: sector {max} lies beyond the largest disk"));
             }
-            match set.max() {
-                Some(max) if max >= DISK_SECTORS_MAX + CLUSTER_SECTORS => {
-                    Err(format!("sector {max}"))
-                }
-                _ => Ok(set),
-            }
-        };
-        let (data, zero) = (set(data)?, set(zero)?);
-        if !data.is_disjoint(&zero) {
-            return Err("a sector is data and zero".into());
         }
-        Ok(Self::Bitmaps { data, zero })
+        if !data.is_disjoint(&zero) {
+            return Err("some sectors are both data and zeroes".to_owned());
+        }
+        for part in zero.runs().flat_map(cluster_parts) {
+            if part.mask != SectorMask::ALL
+                && zero.cluster(part.first).0 != !data.cluster(part.first).0
+            {
+                return Err(format!(
+                    "cluster {}: neither all nor none of its sectors without data are zeroes",
+                    part.first.0
+                ));
+            }
+        }
+        Ok(Self::of(data, zero))
     }
 }
 
-/// The maximal runs of a set.
-fn runs(set: &RoaringTreemap) -> impl Iterator<Item = SectorRange> + '_ {
-    let mut sectors = set.iter().peekable();
-    std::iter::from_fn(move || {
-        let start = sectors.next()?;
-        let mut count = 1;
-        while sectors.next_if_eq(&(start + count)).is_some() {
-            count += 1;
-        }
-        Some(SectorRange {
-            start: Sector(start),
-            count,
-        })
-    })
+impl PartialEq for SectorSet {
+    /// Whether both hold the same sectors, however they hold them.
+    fn eq(&self, other: &Self) -> bool {
+        self.data_runs().eq(other.data_runs()) && self.zero_runs().eq(other.zero_runs())
+    }
 }
+
+impl Eq for SectorSet {}
