@@ -35,13 +35,13 @@ use std::time::Instant;
 use epoll::{ControlOptions, Events};
 use stratablk_layers::file::Segment;
 use stratablk_layers::volume::{Completion, Durability, Operation};
-use vmm_sys_util::eventfd::EventFd;
 
 use self::command::{Command, WorkerHandle};
 use self::counters::Counters;
 use self::disk::{DiskContext, DiskSource};
 use self::poll::PollBudget;
 use self::queue::{Phase, Queue};
+use crate::signal::Signal;
 use crate::vhost::dirty_log::DirtyLog;
 use crate::vhost::event::Kick;
 use crate::vhost::memory::GuestMemory;
@@ -74,7 +74,7 @@ pub struct WorkerSetup<D: DiskSource> {
     /// Where to count.
     pub counters: Arc<Counters>,
     /// Written if the worker ends by a panic.
-    pub trouble: Arc<EventFd>,
+    pub trouble: Arc<Signal>,
 }
 
 /// Starts a worker thread.
@@ -82,7 +82,7 @@ pub struct WorkerSetup<D: DiskSource> {
 /// # Errors
 /// The host's refusal of a thread, a descriptor or the disk's context.
 pub fn start<D: DiskSource>(name: String, setup: WorkerSetup<D>) -> io::Result<WorkerHandle> {
-    let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+    let wake = Signal::new()?;
     let waiting = Arc::new(AtomicBool::new(false));
     let (sender, commands) = mpsc::channel();
     let (born, birth) = mpsc::channel();
@@ -117,14 +117,13 @@ pub fn start<D: DiskSource>(name: String, setup: WorkerSetup<D>) -> io::Result<W
 }
 
 /// Rings if the worker ends by a panic.
-struct Alarm(Arc<EventFd>);
+struct Alarm(Arc<Signal>);
 
 impl Drop for Alarm {
     fn drop(&mut self) {
         if thread::panicking() {
             tracing::error!("a worker thread panicked; its session ends");
-            // The counter cannot be full: nobody else writes it more than a few times.
-            let _ = self.0.write(1);
+            self.0.raise();
         }
     }
 }
@@ -136,7 +135,7 @@ struct Inbox {
     /// Set after a command was sent.
     waiting: Arc<AtomicBool>,
     /// Readable after a command was sent.
-    wake: EventFd,
+    wake: Signal,
 }
 
 /// An epoll set.
@@ -545,8 +544,7 @@ impl<D: DiskSource> Worker<D> {
         for event in events.iter().take(count) {
             let mark = event.data;
             if mark == EVENT_COMMAND {
-                // EAGAIN: taken already.
-                let _ = self.inbox.wake.read();
+                self.inbox.wake.lower();
             } else if mark != EVENT_DISK {
                 let place = usize::try_from(mark).unwrap_or(usize::MAX);
                 if let Some(Some(queue)) = self.queues.get_mut(place) {

@@ -9,11 +9,33 @@
 //! plane, [`volume::Volume`] and [`volume::QueueContext`] are the facade of the data plane. The bytes on disk are
 //! specified in `FORMAT.md`, the lock-free parts in `CONCURRENCY.md`.
 
+pub mod canary;
+pub mod catalog;
+mod chain;
+pub mod check;
+mod context;
 pub mod error;
 pub mod file;
+mod flush;
+pub mod format;
+mod generation;
+mod layer;
 pub mod limits;
+pub mod lock;
+mod mailbox;
+mod maintenance;
+pub mod map;
+pub mod mapfile;
+mod ops;
+mod paths;
+mod resolve;
 pub mod store;
+pub(crate) mod sync;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+mod test_media;
 pub mod units;
 pub mod volume;
 
 pub use error::{Error, Result};
+pub use ops::snapshot::PendingSnapshot;

@@ -1,13 +1,25 @@
 //! The control plane's facade: a directory of layers with its catalog, and what can be done to it.
 //!
-//! Every method may block (files, database) and may be called from any thread; commands are serialised inside.
+//! Every method may block (files, database) and may be called from any thread; commands are serialised inside. The commands
+//! themselves are in `ops`, one a file.
 
+use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::catalog::sqlite::SqliteCatalog;
+use crate::catalog::{Catalog, Change, SnapshotRow, VolumeRow};
 use crate::error::{Error, Result};
-use crate::units::{LayerId, StoreId};
+use crate::file::Media;
+use crate::file::host::{HostMedia, HostOptions};
+use crate::generation::Clock;
+use crate::layer::Layer;
+use crate::lock::StoreLock;
+use crate::maintenance::Maintenance;
+use crate::paths;
+use crate::units::{LayerId, SECTOR_BYTES, StoreId};
 use crate::volume::Volume;
 
 /// How to open a store.
@@ -135,44 +147,128 @@ pub struct TreeNode {
 
 /// A store, open and locked. Dropping it writes nothing: what was flushed is safe already.
 #[derive(Debug)]
-pub struct Store {}
+pub struct Store {
+    /// Where the files are.
+    pub(crate) media: Arc<dyn Media>,
+    /// How it was opened.
+    pub(crate) options: StoreOptions,
+    /// The store's name.
+    id: StoreId,
+    /// The generations of all its volumes.
+    pub(crate) clock: Arc<Clock>,
+    /// What waits for the control plane.
+    pub(crate) maintenance: Arc<Maintenance>,
+    /// Held by every command that changes something, from its first check to its end.
+    commands: Mutex<()>,
+    /// Held for moments only.
+    inner: Mutex<Inner>,
+    /// One daemon a store; none in a simulation.
+    _lock: Option<StoreLock>,
+}
 
-fn unfinished() -> Error {
-    Error::Busy { what: "unfinished".into() }
+/// What the commands change.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    /// What is durable.
+    pub catalog: Box<dyn Catalog>,
+    /// Layers in use by open volumes.
+    pub layers: HashMap<LayerId, Weak<Layer>>,
+    /// Volumes that are open.
+    pub open: BTreeMap<String, Arc<Volume>>,
 }
 
 impl Store {
-    /// Opens the store in `dir`, creating an empty one if there is none, and takes its lock.
+    /// Opens the store in `dir`, creating an empty one if there is none, and takes its lock. Finishes what a crash
+    /// interrupted.
     ///
     /// # Errors
     /// `Busy` with the holder's pid if another daemon has it; `Unsupported` for a newer format; `Corrupt`; `Io`.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Self> {
-        let _ = (dir, options);
-        Err(unfinished())
+        std::fs::create_dir_all(dir).map_err(|source| Error::Io {
+            op: "create",
+            path: dir.to_owned(),
+            source,
+        })?;
+        let lock = StoreLock::acquire(dir)?;
+        let catalog = SqliteCatalog::open_or_create(dir)?;
+        let host = HostOptions { io_uring: !options.no_io_uring, ..HostOptions::default() };
+        let media = HostMedia::new(dir.to_owned(), host).map_err(|source| Error::Io {
+            op: "open",
+            path: dir.to_owned(),
+            source,
+        })?;
+        Self::with_parts(Arc::new(media), Box::new(catalog), options, Some(lock))
+    }
+
+    /// Opens a store over any media and catalog: for simulations.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn simulated(
+        media: Arc<dyn Media>,
+        catalog: Box<dyn Catalog>,
+        options: StoreOptions,
+    ) -> Result<Self> {
+        Self::with_parts(media, catalog, options, None)
+    }
+
+    /// Puts a store together and finishes what a crash interrupted.
+    fn with_parts(
+        media: Arc<dyn Media>,
+        catalog: Box<dyn Catalog>,
+        options: StoreOptions,
+        lock: Option<StoreLock>,
+    ) -> Result<Self> {
+        let store = Self {
+            media,
+            options,
+            id: catalog.state().store,
+            clock: Arc::new(Clock::new()),
+            maintenance: Arc::new(Maintenance::default()),
+            commands: Mutex::new(()),
+            inner: Mutex::new(Inner { catalog, layers: HashMap::new(), open: BTreeMap::new() }),
+            _lock: lock,
+        };
+        store.recover()?;
+        Ok(store)
     }
 
     /// The store's name.
     pub fn id(&self) -> StoreId {
-        StoreId(uuid::Uuid::nil())
+        self.id
     }
 
-    /// Lines worth a log entry since the last call: what recovery dropped, which fall-backs were taken.
+    /// Lines worth a log entry since the last call: what recovery dropped, which fall-backs were taken, which volumes have
+    /// failed.
     pub fn notes(&self) -> Vec<String> {
-        Vec::new()
+        let mut notes = self.media.notes();
+        notes.extend(self.maintenance.take_notes());
+        notes
     }
 
-    /// Creates a volume. Durable on return.
-    ///
-    /// # Errors
-    /// `Invalid`, `Exists`, `NotFound`, `Io` (a full disk): nothing is left behind.
-    pub fn create_volume(&self, name: &str, source: &VolumeSource) -> Result<VolumeInfo> {
-        let _ = (name, source);
-        Err(unfinished())
+    /// Writes the checkpoints that volumes have asked for. Waits for the first; returns `false` once the store is closed.
+    /// The daemon calls it in a loop on a thread of its own.
+    pub fn maintain(&self) -> bool {
+        let Some(volumes) = self.maintenance.wait_checkpoints() else { return false };
+        let _command = self.command();
+        for name in volumes {
+            let volume = self.inner().open.get(&name).cloned();
+            if let Some(Err(error)) = volume.map(|volume| self.checkpoint(&volume)) {
+                self.maintenance.note(format!("volume {name}: no checkpoint: {error}"));
+            }
+        }
+        true
+    }
+
+    /// Ends the wait of `maintain`.
+    pub fn close(&self) {
+        self.maintenance.close();
     }
 
     /// All volumes, by name.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        Vec::new()
+        let inner = self.inner();
+        inner.catalog.state().volumes.values().map(|row| self.describe(&inner, row)).collect()
     }
 
     /// One volume.
@@ -180,44 +276,46 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
-        let _ = name;
-        Err(unfinished())
+        let inner = self.inner();
+        let row = inner.catalog.state().volume(name)?;
+        Ok(self.describe(&inner, row))
     }
 
-    /// Deletes a volume with its snapshots. Layers that clones need stay, unnamed.
+    /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
+    /// it). Durable on return. Does not touch any socket.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` while it is attached or open.
-    pub fn delete_volume(&self, name: &str) -> Result<()> {
-        let _ = name;
-        Err(unfinished())
-    }
-
-    /// Remembers how a volume is attached (`None`: not at all). Durable on return. Does not touch any socket.
-    ///
-    /// # Errors
-    /// `NotFound`; `Busy` if the socket path belongs to another volume.
+    /// `NotFound`; `Busy` if the socket path belongs to another volume; `Failed` if what was written could not be flushed
+    /// (the attachment is forgotten all the same).
     pub fn set_attachment(&self, name: &str, attachment: Option<Attachment>) -> Result<()> {
-        let _ = (name, attachment);
-        Err(unfinished())
-    }
-
-    /// Opens a volume for requests: builds its resolve table. All openers share one.
-    ///
-    /// # Errors
-    /// `NotFound`, `BaseChanged`, `Corrupt`, `Io`.
-    pub fn open_volume(&self, name: &str) -> Result<Arc<Volume>> {
-        let _ = name;
-        Err(unfinished())
-    }
-
-    /// Takes a snapshot of one or more volumes at one instant, while guests run. Whole and durable on return.
-    ///
-    /// # Errors
-    /// `Invalid`, `NotFound`, `Exists`, `Failed`, `Io`.
-    pub fn snapshot(&self, name: &str, selection: &Selection) -> Result<SnapshotReport> {
-        let _ = (name, selection);
-        Err(unfinished())
+        let _command = self.command();
+        {
+            let mut inner = self.inner();
+            let state = inner.catalog.state();
+            state.volume(name)?;
+            if let Some(wanted) = &attachment
+                && let Some(other) = state.volumes.values().find(|row| {
+                    row.name != name
+                        && row.attachment.as_ref().is_some_and(|has| has.socket == wanted.socket)
+                })
+            {
+                return Err(Error::Busy {
+                    what: format!(
+                        "socket: {} belongs to volume {:?}; choose another path or detach that volume",
+                        wanted.socket.display(),
+                        other.name
+                    ),
+                });
+            }
+            let detach = attachment.is_none();
+            inner
+                .catalog
+                .commit(&[Change::SetAttachment { volume: name.to_owned(), attachment }])?;
+            if !detach {
+                return Ok(());
+            }
+        }
+        self.close_volume(name)
     }
 
     /// The snapshots of one volume, or all, oldest first.
@@ -225,17 +323,19 @@ impl Store {
     /// # Errors
     /// `NotFound` for an unknown volume.
     pub fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>> {
-        let _ = volume;
-        Err(unfinished())
-    }
-
-    /// The tree of layers, parents before children; of one volume (its chain, and what branches off it) or all.
-    ///
-    /// # Errors
-    /// `NotFound` for an unknown volume.
-    pub fn tree(&self, volume: Option<&str>) -> Result<Vec<TreeNode>> {
-        let _ = volume;
-        Err(unfinished())
+        let inner = self.inner();
+        let state = inner.catalog.state();
+        if let Some(name) = volume {
+            state.volume(name)?;
+        }
+        let mut rows: Vec<SnapshotInfo> = state
+            .snapshots
+            .iter()
+            .filter(|row| volume.is_none_or(|name| row.volume == name))
+            .map(|row| self.describe_snapshot(row))
+            .collect();
+        rows.sort_by(|a, b| (a.created_ns, &a.volume, &a.name).cmp(&(b.created_ns, &b.volume, &b.name)));
+        Ok(rows)
     }
 
     /// Makes everything written to all open volumes durable: the last act before an orderly exit.
@@ -243,6 +343,72 @@ impl Store {
     /// # Errors
     /// The first failure, after all volumes were tried.
     pub fn flush_all(&self) -> Result<()> {
-        Err(unfinished())
+        let open: Vec<Arc<Volume>> = self.inner().open.values().cloned().collect();
+        let mut result = Ok(());
+        for volume in open {
+            let flushed = volume.flush_blocking();
+            if result.is_ok() {
+                result = flushed;
+            }
+        }
+        result
     }
+
+    /// Serialises the commands that change something.
+    pub(crate) fn command(&self) -> MutexGuard<'_, ()> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the commands change; to be held for moments only.
+    pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error of the host about a file of the store.
+    pub(crate) fn io(&self, op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = self.media.display_path(path);
+        move |source| Error::Io { op, path, source }
+    }
+
+    /// What there is to say about a volume.
+    fn describe(&self, inner: &Inner, row: &VolumeRow) -> VolumeInfo {
+        let state = inner.catalog.state();
+        let chain = state.chain_of(row.active);
+        VolumeInfo {
+            name: row.name.clone(),
+            size_bytes: row.size.0 * SECTOR_BYTES,
+            depth: chain.len(),
+            active: row.active,
+            active_allocated_bytes: self.allocated(row.active),
+            base: chain.first().and_then(|layer| layer.base.as_ref()).map(|base| base.path.clone()),
+            attachment: row.attachment.clone(),
+            failure: inner.open.get(&row.name).and_then(|volume| volume.failure()),
+            created_ns: row.created_ns,
+            snapshots: state.snapshots.iter().filter(|has| has.volume == row.name).count(),
+        }
+    }
+
+    /// What there is to say about a snapshot.
+    pub(crate) fn describe_snapshot(&self, row: &SnapshotRow) -> SnapshotInfo {
+        SnapshotInfo {
+            volume: row.volume.clone(),
+            name: row.name.clone(),
+            layer: row.layer,
+            group: row.group,
+            created_ns: row.created_ns,
+            size_bytes: row.size.0 * SECTOR_BYTES,
+            allocated_bytes: self.allocated(row.layer),
+        }
+    }
+
+    /// Bytes that a layer's data takes on the host; 0 where that cannot be told.
+    pub(crate) fn allocated(&self, layer: LayerId) -> u64 {
+        self.media.stat(&paths::data(layer)).map_or(0, |stat| stat.allocated)
+    }
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn now_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

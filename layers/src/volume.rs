@@ -1,12 +1,23 @@
-//! The data plane's facade: one disk, and the context through which one worker thread serves its queues.
+//! The data plane's facade: one disk, open for requests.
 
 use std::io;
-use std::os::fd::RawFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use crate::error::Result;
-use crate::file::Segment;
-use crate::units::{Sector, SectorRange};
+use arc_swap::ArcSwap;
+
+use crate::chain::{Chain, ChainPair};
+use crate::error::{Error, Result};
+use crate::file::Media;
+use crate::flush::{Coordinator, LayerWork};
+use crate::generation::Clock;
+use crate::limits;
+use crate::maintenance::Maintenance;
+use crate::map::Table;
+use crate::sync::{AtomicU64, Ordering};
+use crate::units::{Generation, Sector, SectorRange};
+
+pub use crate::context::QueueContext;
 
 /// What a request wants. Ranges are already known to lie inside the capacity; they are checked again all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,23 +71,81 @@ pub struct Completion {
 }
 
 /// One disk, open for requests. Shared by all its queue contexts and the control plane.
+///
+/// Reads and writes of its contexts go on whatever the control plane does; the two meet in the chain, which is replaced by
+/// pointer, and in the clock of the store.
 #[derive(Debug)]
-pub struct Volume {}
+pub struct Volume {
+    /// Never changes.
+    name: String,
+    /// The size of the disk.
+    capacity: Sector,
+    /// Which layer answers for which cluster.
+    table: Table,
+    /// The layers, now and next.
+    chains: ArcSwap<ChainPair>,
+    /// The generations of the store.
+    clock: Arc<Clock>,
+    /// Where the files are.
+    media: Arc<dyn Media>,
+    /// Who flushes.
+    flushes: Coordinator,
+    /// The first failure of a write or sync: sticky.
+    failure: OnceLock<String>,
+    /// The longest that a worker needed to take over a new chain since the last look, in nanoseconds.
+    stall_ns: AtomicU64,
+    /// Whom to tell when a journal has grown long.
+    maintenance: Arc<Maintenance>,
+}
 
 impl Volume {
+    /// A volume over this chain, whose maps `table` was built from.
+    pub(crate) fn new(
+        name: &str,
+        capacity: Sector,
+        table: Table,
+        chain: Chain,
+        clock: Arc<Clock>,
+        media: Arc<dyn Media>,
+        maintenance: Arc<Maintenance>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            capacity,
+            table,
+            chains: ArcSwap::from_pointee(ChainPair::settled(Arc::new(chain))),
+            clock,
+            media,
+            flushes: Coordinator::default(),
+            failure: OnceLock::new(),
+            stall_ns: AtomicU64::new(0),
+            maintenance,
+        }
+    }
+
     /// The volume's name; never changes.
     pub fn name(&self) -> &str {
-        ""
+        &self.name
     }
 
     /// The size of the disk.
     pub fn capacity(&self) -> Sector {
-        Sector(0)
+        self.capacity
     }
 
     /// Why the volume takes no more writes, or `None` while all is well.
     pub fn failure(&self) -> Option<String> {
-        None
+        self.failure.get().cloned()
+    }
+
+    /// How many layers the newest chain has.
+    pub fn depth(&self) -> usize {
+        self.newest_chain().depth()
+    }
+
+    /// Bytes of memory that the resolve table takes.
+    pub fn table_bytes(&self) -> u64 {
+        u64::try_from(self.table.memory_bytes()).unwrap_or(u64::MAX)
     }
 
     /// A context for one worker thread. `read_only` refuses everything that would change the disk.
@@ -84,67 +153,153 @@ impl Volume {
     /// # Errors
     /// `Io` if the host has no resources for it.
     pub fn context(self: &Arc<Self>, read_only: bool) -> Result<QueueContext> {
-        let _ = read_only;
-        Ok(QueueContext {})
-    }
-}
-
-/// Carries out the requests of one worker thread (of one or more of its queues). Not shared between threads.
-///
-/// The caller's loop: read the available index; `begin_batch`; `submit` each request; `kick`; later `poll`.
-/// Dropping a context waits for everything that is under way.
-#[derive(Debug)]
-pub struct QueueContext {}
-
-impl QueueContext {
-    /// Fixes the chain for the requests that follow. Must be called after the available index that announced
-    /// them was read (with Acquire), so that a request which a guest issued after it saw another one complete can never
-    /// run in an older generation than that one did.
-    pub fn begin_batch(&mut self) {}
-
-    /// Starts a request. It completes in a later `poll`, exactly once, with this `token`, even if it failed at once.
-    /// Never blocks. `segments` are the guest's data in order (none for the operations without data); the list is copied.
-    ///
-    /// # Safety
-    /// Until the completion with this token was polled (or the context was dropped) all segments are valid for reads
-    /// (`Write`) or writes (`Read`) of their length, and no Rust reference to their bytes is used meanwhile.
-    #[expect(unsafe_code, reason = "guest memory crosses this seam without a copy")]
-    pub unsafe fn submit(
-        &mut self,
-        operation: Operation,
-        durability: Durability,
-        segments: &[Segment],
-        token: u64,
-    ) {
-        let _ = (operation, durability, segments, token);
+        QueueContext::new(Arc::clone(self), read_only)
     }
 
-    /// Hands what was queued to the kernel. Call once after a batch. Does not wait.
-    pub fn kick(&mut self) {}
-
-    /// Appends the requests that have ended to `done`. Does not wait.
-    pub fn poll(&mut self, done: &mut Vec<Completion>) {
-        let _ = done;
-    }
-
-    /// Waits until `poll` may have something new, at most `timeout_ms` (-1: for ever). For drains and tests; a worker
-    /// puts `wake_fds` into its own wait instead.
+    /// Makes everything that completed before this call durable. Blocks for as long as the syncs take. For the control
+    /// plane; queue contexts submit `Operation::Flush`.
     ///
     /// # Errors
-    /// The host's answer to `poll(2)`.
-    pub fn wait(&mut self, timeout_ms: i32) -> io::Result<()> {
-        let _ = timeout_ms;
+    /// `Failed` if this or an earlier flush or write failed.
+    pub fn flush_blocking(&self) -> Result<()> {
+        self.flushes.lead_blocking();
+        let result = self.lead_flush();
+        self.flushes.finish_blocking();
+        result
+    }
+
+    /// The steps of a flush (see `flush`), one after the other, by a caller who has the lead.
+    pub(crate) fn lead_flush(&self) -> Result<()> {
+        self.check_failure()?;
+        self.flush_steps().map_err(|error| {
+            self.fail(&format!("a flush failed: {error}"));
+            self.failed_error()
+        })
+    }
+
+    /// The steps themselves.
+    fn flush_steps(&self) -> io::Result<()> {
+        let work = crate::flush::look(&self.newest_chain());
+        for work in work.iter().filter(|work| work.sync_data) {
+            work.layer.sync_data()?;
+        }
+        for journal in work.iter().filter_map(crate::flush::encode) {
+            journal.file.write_at(&journal.bytes, journal.offset)?;
+            journal.file.sync_data()?;
+        }
         Ok(())
     }
 
-    /// File descriptors that become readable when `poll` may have something new. They stay the same for the life of
-    /// the context; level-triggered waits are right.
-    pub fn wake_fds(&self) -> Vec<RawFd> {
-        Vec::new()
+    /// `Err` if the volume has failed.
+    pub(crate) fn check_failure(&self) -> Result<()> {
+        if self.has_failed() { Err(self.failed_error()) } else { Ok(()) }
     }
 
-    /// Requests submitted and not yet polled.
-    pub fn under_way(&self) -> usize {
-        0
+    /// The sticky failure as an error.
+    fn failed_error(&self) -> Error {
+        Error::Failed {
+            volume: self.name.clone(),
+            cause: self.failure().unwrap_or_else(|| "unknown".into()),
+        }
+    }
+
+    /// Whether the volume takes no more writes.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure.get().is_some()
+    }
+
+    /// Latches the first failure.
+    pub(crate) fn fail(&self, cause: &str) {
+        if self.failure.set(cause.to_owned()).is_ok() {
+            self.maintenance.failed(&self.name, cause);
+        }
+    }
+
+    /// A read failed: the guest gets an error, nothing is latched.
+    pub(crate) fn note_read_error(&self, error: &io::Error) -> RequestError {
+        self.maintenance.note(format!("volume {}: a read failed: {error}", self.name));
+        RequestError::Io
+    }
+
+    /// A write failed. Latched, since nobody knows what the file holds now; but for reasons that leave the data
+    /// that was acknowledged alone: no space (nothing was acknowledged) and memory that the guest took away.
+    pub(crate) fn note_write_error(&self, op: &str, error: &io::Error) -> RequestError {
+        use rustix::io::Errno;
+        let harmless = [Errno::NOSPC, Errno::DQUOT, Errno::FAULT, Errno::FBIG];
+        let errno = Errno::from_io_error(error);
+        if errno.is_some_and(|errno| harmless.contains(&errno)) {
+            self.maintenance.note(format!("volume {}: a {op} failed: {error}", self.name));
+        } else {
+            self.fail(&format!("a {op} failed: {error}"));
+        }
+        RequestError::Io
+    }
+
+    /// A worker has taken over a new chain in this time.
+    pub(crate) fn note_stall(&self, stall: Duration) {
+        let nanoseconds = u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX);
+        // ORDERING: Relaxed; a figure for people.
+        self.stall_ns.fetch_max(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// The longest such time since the last call.
+    pub(crate) fn take_stall(&self) -> Duration {
+        Duration::from_nanos(self.stall_ns.swap(0, Ordering::Relaxed))
+    }
+
+    /// A group has appended to journals: asks for a checkpoint where one has grown long.
+    pub(crate) fn note_journal(&self, work: &[LayerWork]) {
+        let long = work.iter().filter(|work| !work.records.is_empty()).any(|work| {
+            work.layer
+                .journal()
+                .as_ref()
+                .is_some_and(|journal| journal.journal_bytes() > limits::JOURNAL_BYTES_MAX)
+        });
+        if long {
+            self.maintenance.want_checkpoint(&self.name);
+        }
+    }
+
+    /// Where the files are.
+    pub(crate) fn media(&self) -> &Arc<dyn Media> {
+        &self.media
+    }
+
+    /// The generations of the store.
+    pub(crate) fn clock(&self) -> &Arc<Clock> {
+        &self.clock
+    }
+
+    /// Which layer answers for which cluster.
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Who flushes.
+    pub(crate) fn flushes(&self) -> &Coordinator {
+        &self.flushes
+    }
+
+    /// The chain in force in a generation.
+    pub(crate) fn chain_at(&self, generation: Generation) -> Arc<Chain> {
+        Arc::clone(self.chains.load().at(generation))
+    }
+
+    /// The newest chain, in force or about to be.
+    pub(crate) fn newest_chain(&self) -> Arc<Chain> {
+        Arc::clone(self.chains.load().newest())
+    }
+
+    /// Publishes a chain that the clock will bring into force. One caller at a time (the store's command lock).
+    pub(crate) fn publish(&self, next: Chain) {
+        let pair = self.chains.load().pending(Arc::new(next));
+        self.chains.store(Arc::new(pair));
+    }
+
+    /// Replaces the chain by an equal one, so that layers that were sealed since are no longer looked at by flushes.
+    pub(crate) fn settle(&self) {
+        let newest = self.newest_chain();
+        let again = Chain::new(newest.generation(), newest.layers().to_vec());
+        self.chains.store(Arc::new(ChainPair::settled(Arc::new(again))));
     }
 }

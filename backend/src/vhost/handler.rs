@@ -29,7 +29,6 @@ use vhost::vhost_user::message::{
     VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::Channel;
 use super::config_space::{ConfigSpace, ConfigWrite, judge_write};
@@ -37,6 +36,7 @@ use super::dirty_log::DirtyLog;
 use super::event::{Event, Kick};
 use super::features;
 use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
+use crate::signal::Signal;
 use crate::virtio::ring::{RingAddresses, RingLayout, UsedLog};
 use crate::worker::command::{QueueSetup, WorkerHandle};
 use crate::worker::counters::Counters;
@@ -98,7 +98,7 @@ pub struct HandlerSetup<D> {
     /// What others see of the session.
     pub state: Arc<SessionState>,
     /// Written if a worker ends by a panic.
-    pub trouble: Arc<EventFd>,
+    pub trouble: Arc<Signal>,
 }
 
 /// What the front-end has said of a ring.
@@ -198,6 +198,11 @@ impl<D: DiskSource> Handler<D> {
     /// Whether the crate acknowledges messages that ask for it.
     pub fn acknowledges(&self) -> bool {
         self.features_read && self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    /// Completes everything that is under way and ends the workers.
+    pub fn finish(&mut self) {
+        self.workers.clear();
     }
 
     /// Uses this socket as the way back to the front-end, if the message just handled brought one.
@@ -441,8 +446,7 @@ impl<D: DiskSource> Handler<D> {
 
 impl<D: DiskSource> Drop for Handler<D> {
     fn drop(&mut self) {
-        // The workers complete what is under way before they end.
-        self.workers.clear();
+        self.finish();
         *self.setup.state.channel() = None;
         self.setup.state.rings.store(0, Ordering::Relaxed);
         self.setup.state.features.store(0, Ordering::Relaxed);

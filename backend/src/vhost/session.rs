@@ -153,11 +153,14 @@ pub fn serve<D: DiskSource>(
         rival_since: None,
         began: Instant::now(),
     };
-    loop {
+    let end = loop {
         if let Err(end) = session.one_message(&mut reader) {
-            return end;
+            break end;
         }
-    }
+    };
+    // Before the socket closes, so that nothing touches guest memory any more when the front-end sees it closed.
+    session.device().finish();
+    end
 }
 
 /// Whether a message has a reply of its own, which is missing when it is refused.

@@ -11,8 +11,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use stratablk_layers::volume::Durability;
-use vmm_sys_util::eventfd::EventFd;
 
+use crate::signal::Signal;
 use crate::vhost::dirty_log::DirtyLog;
 use crate::vhost::event::{Event, Kick};
 use crate::vhost::memory::GuestMemory;
@@ -125,7 +125,7 @@ pub struct WorkerHandle {
     /// Tells a busy worker that there are commands.
     pub(super) waiting: Arc<AtomicBool>,
     /// Wakes a sleeping worker.
-    pub(super) wake: EventFd,
+    pub(super) wake: Signal,
     /// The thread.
     pub(super) thread: Option<JoinHandle<()>>,
 }
@@ -141,7 +141,8 @@ impl WorkerHandle {
         self.sender.send(command).map_err(|_| gone())?;
         // ORDERING: Release; pairs with the worker's swap, which comes before it receives.
         self.waiting.store(true, Ordering::Release);
-        self.wake.write(1)
+        self.wake.raise();
+        Ok(())
     }
 
     /// Sends a command and waits for its answer.

@@ -14,6 +14,11 @@
 //! - A new, renamed or removed name survives power loss only after `sync_dir` of its directory.
 //! - After a failed `sync_data` the file's unsynced content is unknown; the caller latches the failure.
 
+pub mod host;
+pub mod posix;
+pub mod sim;
+pub mod uring;
+
 use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -113,6 +118,11 @@ pub struct Segment {
     /// Length in bytes.
     pub len: usize,
 }
+
+#[expect(unsafe_code, reason = "a segment is an address with a length")]
+// SAFETY: a segment owns nothing and is never dereferenced but by who was promised that its memory is valid for an
+// operation, on whichever thread that runs (`Engine::submit`, `QueueContext::submit`).
+unsafe impl Send for Segment {}
 
 /// One asynchronous operation.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,256 @@
+//! What a context remembers of requests and operations under way.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::chain::Chain;
+use crate::file::{FileToken, IoOp, Segment};
+use crate::units::{Cluster, SectorRange};
+use crate::volume::{Durability, RequestError};
+
+use super::era::EraId;
+
+/// A request under way.
+#[derive(Debug)]
+pub struct Request {
+    /// The caller's number.
+    pub token: u64,
+    /// What its completion promises.
+    pub durability: Durability,
+    /// The era it runs in, until its last part has ended; none for a flush.
+    pub era: Option<EraId>,
+    /// Whether it changes the disk.
+    pub changes: bool,
+    /// Operations under way, and one more until all are submitted.
+    pub parts: usize,
+    /// The first failure.
+    pub error: Option<RequestError>,
+    /// The chain it reads from, where that is not its era's.
+    pub chain: Option<Arc<Chain>>,
+}
+
+impl Request {
+    /// A request of which nothing has begun.
+    pub fn new(token: u64, durability: Durability) -> Self {
+        Self { token, durability, era: None, changes: false, parts: 0, error: None, chain: None }
+    }
+}
+
+/// What to do when an operation has ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// A part of a read is there.
+    Read {
+        /// For this request.
+        request: usize,
+    },
+    /// Data is in the active layer's file and wants to be published.
+    Write {
+        /// For this request.
+        request: usize,
+        /// These sectors.
+        range: SectorRange,
+    },
+    /// Space was given back, and the clusters become zero.
+    Punch {
+        /// For this request.
+        request: usize,
+        /// From this cluster.
+        first: Cluster,
+        /// So many.
+        count: u64,
+    },
+    /// A step of the flush group.
+    Group,
+}
+
+impl Step {
+    /// The request that waits for it.
+    pub fn request(&self) -> Option<usize> {
+        match *self {
+            Self::Read { request } | Self::Write { request, .. } | Self::Punch { request, .. } => {
+                Some(request)
+            }
+            Self::Group => None,
+        }
+    }
+}
+
+/// Things with small numbers that are used again.
+#[derive(Debug)]
+pub struct Slab<T> {
+    /// By number.
+    entries: Vec<Option<T>>,
+    /// Numbers without a thing.
+    free: Vec<usize>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    /// Puts a thing in and returns its number.
+    pub fn insert(&mut self, entry: T) -> usize {
+        if let Some(number) = self.free.pop()
+            && let Some(place) = self.entries.get_mut(number)
+        {
+            *place = Some(entry);
+            return number;
+        }
+        self.entries.push(Some(entry));
+        self.entries.len() - 1
+    }
+
+    /// The thing with this number.
+    pub fn get(&self, number: usize) -> Option<&T> {
+        self.entries.get(number)?.as_ref()
+    }
+
+    /// The thing with this number, to change.
+    pub fn get_mut(&mut self, number: usize) -> Option<&mut T> {
+        self.entries.get_mut(number)?.as_mut()
+    }
+
+    /// Takes the thing with this number out.
+    pub fn remove(&mut self, number: usize) -> Option<T> {
+        let entry = self.entries.get_mut(number)?.take();
+        if entry.is_some() {
+            self.free.push(number);
+        }
+        entry
+    }
+
+    /// How many things there are.
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// An operation with its own list of segments.
+#[derive(Debug)]
+pub struct OwnedOp {
+    /// What to do.
+    kind: OwnedKind,
+    /// Which file.
+    file: FileToken,
+    /// First byte.
+    offset: u64,
+    /// Memory.
+    segments: Vec<Segment>,
+}
+
+/// What an owned operation does.
+#[derive(Clone, Copy, Debug)]
+enum OwnedKind {
+    /// `IoOp::Read`.
+    Read,
+    /// `IoOp::Write`.
+    Write,
+    /// `IoOp::SyncData`.
+    SyncData,
+    /// `IoOp::Punch` of so many bytes.
+    Punch(u64),
+}
+
+impl OwnedOp {
+    /// The operation, borrowed.
+    pub fn as_op(&self) -> IoOp<'_> {
+        let (file, offset, segments) = (self.file, self.offset, self.segments.as_slice());
+        match self.kind {
+            OwnedKind::Read => IoOp::Read { file, offset, segments },
+            OwnedKind::Write => IoOp::Write { file, offset, segments },
+            OwnedKind::SyncData => IoOp::SyncData { file },
+            OwnedKind::Punch(len) => IoOp::Punch { file, offset, len },
+        }
+    }
+}
+
+/// Operations that wait for room in the engine, in order.
+#[derive(Debug, Default)]
+pub struct Backlog {
+    /// Oldest first.
+    queue: VecDeque<(OwnedOp, usize)>,
+    /// Empty lists, to be used again.
+    spare: Vec<Vec<Segment>>,
+}
+
+impl Backlog {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Appends a copy of an operation.
+    pub fn push(&mut self, op: IoOp<'_>, user: usize) {
+        let mut segments = self.spare.pop().unwrap_or_default();
+        let (kind, file, offset) = match op {
+            IoOp::Read { file, offset, segments: list } => {
+                segments.extend_from_slice(list);
+                (OwnedKind::Read, file, offset)
+            }
+            IoOp::Write { file, offset, segments: list } => {
+                segments.extend_from_slice(list);
+                (OwnedKind::Write, file, offset)
+            }
+            IoOp::SyncData { file } => (OwnedKind::SyncData, file, 0),
+            IoOp::Punch { file, offset, len } => (OwnedKind::Punch(len), file, offset),
+        };
+        self.queue.push_back((OwnedOp { kind, file, offset, segments }, user));
+    }
+
+    /// Takes the oldest.
+    pub fn pop(&mut self) -> Option<(OwnedOp, usize)> {
+        self.queue.pop_front()
+    }
+
+    /// Keeps the list of an operation that was submitted.
+    pub fn recycle(&mut self, mut op: OwnedOp) {
+        op.segments.clear();
+        self.spare.push(op.segments);
+    }
+}
+
+/// Cuts a list of segments into consecutive pieces.
+#[derive(Debug)]
+pub struct Slicer<'a> {
+    /// What is left.
+    rest: &'a [Segment],
+    /// Bytes of the first one that are gone.
+    gone: usize,
+}
+
+impl<'a> Slicer<'a> {
+    /// Starts at the beginning.
+    pub fn new(segments: &'a [Segment]) -> Self {
+        Self { rest: segments, gone: 0 }
+    }
+
+    /// Replaces `pieces` by the next `bytes` bytes (fewer at the end of the list).
+    pub fn take(&mut self, bytes: u64, pieces: &mut Vec<Segment>) {
+        pieces.clear();
+        let mut wanted = usize::try_from(bytes).unwrap_or(usize::MAX);
+        while wanted > 0 {
+            let Some((first, rest)) = self.rest.split_first() else { return };
+            let left = first.len - self.gone;
+            let len = left.min(wanted);
+            if len > 0 {
+                pieces.push(Segment { base: first.base.wrapping_add(self.gone), len });
+            }
+            wanted -= len;
+            if len == left {
+                self.rest = rest;
+                self.gone = 0;
+            } else {
+                self.gone += len;
+            }
+        }
+    }
+}

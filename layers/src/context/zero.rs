@@ -1,0 +1,103 @@
+//! Write-zeroes and discard. Whole clusters become zero in the map, and their space is given back if the guest allows;
+//! parts of clusters are written as zeroes.
+//!
+//! A discarded range reads as zeroes afterwards, so that no older layer's data ever shows through. Giving space back before
+//! the map says so is safe at any crash: the sectors then hold zeroes, the value of the request under way.
+
+use crate::file::{IoOp, Segment};
+use crate::resolve::{Source, resolve};
+use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, SECTOR_BYTES, Sector, SectorRange};
+use crate::volume::RequestError;
+
+use super::QueueContext;
+use super::request::Step;
+
+/// A cluster of zeroes to write from.
+static ZEROES: [u8; CLUSTER_BYTES as usize] = [0; CLUSTER_BYTES as usize];
+
+/// Fills guest memory with zeroes.
+#[expect(unsafe_code, reason = "writes to guest memory")]
+pub fn fill(segments: &[Segment]) {
+    for segment in segments {
+        // SAFETY: `QueueContext::submit` was promised that the segments of a read are valid for writes until its
+        // completion was polled, and that nobody holds a Rust reference to them.
+        unsafe { std::ptr::write_bytes(segment.base, 0, segment.len) };
+    }
+}
+
+impl QueueContext {
+    /// Makes a range read as zeroes; with `unmap` its space is given back.
+    pub(super) fn zero(&mut self, request: usize, range: SectorRange, unmap: bool) {
+        self.begin(request, true);
+        let capacity = self.volume.capacity();
+        let first = range.start.0.div_ceil(CLUSTER_SECTORS);
+        // The last cluster of the disk may be cut short; covering what exists of it covers it whole.
+        let last = if range.end() == capacity {
+            range.end().0.div_ceil(CLUSTER_SECTORS)
+        } else {
+            range.end().0 / CLUSTER_SECTORS
+        };
+        if first < last {
+            self.zero_part(request, range.start.0, (first * CLUSTER_SECTORS).min(range.end().0));
+            self.zero_part(request, last * CLUSTER_SECTORS, range.end().0);
+            self.zero_clusters(request, Cluster(first), last - first, unmap);
+        } else {
+            self.zero_part(request, range.start.0, range.end().0);
+        }
+        self.part_done(request, Ok(()));
+    }
+
+    /// Writes zeroes to the sectors `from .. to`, fewer than two clusters, unless they read as zeroes already.
+    fn zero_part(&mut self, request: usize, from: u64, to: u64) {
+        if from >= to {
+            return;
+        }
+        let range = SectorRange { start: Sector(from), count: to - from };
+        let chain = std::sync::Arc::clone(self.eras.chain());
+        let mut parts = std::mem::take(&mut self.parts);
+        let known = resolve(self.volume.table(), &chain, range, &mut parts).is_ok();
+        let zero_already = known && parts.iter().all(|part| part.source == Source::Zero);
+        self.parts = parts;
+        if zero_already {
+            return;
+        }
+        let mut left = range.count * SECTOR_BYTES;
+        let mut segments = Vec::with_capacity(2);
+        while left > 0 {
+            let len = left.min(CLUSTER_BYTES);
+            segments.push(Segment {
+                base: ZEROES.as_ptr().cast_mut(),
+                len: usize::try_from(len).unwrap_or(ZEROES.len()),
+            });
+            left -= len;
+        }
+        self.write_part(request, range, &segments);
+    }
+
+    /// Makes whole clusters zero.
+    fn zero_clusters(&mut self, request: usize, first: Cluster, count: u64, unmap: bool) {
+        let active = self.eras.chain().active_slot();
+        let holds_data = unmap
+            && self
+                .volume
+                .table()
+                .runs(first, count)
+                .any(|run| run.resolve.slot == active && run.resolve.mask.0 != 0);
+        if holds_data && let Some(file) = self.era_file(request) {
+            let (offset, len) = (first.0 * CLUSTER_BYTES, count * CLUSTER_BYTES);
+            self.push(
+                Step::Punch { request, first, count },
+                IoOp::Punch { file, offset, len },
+            );
+        } else if let Err(error) = self.publish_zero(request, first, count) {
+            self.note_error(request, error);
+        }
+    }
+
+    /// Remembers the first failure of a request.
+    fn note_error(&mut self, request: usize, error: RequestError) {
+        if let Some(request) = self.requests.get_mut(request) {
+            request.error.get_or_insert(error);
+        }
+    }
+}

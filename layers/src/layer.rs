@@ -1,0 +1,137 @@
+//! One layer: its data file, and which sectors it holds.
+//!
+//! ```text
+//! Active --(a snapshot's instant)--> Sealing --(drained, synced, checkpoint written)--> Sealed
+//! ```
+//!
+//! An active layer's map changes under the hands of the workers. After the instant of a snapshot only writes of the old
+//! generation may still come in; once they are drained the map is frozen, and sealing turns it into a `SectorSet`.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+
+use crate::file::File;
+use crate::map::{ActiveMap, SectorSet};
+use crate::mapfile::{MapFile, MapHeader};
+use crate::sync::{AtomicBool, Ordering};
+use crate::units::{Cluster, LayerId, SectorMask};
+
+/// Which sectors a layer holds.
+#[derive(Debug)]
+pub enum LayerMap {
+    /// Changed by workers.
+    Active(ActiveMap),
+    /// Never changes again.
+    Sealed(SectorSet),
+}
+
+/// One layer of one or more chains.
+#[derive(Debug)]
+pub struct Layer {
+    /// What its map file says about it, as long as it is active.
+    header: MapHeader,
+    /// The data of cluster n lies at byte n * 4096 of it.
+    data: Arc<dyn File>,
+    /// What it holds; replaced once, when it is sealed.
+    map: ArcSwap<LayerMap>,
+    /// Whether data was written that no sync has covered yet.
+    unsynced: AtomicBool,
+    /// The map's file, to append to; `None` once sealed.
+    journal: Mutex<Option<MapFile>>,
+}
+
+impl Layer {
+    /// A layer that takes writes.
+    pub fn active(header: MapHeader, data: Arc<dyn File>, map: ActiveMap, journal: MapFile) -> Self {
+        Self {
+            header,
+            data,
+            map: ArcSwap::from_pointee(LayerMap::Active(map)),
+            unsynced: AtomicBool::new(false),
+            journal: Mutex::new(Some(journal)),
+        }
+    }
+
+    /// A layer that never changes.
+    pub fn sealed(header: MapHeader, data: Arc<dyn File>, set: SectorSet) -> Self {
+        Self {
+            header,
+            data,
+            map: ArcSwap::from_pointee(LayerMap::Sealed(set)),
+            unsynced: AtomicBool::new(false),
+            journal: Mutex::new(None),
+        }
+    }
+
+    /// Its name on disk.
+    pub fn id(&self) -> LayerId {
+        self.header.layer
+    }
+
+    /// What its map file said when it was opened or made.
+    pub fn header(&self) -> &MapHeader {
+        &self.header
+    }
+
+    /// Its data.
+    pub fn data(&self) -> &Arc<dyn File> {
+        &self.data
+    }
+
+    /// What it holds.
+    pub fn map(&self) -> arc_swap::Guard<Arc<LayerMap>> {
+        self.map.load()
+    }
+
+    /// Whether it never changes again.
+    pub fn is_sealed(&self) -> bool {
+        matches!(**self.map.load(), LayerMap::Sealed(_))
+    }
+
+    /// Which sectors of a cluster it holds as data, and which it holds as zeroes. The rest its parent answers for.
+    pub fn cluster(&self, cluster: Cluster) -> (SectorMask, SectorMask) {
+        match &**self.map.load() {
+            LayerMap::Active(map) => {
+                let state = map.get(cluster);
+                let zero = if state.rest_zero { SectorMask(!state.data.0) } else { SectorMask::NONE };
+                (state.data, zero)
+            }
+            LayerMap::Sealed(set) => set.cluster(cluster),
+        }
+    }
+
+    /// Says that data was written. Called after the write completed and before its request is acknowledged.
+    pub fn mark_unsynced(&self) {
+        // ORDERING: a read-modify-write (not "load, store if clear"), so that a flush which swaps the flag afterwards
+        // synchronises with this writer, and a writer that comes after the swap sets it anew. AcqRel; pairs with
+        // `take_unsynced`.
+        self.unsynced.swap(true, Ordering::AcqRel);
+    }
+
+    /// Whether data was written since the last call; the caller syncs the file now or latches the failure.
+    pub fn take_unsynced(&self) -> bool {
+        self.unsynced.swap(false, Ordering::AcqRel)
+    }
+
+    /// The map's file, to append to; `None` once sealed. Held for encoding only, never over a write or sync of a guest.
+    pub fn journal(&self) -> MutexGuard<'_, Option<MapFile>> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Turns the layer into a sealed one. The caller has drained it, synced its data and made `set`, which equals
+    /// its map, durable.
+    pub fn seal(&self, set: SectorSet) {
+        self.map.store(Arc::new(LayerMap::Sealed(set)));
+        *self.journal() = None;
+    }
+
+    /// Syncs the data file; for the control plane.
+    ///
+    /// # Errors
+    /// The host's answer.
+    pub fn sync_data(&self) -> io::Result<()> {
+        self.data.sync_data()
+    }
+}

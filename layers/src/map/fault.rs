@@ -1,0 +1,46 @@
+//! Faults that a test can plant, so that each alarm is seen to ring. In a shipped binary all of this is a constant `false`.
+
+/// A line of the algorithm left out on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "only tests plant faults"))]
+pub(crate) enum Fault {
+    /// A region's bit is looked at first and not set again if it seems to be set.
+    LookBeforeMarking,
+    /// A writer that finds a word already unjournaled leaves the marking to the one who made it so.
+    MarkOnlyOwnChanges,
+    /// A refresh does not look again at the map after it changed the table.
+    RefreshOnce,
+    /// A refresh that finds the right word takes no part in the modification order of the table.
+    RefreshWithoutTouch,
+    /// A refresh overwrites newer layers.
+    OlderSlotWins,
+    /// A reader believes the mask of an unsealed layer instead of asking its map.
+    TrustTheMask,
+    /// A leaf is filled with nothing instead of the word it replaces.
+    EmptyLeaf,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The fault of this test. A model runs all its threads on the thread of its test, so that they all see it.
+    static PLANTED: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether the code is to misbehave in this way.
+#[cfg(test)]
+pub(crate) fn planted(fault: Fault) -> bool {
+    PLANTED.with(|planted| planted.get() == Some(fault))
+}
+
+/// Whether the code is to misbehave in this way: never.
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) const fn planted(_fault: Fault) -> bool {
+    false
+}
+
+/// Plants a fault for the rest of this test.
+#[cfg(all(test, loom))]
+pub(crate) fn plant(fault: Fault) {
+    PLANTED.with(|planted| planted.set(Some(fault)));
+}

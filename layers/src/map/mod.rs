@@ -1,0 +1,29 @@
+//! Where the sectors of a disk lie: the maps of its layers and the table that resolves a cluster in one step.
+//!
+//! ```text
+//! Table       one a volume   cluster -> newest layer that says anything + which sectors   lock-free, O(1) in depth
+//! ActiveMap   one a layer    what an unsealed layer holds, and what its journal lacks     lock-free
+//! SectorSet   one a layer    what a sealed layer holds                                    immutable once sealed
+//! ```
+//!
+//! A write changes the `ActiveMap` of its layer (the truth) and then refreshes the `Table` from it (the index). `Table`
+//! and `ActiveMap` are both a [`radix::Radix`], whose memory follows fragmentation. Why this is right under concurrency
+//! is in `CONCURRENCY.md`; the scenarios named there are in `scenarios.rs`.
+//!
+//! Nothing here does I/O, blocks or takes a lock.
+
+mod active;
+mod changed;
+mod fault;
+mod radix;
+pub mod record;
+#[cfg(test)]
+mod scenarios;
+mod sectors;
+pub mod set;
+mod table;
+
+pub use active::{ActiveMap, Change, ClusterState};
+pub use record::{MapRecord, RecordKind};
+pub use set::SectorSet;
+pub use table::{Resolve, ResolveRun, Table};

@@ -1,0 +1,216 @@
+//! The resolve table of one volume: for each cluster the newest layer that says anything about it.
+//!
+//! A word is a layer's slot (24 bits) and a mask of sectors (8 bits):
+//!
+//! | word            | meaning                                                                                     |
+//! |-----------------|---------------------------------------------------------------------------------------------|
+//! | slot 0          | no layer says anything: the cluster reads as zeroes                                         |
+//! | slot, mask 0    | that layer zeroes the whole cluster                                                         |
+//! | slot, mask      | that layer's file holds these sectors; of the others ask the maps, beginning with its own   |
+//!
+//! What a reader may rely on:
+//! - Slots never fall. Once a write to slot s was acknowledged, nobody finds an older slot in its clusters.
+//! - The mask is exact for a layer whose writers have all ended, that is for every sealed one.
+//! - For a layer that still has writers, the mask may lag behind while requests on the same cluster are under way, even
+//!   behind requests that were acknowledged since: the word has no room for a version, so a slow refresh can put back
+//!   what was true when it looked, until it looks again. So **a reader that finds an unsealed layer asks its
+//!   `ActiveMap`**, whose word is the instant of a write, and takes only the slot from here.
+//!
+//! The table is derived from the maps by `refresh`, which every write calls after it changed its map.
+
+use crate::limits::SLOT_MAX;
+use crate::map::active::{ActiveMap, Change};
+use crate::map::fault::{Fault, planted};
+use crate::map::radix::{Radix, SPAN_CLUSTERS};
+use crate::map::record::cluster_parts;
+use crate::map::set::SectorSet;
+use crate::units::{Cluster, LayerSlot, SectorMask};
+
+/// Where to look for a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resolve {
+    /// The newest layer that says anything about the cluster; `NONE` if no layer does.
+    pub slot: LayerSlot,
+    /// The sectors whose data lie in its file. None of them: it zeroes the whole cluster.
+    pub mask: SectorMask,
+}
+
+/// A run of clusters with the same answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResolveRun {
+    /// The first cluster.
+    pub first: Cluster,
+    /// How many; never 0.
+    pub count: u64,
+    /// The answer for each of them.
+    pub resolve: Resolve,
+}
+
+/// The word of a slot and a mask.
+fn word(slot: LayerSlot, mask: SectorMask) -> u32 {
+    slot.0 << 8 | u32::from(mask.0)
+}
+
+/// The slot in a word.
+const fn slot(word: u32) -> LayerSlot {
+    LayerSlot(word >> 8)
+}
+
+/// The answer in a word.
+const fn resolve(word: u32) -> Resolve {
+    Resolve {
+        slot: slot(word),
+        mask: SectorMask(word.to_le_bytes()[0]),
+    }
+}
+
+/// Panics unless a layer may have this slot: a greater one would run into no mask, but 0 means "no layer".
+fn check(slot: LayerSlot) {
+    assert!(
+        slot != LayerSlot::NONE && slot.0 <= SLOT_MAX,
+        "slot {} is none of a layer's",
+        slot.0
+    );
+}
+
+/// The resolve table. Any thread may call anything at any time.
+#[derive(Debug)]
+pub struct Table {
+    /// The words.
+    radix: Radix<u32>,
+}
+
+impl Table {
+    /// The table of a disk about which no layer says anything.
+    pub fn new(clusters: u64) -> Self {
+        Self {
+            radix: Radix::new(clusters, 0),
+        }
+    }
+
+    /// How many clusters the disk has.
+    pub const fn clusters(&self) -> u64 {
+        self.radix.clusters()
+    }
+
+    /// Where to look for a cluster. At most three loads.
+    #[inline]
+    pub fn get(&self, cluster: Cluster) -> Resolve {
+        resolve(self.radix.get(cluster.0))
+    }
+
+    /// The answers for `count` clusters from `first` in runs, each as long as possible. Does not allocate.
+    pub fn runs(&self, first: Cluster, count: u64) -> impl Iterator<Item = ResolveRun> {
+        self.radix
+            .runs(first.0, count, resolve)
+            .map(|run| ResolveRun {
+                first: Cluster(run.first),
+                count: run.count,
+                resolve: run.value,
+            })
+    }
+
+    /// Puts a sealed layer on top, at open: call it for the oldest layer first. Clusters of the set beyond the end are
+    /// left out. Costs steps by the number of runs and of regions, not of clusters, as far as they are uniform.
+    ///
+    /// # Panics
+    /// If the slot is 0 or more than `SLOT_MAX`.
+    pub fn load_layer(&self, layer: LayerSlot, set: &SectorSet) {
+        check(layer);
+        for part in set.zero_runs().flat_map(cluster_parts) {
+            // Zeroes of a part of a cluster stand beside data, which say so below.
+            if part.mask == SectorMask::ALL {
+                let zero = word(layer, SectorMask::NONE);
+                self.radix
+                    .update(part.first.0, part.count, |_| Some(zero), |_| {});
+            }
+        }
+        for part in set.data_runs().flat_map(cluster_parts) {
+            let step = |old| {
+                // A cluster may have several runs.
+                let seen = if slot(old) == layer {
+                    resolve(old).mask.0
+                } else {
+                    0
+                };
+                Some(word(layer, SectorMask(seen | part.mask.0)))
+            };
+            self.radix.update(part.first.0, part.count, step, |_| {});
+        }
+    }
+
+    /// Brings the table up to date with the map of the layer in slot `layer`, for `count` clusters from `first`. Every
+    /// write calls it after it changed the map (with what that said) and before it is acknowledged; writes of an older
+    /// generation give their own layer's slot and never replace a newer one.
+    ///
+    /// Without change in map and table it costs loads only.
+    ///
+    /// # Panics
+    /// If the slot is 0 or more than `SLOT_MAX`.
+    pub fn refresh(
+        &self,
+        layer: LayerSlot,
+        map: &ActiveMap,
+        first: Cluster,
+        count: u64,
+        change: Change,
+    ) {
+        check(layer);
+        let end = first.0.saturating_add(count).min(self.clusters());
+        let mut at = first.0;
+        while at < end {
+            // Not beyond a span: a long run would have to be looked at again as a whole if any part of it changed.
+            let stop = end.min((at / SPAN_CLUSTERS + 1) * SPAN_CLUSTERS);
+            at = self.refresh_run(layer, map, at, stop, change);
+        }
+    }
+
+    /// Refreshes the clusters of one state from `at`; returns the first that was not.
+    fn refresh_run(
+        &self,
+        layer: LayerSlot,
+        map: &ActiveMap,
+        at: u64,
+        stop: u64,
+        change: Change,
+    ) -> u64 {
+        loop {
+            let Some((count, state)) = map.run(Cluster(at), stop - at) else {
+                return stop;
+            };
+            if state.is_absent() {
+                return at + count;
+            }
+            let wanted = word(layer, state.data);
+            let mut stored = false;
+            let step = |old: u32| {
+                if slot(old) > layer && !planted(Fault::OlderSlotWins) {
+                    return None;
+                }
+                if old != wanted {
+                    stored = true;
+                    return Some(wanted);
+                }
+                // ORDERING: who changed the map takes part in the modification order of the table even if the word is
+                // right already. Else a slow refresh could replace it afterwards by what the map said earlier, without
+                // seeing the change when it looks again. Who changed nothing relies on the one who did.
+                (change == Change::Words && !planted(Fault::RefreshWithoutTouch)).then_some(old)
+            };
+            self.radix.update(at, count, step, |_| {});
+            // Look again: if the map changed since it was read, what was just stored may have replaced something newer.
+            // The one who changed it either refreshes after this store and corrects it, or did so before, and then the
+            // compare-and-swap above has made its change visible here.
+            if !stored
+                || planted(Fault::RefreshOnce)
+                || map.run(Cluster(at), count) == Some((count, state))
+            {
+                return at + count;
+            }
+        }
+    }
+
+    /// Bytes of memory that the table takes. Visits every node: for metrics.
+    pub fn memory_bytes(&self) -> u64 {
+        self.radix.memory_bytes()
+    }
+}

@@ -1,0 +1,242 @@
+//! Creating a volume: an empty disk, a disk over a raw base, or a clone of a snapshot.
+//!
+//! DURABILITY: the files of the new layers are written and synced, with their directories, before the one catalog
+//! transaction that names them. A crash before it leaves layers that nobody names; they are removed at the next start.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::catalog::{Change, LayerRow, LayerState, VolumeRow};
+use crate::error::{Error, Result};
+use crate::file::OpenMode;
+use crate::limits::{BASE_PATH_BYTES_MAX, DISK_SECTORS_MAX};
+use crate::map::{ActiveMap, SectorSet};
+use crate::layer::Layer;
+use crate::mapfile::{LayerKind, MapFile, MapHeader, MapState, RawBase};
+use crate::paths;
+use crate::store::{Store, VolumeInfo, VolumeSource, now_ns};
+use crate::units::{CLUSTER_BYTES, LayerId, SECTOR_BYTES, Sector};
+
+use super::names;
+use super::open::{base_set, clusters};
+
+impl Store {
+    /// Creates a volume. Durable on return.
+    ///
+    /// # Errors
+    /// `Invalid`, `Exists`, `NotFound`, `Io` (a full disk): nothing is left behind.
+    pub fn create_volume(&self, name: &str, source: &VolumeSource) -> Result<VolumeInfo> {
+        let _command = self.command();
+        names::check("name", name)?;
+        if self.inner().catalog.state().volumes.contains_key(name) {
+            return Err(Error::Exists { kind: "volume", name: name.to_owned() });
+        }
+        let mut made = Made::default();
+        let result = self.create_volume_files(name, source, &mut made);
+        if let Err(error) = result {
+            self.unmake(&made);
+            return Err(error);
+        }
+        self.volume_info(name)
+    }
+
+    /// Makes the layers and commits the volume.
+    fn create_volume_files(
+        &self,
+        name: &str,
+        source: &VolumeSource,
+        made: &mut Made,
+    ) -> Result<()> {
+        let mut changes = Vec::new();
+        let (parent, size) = match source {
+            VolumeSource::Size(bytes) => (None, disk_size("size", *bytes)?),
+            VolumeSource::Base(path) => {
+                let (layer, size) = self.base_layer(path, made, &mut changes)?;
+                (Some(layer), size)
+            }
+            VolumeSource::Snapshot { volume, snapshot } => {
+                let (layer, size) = self.sealed_layer_of(volume, snapshot)?;
+                (Some(layer), size)
+            }
+        };
+        let (layer, row) = self.make_active_layer(name, parent, size, made)?;
+        changes.push(Change::AddLayer(row));
+        changes.push(Change::AddVolume(VolumeRow {
+            name: name.to_owned(),
+            active: layer.id(),
+            size,
+            created_ns: now_ns(),
+            attachment: None,
+        }));
+        self.inner().catalog.commit(&changes)
+    }
+
+    /// The sealed layer that stands for a raw base: an existing one for the same unchanged file, or a new one.
+    fn base_layer(
+        &self,
+        path: &Path,
+        made: &mut Made,
+        changes: &mut Vec<Change>,
+    ) -> Result<(LayerId, Sector)> {
+        let invalid = |what: String| Error::Invalid { field: "base", what };
+        let path = std::path::absolute(path)
+            .map_err(|error| invalid(format!("{} is not a path: {error}", path.display())))?;
+        let stat = self
+            .media
+            .stat(&path)
+            .map_err(|error| invalid(format!("{} cannot be used: {error}", path.display())))?;
+        if !stat.is_file {
+            return Err(invalid(format!("{} is not a regular file", path.display())));
+        }
+        if path.as_os_str().len() > BASE_PATH_BYTES_MAX {
+            return Err(invalid(format!("its path is longer than {BASE_PATH_BYTES_MAX} bytes")));
+        }
+        if path.to_str().is_none() {
+            return Err(invalid(format!("{} is not UTF-8; rename it", path.display())));
+        }
+        if stat.len == 0 || stat.len % SECTOR_BYTES != 0 {
+            return Err(invalid(format!(
+                "{} has {} bytes, which is not a positive multiple of {SECTOR_BYTES}; is it a raw image? (pad it: truncate -s %512 FILE)",
+                path.display(),
+                stat.len
+            )));
+        }
+        let size = disk_size("base", stat.len)?;
+        let base = RawBase { path: path.clone(), len: stat.len, mtime_ns: stat.mtime_ns };
+        let known = self
+            .inner()
+            .catalog
+            .state()
+            .layers
+            .values()
+            .find(|row| row.base.as_ref() == Some(&base))
+            .map(|row| row.id);
+        if let Some(layer) = known {
+            return Ok((layer, size));
+        }
+        self.media
+            .open(&path, OpenMode::ReadOnly, false)
+            .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?;
+        let id = LayerId(Uuid::new_v4());
+        let mut header = self.new_header(id, None, size, "");
+        header.kind = LayerKind::RawBase(base.clone());
+        header.state = MapState::Sealed;
+        made.layers.push(id);
+        self.make_dir(id)?;
+        MapFile::create(&self.media, &header, &base_set(stat.len))?;
+        self.sync_layers_dir()?;
+        changes.push(Change::AddLayer(LayerRow {
+            id,
+            parent: None,
+            size,
+            state: LayerState::Sealed,
+            base: Some(base),
+            created_ns: header.created_ns,
+        }));
+        Ok((id, size))
+    }
+
+    /// Makes the files of a new active layer, durable on return, and opens it.
+    pub(crate) fn make_active_layer(
+        &self,
+        volume: &str,
+        parent: Option<LayerId>,
+        size: Sector,
+        made: &mut Made,
+    ) -> Result<(Arc<Layer>, LayerRow)> {
+        let id = LayerId(Uuid::new_v4());
+        let header = self.new_header(id, parent, size, volume);
+        made.layers.push(id);
+        self.make_dir(id)?;
+        let path = paths::data(id);
+        let data = self
+            .media
+            .open(&path, OpenMode::CreateNew, self.options.direct_io)
+            .map_err(self.io("create", &path))?;
+        // The length is durable from the start, so that syncing data never has to write it.
+        data.set_len(clusters(size) * CLUSTER_BYTES).map_err(self.io("set the length of", &path))?;
+        data.sync_data().map_err(self.io("sync", &path))?;
+        let journal = MapFile::create(&self.media, &header, &SectorSet::empty())?;
+        self.sync_layers_dir()?;
+        let row = LayerRow {
+            id,
+            parent,
+            size,
+            state: LayerState::Active,
+            base: None,
+            created_ns: header.created_ns,
+        };
+        let layer = Layer::active(header, data, ActiveMap::new(clusters(size)), journal);
+        Ok((Arc::new(layer), row))
+    }
+
+    /// The header of a new differencing layer.
+    fn new_header(&self, id: LayerId, parent: Option<LayerId>, size: Sector, volume: &str) -> MapHeader {
+        MapHeader {
+            store: self.id(),
+            layer: id,
+            parent,
+            size,
+            kind: LayerKind::Differencing,
+            state: MapState::Active,
+            volume: volume.to_owned(),
+            snapshot: String::new(),
+            group: Uuid::nil(),
+            created_ns: now_ns(),
+            snapshot_ns: 0,
+        }
+    }
+
+    /// Makes the directory of a layer.
+    fn make_dir(&self, id: LayerId) -> Result<()> {
+        let path = paths::layer(id);
+        self.media.create_dir(&path).map_err(self.io("create", &path))
+    }
+
+    /// Makes the names of new layers durable.
+    fn sync_layers_dir(&self) -> Result<()> {
+        self.media.sync_dir(&paths::layers()).map_err(self.io("sync", &paths::layers()))
+    }
+
+    /// Removes layers that were made for a command that failed before its commit.
+    pub(crate) fn unmake(&self, made: &Made) {
+        let committed: Vec<LayerId> = {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            made.layers.iter().copied().filter(|id| state.layers.contains_key(id)).collect()
+        };
+        for id in made.layers.iter().filter(|id| !committed.contains(id)) {
+            // What cannot be removed now is removed at the next start.
+            if let Err(error) = self.media.remove_dir_all(&paths::layer(*id)) {
+                self.maintenance.note(format!("layer {id}: remains of a failed command: {error}"));
+            }
+        }
+    }
+}
+
+/// Layers made for a command, to be removed if it fails.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    /// Their names.
+    pub layers: Vec<LayerId>,
+}
+
+/// The size of a disk of so many bytes.
+fn disk_size(field: &'static str, bytes: u64) -> Result<Sector> {
+    let sectors = bytes / SECTOR_BYTES;
+    if bytes == 0 || bytes % SECTOR_BYTES != 0 {
+        return Err(Error::Invalid {
+            field,
+            what: format!("{bytes} bytes is not a positive multiple of {SECTOR_BYTES}"),
+        });
+    }
+    if sectors > DISK_SECTORS_MAX {
+        return Err(Error::Invalid {
+            field,
+            what: format!("{bytes} bytes is more than the largest disk, {} TiB", DISK_SECTORS_MAX >> 31),
+        });
+    }
+    Ok(Sector(sectors))
+}

@@ -1,0 +1,286 @@
+//! Opening: layers from their files, volumes from their layers, and what a crash interrupted.
+//!
+//! DURABILITY: a layer found in the state Sealing belongs to a snapshot whose catalog transaction was committed; its map
+//! (checkpoint and journal up to the last commit record) is all there is, so it is written as a sealed map, and the
+//! catalog follows.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use crate::catalog::{Change, LayerRow, LayerState};
+use crate::chain::Chain;
+use crate::error::{Error, Result};
+use crate::file::{File, OpenMode};
+use crate::layer::{Layer, LayerMap};
+use crate::map::{ActiveMap, SectorSet, Table};
+use crate::mapfile::{LayerKind, MapFile, MapHeader, MapState, RawBase};
+use crate::paths;
+use crate::store::{Inner, Store};
+use crate::units::{CLUSTER_SECTORS, LayerId, LayerSlot, SECTOR_BYTES, Sector};
+use crate::volume::Volume;
+
+impl Store {
+    /// Opens a volume for requests: builds its resolve table. All openers share one.
+    ///
+    /// # Errors
+    /// `NotFound`, `BaseChanged`, `Corrupt`, `Unsupported`, `Io`.
+    pub fn open_volume(&self, name: &str) -> Result<Arc<Volume>> {
+        let _command = self.command();
+        self.open_volume_in_command(name)
+    }
+
+    /// As `open_volume`, for a caller who holds the command lock.
+    pub(crate) fn open_volume_in_command(&self, name: &str) -> Result<Arc<Volume>> {
+        let (row, rows, mut known) = {
+            let inner = self.inner();
+            if let Some(volume) = inner.open.get(name) {
+                return Ok(Arc::clone(volume));
+            }
+            let state = inner.catalog.state();
+            let row = state.volume(name)?.clone();
+            let rows: Vec<LayerRow> = state.chain_of(row.active).into_iter().cloned().collect();
+            (row, rows, inner.layers.clone())
+        };
+        let layers = rows.iter().map(|row| self.layer(row, &mut known)).collect::<Result<Vec<_>>>()?;
+        let table = build_table(row.size, &layers);
+        let chain = Chain::new(self.clock.now(), layers);
+        let volume = Arc::new(Volume::new(
+            name,
+            row.size,
+            table,
+            chain,
+            Arc::clone(&self.clock),
+            Arc::clone(&self.media),
+            Arc::clone(&self.maintenance),
+        ));
+        let mut inner = self.inner();
+        inner.layers = known;
+        inner.open.insert(name.to_owned(), Arc::clone(&volume));
+        Ok(volume)
+    }
+
+    /// Flushes a volume and closes it, if only the store itself still holds it.
+    ///
+    /// # Errors
+    /// `Failed` if what was written could not be flushed.
+    pub(crate) fn close_volume(&self, name: &str) -> Result<()> {
+        let Some(volume) = self.inner().open.get(name).cloned() else { return Ok(()) };
+        let flushed = volume.flush_blocking();
+        // This function and the list hold one each.
+        if Arc::strong_count(&volume) == 2 {
+            let mut inner = self.inner();
+            inner.open.remove(name);
+            drop(volume);
+            inner.forget_unused_layers();
+        }
+        flushed
+    }
+
+    /// A layer, from memory if an open volume uses it, else from its files.
+    pub(crate) fn layer(
+        &self,
+        row: &LayerRow,
+        known: &mut HashMap<LayerId, Weak<Layer>>,
+    ) -> Result<Arc<Layer>> {
+        if let Some(layer) = known.get(&row.id).and_then(Weak::upgrade) {
+            return Ok(layer);
+        }
+        let layer = Arc::new(self.load_layer(row)?);
+        known.insert(row.id, Arc::downgrade(&layer));
+        Ok(layer)
+    }
+
+    /// Opens the files of a layer.
+    fn load_layer(&self, row: &LayerRow) -> Result<Layer> {
+        let (journal, header, set, recovery) = MapFile::open(&self.media, row.id)?;
+        self.check_header(row, &header)?;
+        if let LayerKind::RawBase(base) = &header.kind {
+            let data = self.open_base(row.id, base)?;
+            return Ok(Layer::sealed(header, data, set));
+        }
+        let path = paths::data(row.id);
+        let sealed = header.state == MapState::Sealed;
+        let mode = if sealed { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+        let data = self
+            .media
+            .open(&path, mode, self.options.direct_io)
+            .map_err(self.io("open", &path))?;
+        if sealed {
+            return Ok(Layer::sealed(header, data, set));
+        }
+        if recovery.dropped_bytes > 0 {
+            self.maintenance.note(format!(
+                "layer {} of volume {}: dropped {} bytes behind the last commit record of its journal (epoch {}): \
+                 writes that no flush had covered when the host went down",
+                row.id, header.volume, recovery.dropped_bytes, recovery.epoch.0
+            ));
+        }
+        let map = ActiveMap::from_set(clusters(row.size), &set);
+        Ok(Layer::active(header, data, map, journal))
+    }
+
+    /// A map file must be the one that the catalog means.
+    fn check_header(&self, row: &LayerRow, header: &MapHeader) -> Result<()> {
+        let mismatch = |what: String| Error::Corrupt {
+            path: self.media.display_path(&paths::map(row.id)),
+            what,
+        };
+        if header.store != self.id() {
+            return Err(mismatch(format!("it belongs to store {}, not {}", header.store, self.id())));
+        }
+        if header.layer != row.id {
+            return Err(mismatch(format!("it describes layer {}, not {}", header.layer, row.id)));
+        }
+        if header.parent != row.parent {
+            return Err(mismatch("its parent is not the one that the catalog names".into()));
+        }
+        if header.size != row.size {
+            return Err(mismatch(format!(
+                "its disk has {} sectors, the catalog says {}",
+                header.size, row.size
+            )));
+        }
+        Ok(())
+    }
+
+    /// Opens a raw base, which must be the file that the store remembers.
+    fn open_base(&self, layer: LayerId, base: &RawBase) -> Result<Arc<dyn File>> {
+        let stat = self.media.stat(&base.path).map_err(self.io("open base", &base.path))?;
+        let changed = |what: String| Error::BaseChanged { path: base.path.clone(), layer, what };
+        if stat.len != base.len {
+            return Err(changed(format!("size was {} bytes, is {}", base.len, stat.len)));
+        }
+        if stat.mtime_ns != base.mtime_ns {
+            return Err(changed(format!(
+                "modification time was {} ns, is {} ns since 1970",
+                base.mtime_ns, stat.mtime_ns
+            )));
+        }
+        self.media
+            .open(&base.path, OpenMode::ReadOnly, self.options.direct_io)
+            .map_err(self.io("open base", &base.path))
+    }
+
+    /// Finishes what a crash interrupted: layers that were being sealed, and the remains of commands that had not been
+    /// committed.
+    pub(crate) fn recover(&self) -> Result<()> {
+        if !self.exists(&paths::layers()) {
+            self.media.create_dir(&paths::layers()).map_err(self.io("create", &paths::layers()))?;
+            self.media.sync_dir(Path::new("")).map_err(self.io("sync", Path::new("")))?;
+        }
+        let sealing: Vec<LayerRow> = {
+            let inner = self.inner();
+            let rows = inner.catalog.state().layers.values();
+            rows.filter(|row| row.state == LayerState::Sealing).cloned().collect()
+        };
+        for row in sealing {
+            self.finish_sealing(&row)?;
+        }
+        self.remove_remains()
+    }
+
+    /// Seals a layer whose snapshot was committed before the crash.
+    fn finish_sealing(&self, row: &LayerRow) -> Result<()> {
+        let (map, header, set, recovery) = match MapFile::open(&self.media, row.id) {
+            Ok(found) => found,
+            Err(error) => {
+                // Its volumes refuse to open and say why; the others go on.
+                self.maintenance.note(format!("layer {} cannot be sealed: {error}", row.id));
+                return Ok(());
+            }
+        };
+        self.check_header(row, &header)?;
+        if header.state != MapState::Sealed {
+            if recovery.dropped_bytes > 0 {
+                self.maintenance.note(format!(
+                    "layer {} of volume {}: dropped {} bytes behind the last commit record of its journal",
+                    row.id, header.volume, recovery.dropped_bytes
+                ));
+            }
+            let sealed = self.sealed_header(header);
+            map.replace(&self.media, &sealed, &set)?;
+        }
+        let change = Change::SetLayerState { layer: row.id, state: LayerState::Sealed };
+        self.inner().catalog.commit(&[change])
+    }
+
+    /// The header of a layer once it is sealed: it carries the name of the snapshot that it stands for.
+    pub(crate) fn sealed_header(&self, mut header: MapHeader) -> MapHeader {
+        header.state = MapState::Sealed;
+        let inner = self.inner();
+        let snapshots = &inner.catalog.state().snapshots;
+        if let Some(row) = snapshots.iter().find(|row| row.layer == header.layer) {
+            header.volume.clone_from(&row.volume);
+            header.snapshot.clone_from(&row.name);
+            header.group = row.group;
+            header.snapshot_ns = row.created_ns;
+        }
+        header
+    }
+
+    /// Removes layers that no catalog entry names, but only those that hold nothing: the remains of a command that
+    /// failed before its commit. Anything else is left for `stratablk check` to report.
+    fn remove_remains(&self) -> Result<()> {
+        let names = self.media.list(&paths::layers()).map_err(self.io("list", &paths::layers()))?;
+        for name in names {
+            let Ok(id) = uuid::Uuid::parse_str(&name).map(LayerId) else { continue };
+            if self.inner().catalog.state().layers.contains_key(&id) {
+                continue;
+            }
+            let empty = if self.exists(&paths::map(id)) {
+                MapFile::open(&self.media, id).is_ok_and(|(_, header, set, _)| {
+                    matches!(header.kind, LayerKind::RawBase(_))
+                        || (set.data_sectors() == 0 && set.zero_sectors() == 0)
+                })
+            } else {
+                // The map is written last when a layer is made, so without one no write was ever acknowledged.
+                true
+            };
+            if empty {
+                self.media
+                    .remove_dir_all(&paths::layer(id))
+                    .map_err(self.io("remove", &paths::layer(id)))?;
+            } else {
+                self.maintenance.note(format!(
+                    "layer {id} is in the store but not in its catalog; left alone (see `stratablk check`)"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a name exists.
+    fn exists(&self, path: &Path) -> bool {
+        self.media.stat(path).is_ok()
+    }
+}
+
+impl Inner {
+    /// Forgets layers that no open volume holds any more.
+    pub(crate) fn forget_unused_layers(&mut self) {
+        self.layers.retain(|_, layer| layer.strong_count() > 0);
+    }
+}
+
+/// Clusters of a disk, the last one perhaps cut short.
+pub(crate) fn clusters(size: Sector) -> u64 {
+    size.0.div_ceil(CLUSTER_SECTORS)
+}
+
+/// The resolve table of a chain: layers oldest first, each over those before it.
+fn build_table(size: Sector, layers: &[Arc<Layer>]) -> Table {
+    let table = Table::new(clusters(size));
+    for (slot, layer) in (1..).map(LayerSlot).zip(layers) {
+        match &**layer.map() {
+            LayerMap::Active(map) => table.load_layer(slot, &map.to_set()),
+            LayerMap::Sealed(set) => table.load_layer(slot, set),
+        }
+    }
+    table
+}
+
+/// What a raw base holds: every sector of its file.
+pub(crate) fn base_set(len: u64) -> SectorSet {
+    SectorSet::everything(Sector(len / SECTOR_BYTES))
+}

@@ -1,0 +1,239 @@
+//! Snapshots: of one volume or of a group, at one instant, stopping nobody.
+//!
+//! DURABILITY, in this order:
+//! 1. the files of the new active layers are written and synced, with their directories;
+//! 2. one catalog transaction names the new layers, makes them active, marks the old ones as sealing and adds the
+//!    snapshots: from here on the snapshots exist, whole, whatever happens;
+//! 3. the new chains are published and the clock is advanced: the instant;
+//! 4. when no worker has a change of an older generation under way any more, each old layer is synced and its map
+//!    written as one checkpoint (a new file that takes the old one's name);
+//! 5. the catalog marks them sealed, and the command is acknowledged.
+//!
+//! A crash between 2 and 5 leaves layers in the state Sealing, which the next start completes from what is durable. That
+//! is sound because a flush covers all unsealed layers of a chain, oldest first, so nothing newer is durable and
+//! acknowledged without them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::catalog::{Change, LayerState, SnapshotRow, VolumeRow};
+use crate::error::{Error, Result};
+use crate::layer::{Layer, LayerMap};
+use crate::mapfile::MapFile;
+use crate::store::{Selection, SnapshotReport, Store, now_ns};
+use crate::units::Generation;
+use crate::volume::Volume;
+
+use super::create::Made;
+use super::names;
+
+/// A snapshot after its instant, whose old layers may still be changed by requests under way.
+#[derive(Debug)]
+#[must_use = "a snapshot is acknowledged only by `Store::finish_snapshot`"]
+pub struct PendingSnapshot {
+    /// The first generation after the instant.
+    generation: Generation,
+    /// The volumes with their old active layers.
+    members: Vec<(Arc<Volume>, Arc<Layer>)>,
+    /// The new catalog rows.
+    rows: Vec<SnapshotRow>,
+    /// When the command began.
+    began: Instant,
+}
+
+impl Store {
+    /// Takes a snapshot of one or more volumes at one instant, while guests run. Whole and durable on return.
+    ///
+    /// # Errors
+    /// `Invalid`, `NotFound`, `Exists`, `Failed`, `Io`. An error after the instant (a failed sync) leaves the snapshot in
+    /// the catalog, unacknowledged; the next start completes it.
+    pub fn snapshot(&self, name: &str, selection: &Selection) -> Result<SnapshotReport> {
+        let _command = self.command();
+        let pending = self.begin_snapshot_in_command(name, selection)?;
+        let mut pause = Duration::from_micros(20);
+        while !self.snapshot_drained(&pending) {
+            // Requests under way take their time; nobody waits for this loop but the caller of the command.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(2));
+        }
+        self.finish_snapshot(pending)
+    }
+
+    /// The first half of a snapshot, up to the instant, for callers that drive queue contexts on the same thread. They call
+    /// `finish_snapshot` once `snapshot_drained` says so, and no other command before.
+    ///
+    /// # Errors
+    /// As `snapshot`.
+    pub fn begin_snapshot(&self, name: &str, selection: &Selection) -> Result<PendingSnapshot> {
+        let _command = self.command();
+        self.begin_snapshot_in_command(name, selection)
+    }
+
+    /// Whether no request of before the instant can change the old layers any more.
+    pub fn snapshot_drained(&self, pending: &PendingSnapshot) -> bool {
+        self.clock.quiescent(pending.generation)
+    }
+
+    /// Steps 1 to 3.
+    fn begin_snapshot_in_command(
+        &self,
+        name: &str,
+        selection: &Selection,
+    ) -> Result<PendingSnapshot> {
+        let began = Instant::now();
+        names::check("snapshot", name)?;
+        let volumes = self.select(name, selection)?;
+        let mut open = Vec::with_capacity(volumes.len());
+        for row in &volumes {
+            let volume = self.open_volume_in_command(&row.name)?;
+            volume.check_failure()?;
+            volume.take_stall();
+            open.push(volume);
+        }
+        let mut made = Made::default();
+        let committed = self.commit_snapshot(name, &volumes, &mut made);
+        let (rows, actives) = match committed {
+            Ok(done) => done,
+            Err(error) => {
+                self.unmake(&made);
+                return Err(error);
+            }
+        };
+        let generation = Generation(self.clock.now().0 + 1);
+        let mut members = Vec::with_capacity(open.len());
+        for (volume, active) in open.into_iter().zip(actives) {
+            let chain = volume.newest_chain();
+            if let Some(old) = chain.active() {
+                members.push((Arc::clone(&volume), Arc::clone(old)));
+            }
+            self.inner().layers.insert(active.id(), Arc::downgrade(&active));
+            volume.publish(chain.with_active(generation, active));
+        }
+        let reached = self.clock.advance();
+        debug_assert_eq!(reached, generation);
+        Ok(PendingSnapshot { generation, members, rows, began })
+    }
+
+    /// Steps 4 and 5, and the report.
+    ///
+    /// # Errors
+    /// `Io` if a layer could not be made durable: its volume takes no more writes then.
+    pub fn finish_snapshot(&self, pending: PendingSnapshot) -> Result<SnapshotReport> {
+        debug_assert!(self.snapshot_drained(&pending));
+        let mut bytes_written = 0;
+        let mut changes = Vec::new();
+        for (volume, old) in &pending.members {
+            bytes_written += self.seal(volume, old)?;
+            changes.push(Change::SetLayerState { layer: old.id(), state: LayerState::Sealed });
+        }
+        self.inner().catalog.commit(&changes)?;
+        for (volume, _) in &pending.members {
+            volume.settle();
+        }
+        let stalls = pending.members.iter().map(|(volume, _)| volume.take_stall());
+        Ok(SnapshotReport {
+            stall_max: stalls.max().unwrap_or_default(),
+            snapshots: pending.rows.iter().map(|row| self.describe_snapshot(row)).collect(),
+            elapsed: pending.began.elapsed(),
+            bytes_written,
+        })
+    }
+
+    /// The volumes to take a snapshot of, each once.
+    fn select(&self, name: &str, selection: &Selection) -> Result<Vec<VolumeRow>> {
+        let inner = self.inner();
+        let state = inner.catalog.state();
+        let rows: Vec<VolumeRow> = match selection {
+            Selection::All => state.volumes.values().cloned().collect(),
+            Selection::Volumes(names) => {
+                let names: BTreeSet<&String> = names.iter().collect();
+                names
+                    .into_iter()
+                    .map(|volume| state.volume(volume).cloned())
+                    .collect::<Result<_>>()?
+            }
+        };
+        if rows.is_empty() {
+            return Err(Error::Invalid {
+                field: "volumes",
+                what: "there is no volume to take a snapshot of; name one or create one first".into(),
+            });
+        }
+        let taken = state
+            .snapshots
+            .iter()
+            .find(|has| has.name == name && rows.iter().any(|row| row.name == has.volume));
+        match taken {
+            Some(has) => Err(Error::Exists {
+                kind: "snapshot",
+                name: format!("{}@{}", has.volume, has.name),
+            }),
+            None => Ok(rows),
+        }
+    }
+
+    /// Steps 1 and 2: returns the new rows and the new active layers, in the order of `volumes`.
+    fn commit_snapshot(
+        &self,
+        name: &str,
+        volumes: &[VolumeRow],
+        made: &mut Made,
+    ) -> Result<(Vec<SnapshotRow>, Vec<Arc<Layer>>)> {
+        let group = Uuid::new_v4();
+        let created_ns = now_ns();
+        let mut changes = Vec::new();
+        let mut rows = Vec::new();
+        let mut actives = Vec::new();
+        for volume in volumes {
+            let (active, layer_row) =
+                self.make_active_layer(&volume.name, Some(volume.active), volume.size, made)?;
+            changes.push(Change::AddLayer(layer_row));
+            changes.push(Change::SetLayerState { layer: volume.active, state: LayerState::Sealing });
+            changes.push(Change::SetActive { volume: volume.name.clone(), layer: active.id() });
+            let row = SnapshotRow {
+                volume: volume.name.clone(),
+                name: name.to_owned(),
+                layer: volume.active,
+                group,
+                created_ns,
+                size: volume.size,
+            };
+            changes.push(Change::AddSnapshot(row.clone()));
+            rows.push(row);
+            actives.push(active);
+        }
+        self.inner().catalog.commit(&changes)?;
+        Ok((rows, actives))
+    }
+
+    /// Step 4 for one layer: returns the bytes of the map written. The layer is drained: nothing changes it any more.
+    /// Flushes of guests may sync it and append to its old map file at the same time; both descriptions are right.
+    fn seal(&self, volume: &Volume, layer: &Layer) -> Result<u64> {
+        let set = match &**layer.map() {
+            LayerMap::Active(map) => map.to_set(),
+            LayerMap::Sealed(_) => return Ok(0),
+        };
+        let sealed: Result<MapFile> = (|| {
+            volume.check_failure()?;
+            let path = crate::paths::data(layer.id());
+            layer.sync_data().map_err(self.io("sync", &path))?;
+            let header = self.sealed_header(layer.header().clone());
+            let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
+            MapFile::succeed(&self.media, &header, incarnation, &set).map_err(Error::from)
+        })();
+        match sealed {
+            Ok(file) => {
+                let bytes = file.file().len().unwrap_or(0);
+                layer.seal(set);
+                Ok(bytes)
+            }
+            Err(error) => {
+                volume.fail(&format!("sealing layer {} failed: {error}", layer.id()));
+                Err(error)
+            }
+        }
+    }
+}
