@@ -28,19 +28,19 @@ pub struct Mapping {
     len: usize,
 }
 
+#[expect(
+    unsafe_code,
+    reason = "a mapping is not tied to the thread that made it"
+)]
 // SAFETY:
 // - The pages belong to the mapping alone, so any thread may unmap them.
 // - `Mapping` hands out raw pointers only; whoever uses them answers for the accesses.
-#[expect(
-    unsafe_code,
-    reason = "a mapping is not tied to the thread that made it"
-)]
 unsafe impl Send for Mapping {}
-// SAFETY: `&Mapping` only computes addresses from fields that never change.
 #[expect(
     unsafe_code,
     reason = "a mapping is not tied to the thread that made it"
 )]
+// SAFETY: `&Mapping` only computes addresses from fields that never change.
 unsafe impl Sync for Mapping {}
 
 /// An error of our own making.

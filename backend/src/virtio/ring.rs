@@ -51,11 +51,11 @@ pub struct RingLayout {
     used: NonNull<u8>,
 }
 
-// SAFETY: plain addresses; the owner of the ring answers for the memory behind them on whichever thread it is.
 #[expect(
     unsafe_code,
     reason = "a layout is made on one thread and used on another"
 )]
+// SAFETY: plain addresses; the owner of the ring answers for the memory behind them on whichever thread it is.
 unsafe impl Send for RingLayout {}
 
 impl RingLayout {
