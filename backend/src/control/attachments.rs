@@ -14,10 +14,11 @@ use std::thread;
 use axum::http::StatusCode;
 use stratablk_layers::volume::Volume;
 
+use crate::attach::{AttachOptions, Attachment, AttachmentHandle, SocketSource};
+
 use super::convert::path_text;
 use super::error::{ApiError, Result};
 use super::events::{Events, Happening};
-use super::stand_in::{AttachOptions, Attachment, AttachmentHandle, SocketSource};
 use super::types::{self, AttachmentState, ErrorKind, RequestCounts};
 
 /// Where a front-end is to connect.
@@ -140,6 +141,7 @@ impl Attachments {
             queues,
             workers: self.workers_max.min(usize::from(queues)).max(1),
             read_only,
+            ..AttachOptions::default()
         };
         let socket = match source {
             Source::Path(path) => SocketSource::Listen(path),

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use stratablk_layers as layers;
 use stratablk_layers::store::{self, Selection, Store, VolumeSource};
 
 use super::attachments::{Attachments, Source, Terms};
