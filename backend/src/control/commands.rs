@@ -220,9 +220,16 @@ impl Commands {
     /// `NotFound` if there is no such volume or it is not attached; `Io`.
     pub fn detach(&self, name: &str) -> Result<Volume> {
         self.store.volume_info(name)?;
-        // Forgotten first: should the daemon die while the socket drains, the next one must not serve it again.
+        // Forgotten last, since that also flushes and closes the volume, which its guest must have left by then.
         self.attachments
-            .stop(name, || Ok(self.store.set_attachment(name, None)?))?;
+            .stop(name, || match self.store.set_attachment(name, None) {
+                // Forgotten all the same; the volume shows its failure.
+                Err(layers::Error::Failed { volume, cause }) => {
+                    tracing::error!(%volume, "detached after a failure: {cause}");
+                    Ok(())
+                }
+                done => Ok(done?),
+            })?;
         tracing::info!(volume = %name, "detached");
         self.volume(name)
     }
