@@ -29,8 +29,12 @@ pub struct Outcome {
 /// Only what keeps a check from being made (the store is in use, or is none); damage is an outcome.
 pub fn run(args: &CheckArgs) -> Result<Outcome> {
     let dir = &args.store;
-    let media = HostMedia::new(dir.clone(), HostOptions::default())
-        .map_err(|source| Error::Io { op: "open", path: dir.clone(), source })?;
+    let media =
+        HostMedia::new(dir.clone(), HostOptions::default()).map_err(|source| Error::Io {
+            op: "open",
+            path: dir.clone(),
+            source,
+        })?;
     let media: Arc<dyn Media> = Arc::new(media);
     let rebuilt = if args.rebuild_catalog {
         Some(check::rebuild_catalog(dir, &media)?)
@@ -107,7 +111,11 @@ fn text(report: &Report, rebuilt: Option<&Rebuilt>) -> String {
             let _ = writeln!(out, "  {}", finding.fix);
         }
     }
-    let verdict = if report.is_sound() { "sound" } else { "damaged" };
+    let verdict = if report.is_sound() {
+        "sound"
+    } else {
+        "damaged"
+    };
     let _ = writeln!(
         out,
         "{verdict}: {} layers, {} volumes, {} snapshots",
