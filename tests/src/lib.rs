@@ -1,5 +1,4 @@
 //! Front-ends, harnesses and oracles that test stratablk from outside, through its sockets.
-
 //!
 //! ```text
 //! Server (launch) -> FrontEnd (messages) -> Guest (memory + rings) -> Disk (whole requests)
@@ -15,6 +14,7 @@ pub mod disk;
 pub mod frontend;
 pub mod guest;
 pub mod launch;
+pub mod load;
 pub mod memory;
 pub mod pattern;
 pub mod process;
