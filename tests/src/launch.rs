@@ -143,6 +143,24 @@ impl Server {
         self.dir.path().join("image")
     }
 
+    /// The number of its open descriptors once no front-end is connected and it has settled.
+    ///
+    /// # Panics
+    /// When it does not settle.
+    #[track_caller]
+    pub fn idle_fds(&self) -> usize {
+        let mut last = 0;
+        let mut same = 0;
+        let settled = until(|| {
+            let now = self.process.open_fds();
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+            same >= 10
+        });
+        assert!(settled, "the number of descriptors settles");
+        last
+    }
+
     /// What it wrote to stderr.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
