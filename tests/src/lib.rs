@@ -1,4 +1,6 @@
 //! Front-ends, harnesses and oracles that test stratablk from outside, through its sockets.
+
+pub mod daemon;
 //!
 //! ```text
 //! Server (launch) -> FrontEnd (messages) -> Guest (memory + rings) -> Disk (whole requests)
