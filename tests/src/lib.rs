@@ -1,6 +1,4 @@
 //! Front-ends, harnesses and oracles that test stratablk from outside, through its sockets.
-
-pub mod daemon;
 //!
 //! ```text
 //! Server (launch) -> FrontEnd (messages) -> Guest (memory + rings) -> Disk (whole requests)
@@ -10,11 +8,13 @@ pub mod daemon;
 //! uses [`disk::Disk`]. Nothing here shares code with the daemon, so that a misreading of a specification shows.
 //! A failed expectation panics: everything in this package runs inside tests.
 
+pub mod daemon;
 pub mod dirty_log;
 pub mod disk;
 pub mod frontend;
 pub mod guest;
 pub mod launch;
+pub mod load;
 pub mod memory;
 pub mod pattern;
 pub mod process;
