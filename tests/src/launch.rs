@@ -10,6 +10,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use tempfile::TempDir;
 
+use crate::daemon::stratablk;
 use crate::disk::Disk;
 use crate::guest::{Guest, GuestOptions};
 use crate::pattern;
@@ -54,19 +55,6 @@ impl Program {
             _ => Self::Stratablk,
         }
     }
-}
-
-/// The program under test.
-pub fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("STRATABLK_BIN") {
-        return path.into();
-    }
-    let test = std::env::current_exe().expect("the path of the test program");
-    let profile = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("target/<profile>/deps/<test>");
-    profile.join("stratablk")
 }
 
 /// A back-end that runs.
@@ -238,13 +226,8 @@ fn spawn(dir: &Path, options: ServerOptions) -> Process {
     let (image, socket) = (dir.join("image"), dir.join("socket"));
     let mut command = match Program::chosen() {
         Program::Stratablk => {
-            let mut command = Command::new(binary());
-            command
-                .arg("serve")
-                .arg("--blk-file")
-                .arg(image)
-                .arg("--socket-path")
-                .arg(socket);
+            let mut command = stratablk(["serve", "--blk-file"]);
+            command.arg(image).arg("--socket-path").arg(socket);
             command.arg("--queues").arg(options.queues.to_string());
             if options.read_only {
                 command.arg("--read-only");
