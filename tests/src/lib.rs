@@ -1,2 +1,4 @@
-//! Tests.
+//! Front-ends, harnesses and oracles that test stratablk from outside, through its sockets.
+
+pub mod daemon;
 pub mod load;

@@ -3,19 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the test's failure")]
 
-use std::ffi::OsStr;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use stratablk_tests::daemon::{Daemon, temp_dir};
 use stratablk_tests::load::cut::{self, Cut, History};
 use stratablk_tests::load::driver::{Done, Driver, Options, Request, Wait};
 use stratablk_tests::load::random::Random;
 use stratablk_tests::load::stamp::{Content, STAMP_BYTES, Stamp, read_block};
+use tempfile::TempDir;
 
 /// Bytes of a test disk.
 const DISK: &str = "64M";
@@ -33,61 +31,31 @@ const WRITES_BETWEEN: usize = 2000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running daemon on a store of its own.
-struct Daemon {
-    /// The process.
-    child: Child,
-    /// Vanishes with the test.
-    directory: tempfile::TempDir,
+struct Served {
+    /// The process; gone before its directory.
+    daemon: Daemon,
+    /// Holds the store and the sockets; vanishes with the test.
+    directory: TempDir,
 }
 
-impl Daemon {
-    /// Starts the daemon and waits until its control socket answers.
+impl Served {
+    /// Starts a daemon on an empty store.
     fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut child = Command::new(binary())
-            .args([
-                OsStr::new("serve"),
-                OsStr::new("--store"),
-                directory.path().join("store").as_os_str(),
-            ])
-            .spawn()
-            .unwrap();
-        let control = directory.path().join("store/control.sock");
-        let start = Instant::now();
-        while UnixStream::connect(&control).is_err() {
-            assert!(
-                child.try_wait().unwrap().is_none(),
-                "the daemon ended early"
-            );
-            assert!(
-                start.elapsed() < PATIENCE,
-                "the daemon does not listen on {}",
-                control.display()
-            );
-            thread::yield_now();
+        let directory = temp_dir();
+        Self {
+            daemon: Daemon::on_store(&directory.path().join("store")),
+            directory,
         }
-        Self { child, directory }
     }
 
     /// Runs a command of the CLI, which must succeed.
     fn run(&self, arguments: &[&str]) {
-        let output = Command::new(binary())
-            .arg("--control")
-            .arg(self.directory.path().join("store/control.sock"))
-            .args(arguments)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "stratablk {arguments:?}: {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
+        self.daemon.cli(arguments).ok();
     }
 
     /// Attaches a volume and connects to it.
     fn connect(&self, volume: &str, wait: Wait) -> Driver {
-        let socket: PathBuf = self.directory.path().join(format!("{volume}.sock"));
+        let socket = self.directory.path().join(format!("{volume}.sock"));
         let queues = QUEUES.to_string();
         self.run(&[
             "volume",
@@ -108,28 +76,6 @@ impl Daemon {
         })
         .unwrap()
     }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // The test is over, passed or not; there is nobody to tell if the process was gone already.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// The daemon's program: `$STRATABLK_BIN`, or the one built beside this test.
-fn binary() -> PathBuf {
-    std::env::var_os("STRATABLK_BIN").map_or_else(
-        || {
-            let test = std::env::current_exe().unwrap();
-            test.parent()
-                .and_then(Path::parent)
-                .unwrap()
-                .join("stratablk")
-        },
-        PathBuf::from,
-    )
 }
 
 /// The writer of a run: stamped blocks to random places of all disks, a window of `QUEUES * DEPTH` under way on each.
@@ -267,7 +213,7 @@ fn read(driver: &mut Driver, disk: u32, seed: u64, cut: &mut Cut) {
 
 /// Takes snapshots of `volumes` disks under load; checks a clone of each, and the disks themselves at the end.
 fn snapshots_under_load(volumes: usize, seed: u64) {
-    let daemon = Daemon::start();
+    let daemon = Served::start();
     let names: Vec<String> = (0..volumes).map(|disk| format!("disk{disk}")).collect();
     for name in &names {
         daemon.run(&["volume", "create", name, "--size", DISK]);
