@@ -90,8 +90,8 @@ impl SectorMask {
 
     /// The sectors `first .. first + count` of a cluster; `first + count` must be at most 8.
     pub const fn span(first: u32, count: u32) -> Self {
-        debug_assert!(first + count <= CLUSTER_SECTORS as u32);
-        Self((((1u32 << count) - 1) << first) as u8)
+        debug_assert!(first + count <= 8);
+        Self((((1u32 << count) - 1) << first).to_le_bytes()[0])
     }
 
     /// Whether every sector of `other` is in this mask.

@@ -1,1 +1,3 @@
-//! Tests.
+//! Front-ends, harnesses and oracles that test stratablk from outside, through its sockets.
+
+pub mod daemon;

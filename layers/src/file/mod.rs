@@ -16,6 +16,7 @@
 
 pub mod host;
 pub mod posix;
+pub mod sim;
 pub mod uring;
 
 use std::io;

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 
 use roaring::RoaringBitmap;
 
-use crate::units::{CLUSTER_SECTORS, Cluster, Sector, SectorMask, SectorRange};
+use crate::units::{Cluster, Sector, SectorMask, SectorRange};
 
 /// A chunk has two to this power sectors.
 const CHUNK_BITS: u32 = 22;
