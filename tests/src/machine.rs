@@ -188,7 +188,11 @@ impl Machine {
     #[track_caller]
     pub fn kill(mut self) -> Vec<String> {
         let Some(qemu) = self.qemu() else {
-            panic!("guest {}: it is not running\n{}", self.name, self.diagnosis());
+            panic!(
+                "guest {}: it is not running\n{}",
+                self.name,
+                self.diagnosis()
+            );
         };
         kill_process(qemu, Signal::KILL).expect("a process of ours");
         let status = self.wait();
@@ -211,7 +215,8 @@ impl Machine {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             // A process may end while we look.
             let status = fs::read_to_string(entry.path().join("status")).ok()?;
-            let ours = status.starts_with("Name:\tqemu-system") && status.lines().any(|line| line == parent);
+            let ours = status.starts_with("Name:\tqemu-system")
+                && status.lines().any(|line| line == parent);
             ours.then(|| Pid::from_raw(pid)).flatten()
         })
     }
