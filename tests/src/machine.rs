@@ -5,14 +5,15 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-use crate::ending::wait_for_end;
 use crate::lines::{Lines, Silence};
+use crate::wait::readable;
 
 /// How long a guest may take to print the next line that a test waits for: a guest on emulated processors, on a machine
 /// that is busy with other things.
@@ -48,8 +49,10 @@ pub struct Machine {
     complaints: Lines,
     /// The log of the guest's serial console.
     console: PathBuf,
-    /// Whether the end was seen and judged.
+    /// Whether the end was seen.
     ended: bool,
+    /// Whether all that is known was shown already.
+    reported: bool,
 }
 
 impl Machine {
@@ -110,6 +113,7 @@ impl Machine {
             complaints,
             console,
             ended: false,
+            reported: false,
         }
     }
 
@@ -121,11 +125,7 @@ impl Machine {
     pub fn wait_for(&mut self, start: &str) -> String {
         match self.output.wait_for(start, GUEST_PATIENCE) {
             Ok(line) => line,
-            Err(silence) => panic!(
-                "guest {}: no line {start:?}: {silence:?}\n{}",
-                self.name,
-                self.diagnosis()
-            ),
+            Err(silence) => self.fail(&format!("no line {start:?}: {silence:?}")),
         }
     }
 
@@ -138,11 +138,7 @@ impl Machine {
         match self.output.wait_for(start, patience) {
             Ok(line) => Some(line),
             Err(Silence::Late) => None,
-            Err(Silence::Ended) => panic!(
-                "guest {}: it ended before {start:?}\n{}",
-                self.name,
-                self.diagnosis()
-            ),
+            Err(Silence::Ended) => self.fail(&format!("it ended before {start:?}")),
         }
     }
 
@@ -154,11 +150,7 @@ impl Machine {
     pub fn say(&mut self, line: &str) {
         let input = self.input.as_mut().expect("it was not ended");
         if let Err(error) = writeln!(input, "{line}").and_then(|()| input.flush()) {
-            panic!(
-                "guest {}: it does not listen: {error}\n{}",
-                self.name,
-                self.diagnosis()
-            );
+            self.fail(&format!("it does not listen: {error}"));
         }
     }
 
@@ -170,14 +162,11 @@ impl Machine {
     pub fn finish(mut self) -> Vec<String> {
         drop(self.input.take());
         let ended = self.output.wait_for_end(GUEST_PATIENCE);
-        let status = wait_for_end(&mut self.script, END_PATIENCE);
+        let status = self.wait();
         self.ended = true;
-        assert!(
-            ended.is_ok() && status.is_some_and(|status| status.success()),
-            "guest {}: it ended with {status:?}\n{}",
-            self.name,
-            self.diagnosis()
-        );
+        if ended.is_err() || !status.is_some_and(|status| status.success()) {
+            self.fail(&format!("it ended with {status:?}"));
+        }
         self.output.seen().to_vec()
     }
 
@@ -188,22 +177,15 @@ impl Machine {
     #[track_caller]
     pub fn kill(mut self) -> Vec<String> {
         let Some(qemu) = self.qemu() else {
-            panic!(
-                "guest {}: it is not running\n{}",
-                self.name,
-                self.diagnosis()
-            );
+            self.fail("it is not running");
         };
         kill_process(qemu, Signal::KILL).expect("a process of ours");
         let status = self.wait();
         self.ended = true;
-        assert_eq!(
-            status.and_then(|status| status.code()),
-            Some(125),
-            "guest {}: scripts/guest says when QEMU dies\n{}",
-            self.name,
-            self.diagnosis()
-        );
+        // That is how scripts/guest says that QEMU died.
+        if status.and_then(|status| status.code()) != Some(125) {
+            self.fail(&format!("scripts/guest ended with {status:?}"));
+        }
         self.output.seen().to_vec()
     }
 
@@ -221,10 +203,21 @@ impl Machine {
         })
     }
 
-    /// Waits for the end of `scripts/guest`.
+    /// Waits for the end of `scripts/guest`; `None` if it does not come in time.
     fn wait(&mut self) -> Option<ExitStatus> {
         drop(self.input.take());
-        wait_for_end(&mut self.script, END_PATIENCE)
+        // Its number belongs to it until we have taken its status.
+        let pidfd = pidfd_open(Pid::from_child(&self.script), PidfdFlags::empty());
+        let [ended] = readable([pidfd.expect("a pidfd").as_fd()], END_PATIENCE);
+        ended.then(|| self.script.wait().expect("a child of ours"))
+    }
+
+    /// Fails the test, with all that is known of this guest.
+    #[track_caller]
+    fn fail(&mut self, what: &str) -> ! {
+        self.reported = true;
+        let diagnosis = self.diagnosis();
+        panic!("guest {}: {what}\n{diagnosis}", self.name);
     }
 
     /// What is known of this guest, for the message of a failed test.
@@ -244,15 +237,16 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        if std::thread::panicking() && !self.reported {
+            let diagnosis = self.diagnosis();
+            eprintln!("guest {}:\n{diagnosis}", self.name);
+        }
         if self.ended {
             return;
         }
-        if std::thread::panicking() {
-            eprintln!("guest {}, still running:\n{}", self.name, self.diagnosis());
-        }
         // It cleans up after itself when asked to end; after a SIGKILL it could not.
-        let pid = i32::try_from(self.script.id()).ok().and_then(Pid::from_raw);
-        if pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok()) && self.wait().is_some() {
+        let asked = kill_process(Pid::from_child(&self.script), Signal::TERM);
+        if asked.is_ok() && self.wait().is_some() {
             return;
         }
         drop(self.script.kill());
