@@ -13,7 +13,7 @@ use crate::map::record::{MapRecord, RecordKind};
 use crate::mapfile::new_map_path;
 use crate::store::Attachment;
 use crate::test_media::TestMedia;
-use crate::units::StoreId;
+use crate::units::{Sector, SectorRange, StoreId};
 
 const SECTORS: u64 = 1003;
 
@@ -294,16 +294,6 @@ fn damages() -> Vec<(Harm, Severity, Option<u128>, &'static str)> {
             Error,
             Some(2),
             "was cut off",
-        ),
-        (
-            |f| {
-                let mut set = some();
-                set.apply(&record(RecordKind::Zero, 101, 3));
-                f.remap(&header(3, Some(2), "vm", ""), &set);
-            },
-            Error,
-            Some(3),
-            "1 clusters (the first is 12)",
         ),
         (
             |f| {

@@ -60,14 +60,20 @@ fn map_header() -> impl Strategy<Value = MapHeader> {
         )
 }
 
+/// Data anywhere; zeroes in whole clusters.
 fn record() -> impl Strategy<Value = MapRecord> {
-    (any::<bool>(), 0..SIZE, 1..3000u64).prop_map(|(data, start, count)| MapRecord {
-        kind: if data {
-            RecordKind::Data
+    (any::<bool>(), 0..SIZE, 1..3000u64).prop_map(|(data, start, count)| {
+        let (kind, unit) = if data {
+            (RecordKind::Data, 1)
         } else {
-            RecordKind::Zero
-        },
-        range: SectorRange::new(Sector(start), count.min(SIZE - start)).unwrap(),
+            (RecordKind::Zero, 8)
+        };
+        let start = start / unit * unit;
+        let count = count.next_multiple_of(unit).min(SIZE - start);
+        MapRecord {
+            kind,
+            range: SectorRange::new(Sector(start), count).unwrap(),
+        }
     })
 }
 
@@ -286,5 +292,60 @@ fn records_of_another_layer_or_incarnation_never_count() {
         let (_, end) = replay.finish().unwrap();
         assert_eq!(end.epoch, Epoch(kept));
         assert_eq!(end.dropped_bytes == 0, kept == 3);
+    }
+}
+
+#[test]
+fn zeroes_inside_of_a_cluster_come_with_data_for_the_rest() {
+    let (header, whole) = sample();
+    let seed = Seed::of(&header);
+    let change = |kind, start, count| {
+        let range = SectorRange::new(Sector(start), count).unwrap();
+        Entry::Change(MapRecord { kind, range })
+    };
+    // Cluster 2500, about which the map says nothing yet.
+    let cases = [
+        (
+            change(RecordKind::Zero, 20_003, 5),
+            change(RecordKind::Data, 20_000, 3),
+            true,
+        ),
+        (
+            change(RecordKind::Zero, 20_003, 5),
+            change(RecordKind::Data, 20_000, 2),
+            false,
+        ),
+        (
+            change(RecordKind::Zero, 20_000, 5),
+            change(RecordKind::Data, 20_005, 3),
+            true,
+        ),
+        (
+            change(RecordKind::Zero, 19_992, 9),
+            change(RecordKind::Data, 20_002, 6),
+            false,
+        ),
+        (
+            change(RecordKind::Data, 20_003, 5),
+            change(RecordKind::Data, 20_000, 2),
+            true,
+        ),
+    ];
+    for (first, second, good) in cases {
+        let mut bytes = whole.clone();
+        let commit = Entry::Commit {
+            epoch: Epoch(4),
+            records: 2,
+        };
+        for (sequence, entry) in (10..).zip([first, second, commit]) {
+            bytes.extend_from_slice(&journal::encode(seed, sequence, &entry));
+        }
+        let read = decode_map(&bytes);
+        assert_eq!(read.is_ok(), good, "{first:?}, {second:?}: {read:?}");
+        if let Ok(read) = read {
+            // What is accepted can be written as a checkpoint, and read again.
+            let (_, bytes) = checkpoint::encode(&header.map, 8, &read.set).unwrap();
+            assert_eq!(decode_map(&bytes).unwrap().set, read.set);
+        }
     }
 }
