@@ -470,6 +470,93 @@ fn loom_acknowledged_stays() {
     explore(Some(3), acknowledged_stays);
 }
 
+/// Real threads write, zero and flush all over a disk; in the end journal, map and table agree.
+#[cfg(not(loom))]
+#[test]
+fn many_threads_agree_in_the_end() {
+    stress(true);
+}
+
+/// Real threads write, each its own sector of every cluster, and read back what they wrote; nobody zeroes.
+#[cfg(not(loom))]
+#[test]
+fn many_threads_read_what_they_wrote() {
+    stress(false);
+}
+
+/// Four writers and a collector. Each writer reads back its own sector after every write, unless others may zero it.
+#[cfg(not(loom))]
+fn stress(zeroes: bool) {
+    /// A span and a bit, so that all levels are there.
+    const CLUSTERS: u64 = SPAN_CLUSTERS + 3 * REGION_CLUSTERS;
+    let map = ActiveMap::new(CLUSTERS);
+    let table = Table::new(CLUSTERS);
+    let writers_left = AtomicU64::new(4);
+    let mut journal = SectorSet::empty();
+    std::thread::scope(|scope| {
+        for writer in 0..4u32 {
+            let (map, table, writers_left) = (&map, &table, &writers_left);
+            scope.spawn(move || {
+                let mut random = 0x9e37_79b9_7f4a_7c15u64 ^ u64::from(writer);
+                for round in 0..100_000u32 {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    // Mostly a few clusters in a few regions, at times anywhere.
+                    let at = if round % 16 == 0 {
+                        random % CLUSTERS
+                    } else {
+                        random % 4 * REGION_CLUSTERS + random / 4 % 4
+                    };
+                    let cluster = Cluster(at);
+                    if zeroes && random >> 60 == 0 {
+                        let count = if random >> 56 == 0 {
+                            REGION_CLUSTERS
+                        } else {
+                            1 + random % 3
+                        };
+                        let change = map.zero(cluster, count);
+                        table.refresh(ACTIVE, map, cluster, count, change);
+                        continue;
+                    }
+                    let start = Sector(cluster.first_sector().0 + u64::from(writer));
+                    let change = map.write(SectorRange { start, count: 1 });
+                    table.refresh(ACTIVE, map, cluster, 1, change);
+                    assert_eq!(table.get(cluster).slot, ACTIVE);
+                    let data = map.get(cluster).data;
+                    assert!(zeroes || data.contains(SectorMask::span(writer, 1)));
+                }
+                writers_left.fetch_sub(1, Ordering::Release);
+            });
+        }
+        while writers_left.load(Ordering::Acquire) != 0 {
+            map.collect()
+                .iter()
+                .for_each(|record| journal.apply(record));
+        }
+    });
+    map.collect()
+        .iter()
+        .for_each(|record| journal.apply(record));
+    assert_eq!(journal, map.to_set(), "the journal has everything");
+    for cluster in (0..CLUSTERS).map(Cluster) {
+        let state = map.get(cluster);
+        let slot = if state.is_absent() {
+            LayerSlot::NONE
+        } else {
+            ACTIVE
+        };
+        assert_eq!(
+            table.get(cluster),
+            Resolve {
+                slot,
+                mask: state.data
+            },
+            "the table follows the map"
+        );
+    }
+}
+
 #[cfg(loom)]
 #[test]
 #[should_panic(expected = "the others have the word of the entry")]
