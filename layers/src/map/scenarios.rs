@@ -432,7 +432,7 @@ fn loom_flush_against_zero_of_cluster() {
 
 #[test]
 fn loom_flush_against_zero_of_region() {
-    explore(Some(3), || flush_against_zero(REGION_CLUSTERS));
+    explore(Some(4), || flush_against_zero(REGION_CLUSTERS));
 }
 
 #[test]
@@ -442,7 +442,7 @@ fn loom_write_against_zero_of_cluster() {
 
 #[test]
 fn loom_write_against_zero_of_region() {
-    explore(Some(3), || write_against_zero(REGION_CLUSTERS));
+    explore(Some(4), || write_against_zero(REGION_CLUSTERS));
 }
 
 #[test]
@@ -467,7 +467,7 @@ fn loom_reader_of_first_write() {
 
 #[test]
 fn loom_acknowledged_stays() {
-    explore(Some(3), acknowledged_stays);
+    explore(Some(4), acknowledged_stays);
 }
 
 /// Real threads write, zero and flush all over a disk; in the end journal, map and table agree.
