@@ -158,7 +158,7 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
             check_layer(media, None, layer, &all, options, &mut report);
         }
     }
-    leftovers(media, &mut report)?;
+    leftovers(dir, &mut report)?;
     Ok(report)
 }
 
@@ -219,13 +219,24 @@ fn layer_of(name: &str) -> Option<LayerId> {
     (layer.to_string() == name).then_some(layer)
 }
 
-/// Files of the store's directory that are left from something.
-fn leftovers(media: &Arc<dyn Media>, report: &mut Report) -> Result<()> {
-    let names = media.list(Path::new("")).map_err(|source| Error::Io {
+/// Files beside the catalog that are left from something.
+fn leftovers(dir: &Path, report: &mut Report) -> Result<()> {
+    let fail = |source| Error::Io {
         op: "list",
-        path: media.display_path(Path::new("")),
+        path: dir.to_owned(),
         source,
-    })?;
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(fail)? {
+        names.push(
+            entry
+                .map_err(fail)?
+                .file_name()
+                .to_string_lossy()
+                .into_owned(),
+        );
+    }
+    names.sort();
     for name in names {
         if name.starts_with("catalog.db.new") {
             report.add(

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::memory::{Region, RegionInfo};
 use crate::request::feature::PROTOCOL_FEATURES;
@@ -224,6 +225,38 @@ impl FrontEnd {
         self.wire.is_silent(QUIET)
     }
 
+    /// Sends a message with these flags and returns all replies until the back-end has been quiet for a while.
+    #[track_caller]
+    pub fn replies_to(
+        &self,
+        request: u32,
+        flags: u32,
+        payload: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> Vec<Message> {
+        self.wire
+            .send(request, flags, payload, fds)
+            .expect("the back-end reads");
+        // Whoever answers this has answered what came before.
+        self.wire
+            .send(code::GET_FEATURES, VERSION, &[], &[])
+            .expect("the back-end reads");
+        let mut replies = Vec::new();
+        loop {
+            let reply = self
+                .wire
+                .receive()
+                .expect("a whole reply")
+                .expect("an open connection");
+            replies.push(reply);
+            if self.wire.is_silent(Duration::from_millis(5)) && replies.last().is_some_and(is_probe)
+            {
+                replies.pop();
+                return replies;
+            }
+        }
+    }
+
     /// Whether the back-end hung up, waiting for it.
     pub fn is_closed(&self) -> bool {
         match self.wire.receive() {
@@ -379,6 +412,11 @@ impl FrontEnd {
         let payload = [bytes, offset].map(u64::to_le_bytes).concat();
         self.try_ask(code::SET_LOG_BASE, &payload, &[fd])
     }
+}
+
+/// Whether a reply answers the probe of [`FrontEnd::replies_to`].
+fn is_probe(reply: &Message) -> bool {
+    reply.request == code::GET_FEATURES
 }
 
 /// Whether an error means that the other side hung up.

@@ -6,15 +6,17 @@ use std::time::Instant;
 
 use crate::frontend::{FrontEnd, VringAddresses};
 use crate::memory::{Buffer, GuestMemory};
-use crate::request::feature::{BLK_RO, PROTOCOL_FEATURES, RING_EVENT_IDX, VHOST_LOG_ALL};
+use crate::request::feature::{
+    BLK_RO, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES, RING_EVENT_IDX, VHOST_LOG_ALL,
+};
 use crate::request::header;
 use crate::request::protocol;
 use crate::ring::{Ring, Used};
 use crate::wait::{PATIENCE, readable, take_signals};
 use crate::wire::code;
 
-/// The features that a guest takes from what is offered, unless a test says otherwise.
-pub const USUAL_FEATURES: u64 = !VHOST_LOG_ALL;
+/// The features that a guest takes from what is offered, unless a test says otherwise: all that change no rules.
+pub const USUAL_FEATURES: u64 = !(VHOST_LOG_ALL | NOTIFY_ON_EMPTY);
 /// The protocol features that a front-end takes from what is offered, unless a test says otherwise.
 pub const USUAL_PROTOCOL: u64 = protocol::MQ
     | protocol::LOG_SHMFD

@@ -10,6 +10,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use tempfile::TempDir;
 
+use crate::daemon::stratablk;
 use crate::disk::Disk;
 use crate::guest::{Guest, GuestOptions};
 use crate::pattern;
@@ -54,19 +55,6 @@ impl Program {
             _ => Self::Stratablk,
         }
     }
-}
-
-/// The program under test.
-pub fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("STRATABLK_BIN") {
-        return path.into();
-    }
-    let test = std::env::current_exe().expect("the path of the test program");
-    let profile = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("target/<profile>/deps/<test>");
-    profile.join("stratablk")
 }
 
 /// A back-end that runs.
@@ -141,6 +129,24 @@ impl Server {
     /// The raw image.
     pub fn image(&self) -> PathBuf {
         self.dir.path().join("image")
+    }
+
+    /// The number of its open descriptors once no front-end is connected and it has settled.
+    ///
+    /// # Panics
+    /// When it does not settle.
+    #[track_caller]
+    pub fn idle_fds(&self) -> usize {
+        let mut last = 0;
+        let mut same = 0;
+        let settled = until(|| {
+            let now = self.process.open_fds();
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+            same >= 10
+        });
+        assert!(settled, "the number of descriptors settles");
+        last
     }
 
     /// What it wrote to stderr.
@@ -220,13 +226,8 @@ fn spawn(dir: &Path, options: ServerOptions) -> Process {
     let (image, socket) = (dir.join("image"), dir.join("socket"));
     let mut command = match Program::chosen() {
         Program::Stratablk => {
-            let mut command = Command::new(binary());
-            command
-                .arg("serve")
-                .arg("--blk-file")
-                .arg(image)
-                .arg("--socket-path")
-                .arg(socket);
+            let mut command = stratablk(["serve", "--blk-file"]);
+            command.arg(image).arg("--socket-path").arg(socket);
             command.arg("--queues").arg(options.queues.to_string());
             if options.read_only {
                 command.arg("--read-only");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use crate::memory::{Buffer, GuestMemory};
+use crate::memory::{Buffer, GuestMemory, PAGE};
 use crate::wait::{PATIENCE, event, readable, signal, take_signals};
 
 /// The chain goes on at `next`.
@@ -152,11 +152,13 @@ impl Ring {
         event_idx: bool,
         base: u16,
     ) -> Self {
+        // Each part has pages of its own, so that the marks of a dirty log tell them apart.
         let count = u64::from(size);
+        let pages = |bytes: u64| memory.allocate(bytes.next_multiple_of(PAGE), PAGE);
         let addresses = RingAddresses {
-            descriptors: memory.allocate(DESCRIPTOR_BYTES * count, 4096),
-            available: memory.allocate(6 + 2 * count, 4096),
-            used: memory.allocate(6 + 8 * count, 4096),
+            descriptors: pages(DESCRIPTOR_BYTES * count),
+            available: pages(6 + 2 * count),
+            used: pages(6 + 8 * count),
         };
         let ring = Self {
             memory: Arc::clone(memory),

@@ -174,6 +174,13 @@ impl Wire {
         }))
     }
 
+    /// Waits no longer than that for room to send.
+    pub fn limit_sending(&self, time: Duration) {
+        self.stream
+            .set_write_timeout(Some(time))
+            .expect("a connected socket");
+    }
+
     /// Whether the back-end sends nothing and does not hang up for that time.
     pub fn is_silent(&self, time: Duration) -> bool {
         readable([self.stream.as_fd()], time) == [false]

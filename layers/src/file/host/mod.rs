@@ -125,6 +125,7 @@ impl Media for HostMedia {
         Ok(Arc::new(file::HostFile::new(
             opened.fd,
             opened.direct,
+            opened.in_memory,
             &self.direct,
         )?))
     }
