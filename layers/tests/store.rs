@@ -5,7 +5,10 @@
     clippy::cast_possible_truncation,
     reason = "tests: small numbers, and a panic is the verdict"
 )]
-#![expect(dead_code, reason = "shares the guest and the oracle of the crash tests and uses a part of them")]
+#![expect(
+    dead_code,
+    reason = "shares the guest and the oracle of the crash tests and uses a part of them"
+)]
 
 #[path = "crash/disk.rs"]
 mod disk;
@@ -35,15 +38,23 @@ fn open(dir: &Path, options: &StoreOptions) -> Store {
 fn engines() -> [StoreOptions; 3] {
     [
         StoreOptions::default(),
-        StoreOptions { no_io_uring: true, ..StoreOptions::default() },
-        StoreOptions { direct_io: true, ..StoreOptions::default() },
+        StoreOptions {
+            no_io_uring: true,
+            ..StoreOptions::default()
+        },
+        StoreOptions {
+            direct_io: true,
+            ..StoreOptions::default()
+        },
     ]
 }
 
 /// A raw image of stamped sectors.
 fn base(dir: &Path, sectors: u64) -> std::path::PathBuf {
     let path = dir.join("base.raw");
-    let bytes: Vec<u8> = (0..sectors).flat_map(|sector| stamp(7, sector, 1)).collect();
+    let bytes: Vec<u8> = (0..sectors)
+        .flat_map(|sector| stamp(7, sector, 1))
+        .collect();
     fs::write(&path, bytes).unwrap();
     path
 }
@@ -55,18 +66,25 @@ fn queue(store: &Store, name: &str) -> Queue {
 
 /// Writes the stamp of write `id` to a run of sectors.
 fn write(queue: &mut Queue, start: u64, count: u64, id: u64) {
-    let bytes = (start..start + count).flat_map(|sector| stamp(7, sector, id)).collect();
+    let bytes = (start..start + count)
+        .flat_map(|sector| stamp(7, sector, id))
+        .collect();
     queue.run(Operation::Write(Sector(start)), bytes).0.unwrap();
 }
 
 /// Takes a snapshot of one volume.
 fn snapshot(store: &Store, volume: &str, name: &str) {
-    store.snapshot(name, &Selection::Volumes(vec![volume.to_owned()])).unwrap();
+    store
+        .snapshot(name, &Selection::Volumes(vec![volume.to_owned()]))
+        .unwrap();
 }
 
 /// The source of a clone.
 fn from(volume: &str, snapshot: &str) -> VolumeSource {
-    VolumeSource::Snapshot { volume: volume.into(), snapshot: snapshot.into() }
+    VolumeSource::Snapshot {
+        volume: volume.into(),
+        snapshot: snapshot.into(),
+    }
 }
 
 #[test]
@@ -78,7 +96,9 @@ fn snapshots_and_clones_hold_what_was_there_and_the_base_never_changes() {
         let mut expected = vec![Value::Stamp(1); 100];
         {
             let store = open(dir.path(), &options);
-            store.create_volume("web", &VolumeSource::Base(image.clone())).unwrap();
+            store
+                .create_volume("web", &VolumeSource::Base(image.clone()))
+                .unwrap();
             let mut web = queue(&store, "web");
             write(&mut web, 3, 10, 2);
             expected[3..13].fill(Value::Stamp(2));
@@ -86,7 +106,10 @@ fn snapshots_and_clones_hold_what_was_there_and_the_base_never_changes() {
             let at_first = expected.clone();
             write(&mut web, 8, 1, 3);
             expected[8] = Value::Stamp(3);
-            let range = SectorRange { start: Sector(15), count: 20 };
+            let range = SectorRange {
+                start: Sector(15),
+                count: 20,
+            };
             web.run(Operation::Discard(range), Vec::new()).0.unwrap();
             expected[15..35].fill(Value::Zero);
             write(&mut web, 17, 2, 4);
@@ -100,7 +123,11 @@ fn snapshots_and_clones_hold_what_was_there_and_the_base_never_changes() {
             web.run(Operation::Flush, Vec::new()).0.unwrap();
         }
         let store = open(dir.path(), &options);
-        assert_eq!(queue(&store, "web").read_all(7, 100).unwrap(), expected, "after a restart");
+        assert_eq!(
+            queue(&store, "web").read_all(7, 100).unwrap(),
+            expected,
+            "after a restart"
+        );
         assert_eq!(store.volume_info("web").unwrap().depth, 4);
         assert_eq!(store.volume_info("web").unwrap().snapshots, 2);
         assert_eq!(store.tree(None).unwrap().len(), 5);
@@ -116,7 +143,9 @@ fn random_requests_on_a_deep_chain_agree_with_a_flat_copy() {
         let sectors = 1000;
         let image = base(dir.path(), sectors);
         let mut store = open(dir.path(), &options);
-        store.create_volume("v", &VolumeSource::Base(image)).unwrap();
+        store
+            .create_volume("v", &VolumeSource::Base(image))
+            .unwrap();
         let mut expected = vec![Value::Stamp(1); sectors as usize];
         let mut copies: HashMap<String, Vec<Value>> = HashMap::new();
         for round in 0..40 {
@@ -125,14 +154,19 @@ fn random_requests_on_a_deep_chain_agree_with_a_flat_copy() {
                 let start = random.below(sectors);
                 let count = 1 + random.below((sectors - start).min(64));
                 let (from, to) = (start as usize, (start + count) as usize);
-                let range = SectorRange { start: Sector(start), count };
+                let range = SectorRange {
+                    start: Sector(start),
+                    count,
+                };
                 if random.chance(180) {
                     let id = 2 + round * 100 + step;
                     write(&mut v, start, count, id);
                     expected[from..to].fill(Value::Stamp(id));
                 } else {
                     let unmap = random.chance(128);
-                    v.run(Operation::WriteZeroes { range, unmap }, Vec::new()).0.unwrap();
+                    v.run(Operation::WriteZeroes { range, unmap }, Vec::new())
+                        .0
+                        .unwrap();
                     expected[from..to].fill(Value::Zero);
                 }
             }
@@ -148,7 +182,11 @@ fn random_requests_on_a_deep_chain_agree_with_a_flat_copy() {
         }
         for (name, copy) in copies {
             store.create_volume("c", &from("v", &name)).unwrap();
-            assert_eq!(queue(&store, "c").read_all(7, sectors).unwrap(), copy, "{name}");
+            assert_eq!(
+                queue(&store, "c").read_all(7, sectors).unwrap(),
+                copy,
+                "{name}"
+            );
             store.delete_volume("c").unwrap();
         }
     }
@@ -158,7 +196,9 @@ fn random_requests_on_a_deep_chain_agree_with_a_flat_copy() {
 fn flushes_of_many_queues_all_end_and_snapshots_stop_none_of_them() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), &StoreOptions::default());
-    store.create_volume("v", &VolumeSource::Size(1 << 20)).unwrap();
+    store
+        .create_volume("v", &VolumeSource::Size(1 << 20))
+        .unwrap();
     let volume = store.open_volume("v").unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -173,8 +213,10 @@ fn flushes_of_many_queues_all_end_and_snapshots_stop_none_of_them() {
                         let sector = (id % 200) * 3 + worker;
                         write(&mut queue, sector, 1, id);
                         queue.run(Operation::Flush, Vec::new()).0.unwrap();
-                        let (result, bytes) =
-                            queue.run(Operation::Read(Sector(sector)), vec![0; SECTOR_BYTES as usize]);
+                        let (result, bytes) = queue.run(
+                            Operation::Read(Sector(sector)),
+                            vec![0; SECTOR_BYTES as usize],
+                        );
                         result.unwrap();
                         assert_eq!(bytes, stamp(7, sector, id));
                         id += 1;
@@ -187,7 +229,10 @@ fn flushes_of_many_queues_all_end_and_snapshots_stop_none_of_them() {
             snapshot(&store, "v", &format!("s{number}"));
         }
         stop.store(true, Ordering::Relaxed);
-        let rounds: Vec<u64> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        let rounds: Vec<u64> = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap())
+            .collect();
         assert!(rounds.iter().all(|rounds| *rounds > 0), "{rounds:?}");
     });
     assert_eq!(store.volume_info("v").unwrap().depth, 51);
@@ -197,12 +242,20 @@ fn flushes_of_many_queues_all_end_and_snapshots_stop_none_of_them() {
 fn a_write_of_many_segments_and_a_read_of_many_layers_work() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), &StoreOptions::default());
-    store.create_volume("v", &VolumeSource::Size(4 << 20)).unwrap();
+    store
+        .create_volume("v", &VolumeSource::Size(4 << 20))
+        .unwrap();
     let mut v = queue(&store, "v");
     let memory: Vec<u8> = (0..8192).flat_map(|sector| stamp(7, sector, 9)).collect();
     let cuts: Vec<usize> = (1..2000).map(|cut| cut * 2000 + 3).collect();
     v.context().begin_batch();
-    v.submit(Operation::Write(Sector(0)), Durability::OnCompletion, memory, &cuts, 1);
+    v.submit(
+        Operation::Write(Sector(0)),
+        Durability::OnCompletion,
+        memory,
+        &cuts,
+        1,
+    );
     v.context().kick();
     let ended = loop {
         if let Some(ended) = v.poll().pop() {
@@ -218,7 +271,11 @@ fn a_write_of_many_segments_and_a_read_of_many_layers_work() {
         }
     }
     let values = v.read_all(7, 8192).unwrap();
-    assert!(values.iter().all(|value| matches!(value, Value::Stamp(9..30))));
+    assert!(
+        values
+            .iter()
+            .all(|value| matches!(value, Value::Stamp(9..30)))
+    );
 }
 
 #[test]
@@ -227,7 +284,9 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     let store = open(dir.path(), &StoreOptions::default());
     let files = |path: &Path| fs::read_dir(path).unwrap().count();
     let layers = dir.path().join("store/layers");
-    store.create_volume("v", &VolumeSource::Size(1 << 20)).unwrap();
+    store
+        .create_volume("v", &VolumeSource::Size(1 << 20))
+        .unwrap();
     let known = files(&layers);
     let odd = dir.path().join("odd.raw");
     fs::write(&odd, vec![1; 1000]).unwrap();
@@ -237,7 +296,11 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         ("w", VolumeSource::Size(1000), "multiple of 512"),
         ("w", VolumeSource::Size(0), "multiple of 512"),
         ("w", VolumeSource::Size(1 << 60), "largest disk"),
-        ("w", VolumeSource::Base(dir.path().join("missing.raw")), "missing.raw"),
+        (
+            "w",
+            VolumeSource::Base(dir.path().join("missing.raw")),
+            "missing.raw",
+        ),
         ("w", VolumeSource::Base(odd), "multiple of 512"),
         ("w", from("v", "nothing"), "v@nothing"),
     ];
@@ -250,33 +313,66 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     snapshot(&store, "v", "s");
     let again = store.snapshot("s", &Selection::All).unwrap_err();
     assert!(matches!(again, Error::Exists { .. }), "{again}");
-    let nobody = store.snapshot("t", &Selection::Volumes(vec!["x".into()])).unwrap_err();
+    let nobody = store
+        .snapshot("t", &Selection::Volumes(vec!["x".into()]))
+        .unwrap_err();
     assert!(matches!(nobody, Error::NotFound { .. }), "{nobody}");
     assert_eq!(store.volume_info("v").unwrap().depth, 2);
     let second = Store::open(&dir.path().join("store"), StoreOptions::default()).unwrap_err();
-    assert!(second.to_string().contains(&std::process::id().to_string()), "{second}");
+    assert!(
+        second.to_string().contains(&std::process::id().to_string()),
+        "{second}"
+    );
 }
 
 #[test]
 fn requests_outside_the_disk_or_against_its_mode_fail_and_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), &StoreOptions::default());
-    store.create_volume("v", &VolumeSource::Base(base(dir.path(), 16))).unwrap();
+    store
+        .create_volume("v", &VolumeSource::Base(base(dir.path(), 16)))
+        .unwrap();
     let mut v = queue(&store, "v");
     let sector = || vec![0; SECTOR_BYTES as usize];
     let outside = RequestError::OutOfRange;
-    assert_eq!(v.run(Operation::Write(Sector(16)), sector()).0, Err(outside));
-    assert_eq!(v.run(Operation::Read(Sector(u64::MAX)), sector()).0, Err(outside));
-    assert_eq!(v.run(Operation::Read(Sector(0)), vec![0; 513]).0, Err(outside));
-    let range = SectorRange { start: Sector(15), count: 2 };
+    assert_eq!(
+        v.run(Operation::Write(Sector(16)), sector()).0,
+        Err(outside)
+    );
+    assert_eq!(
+        v.run(Operation::Read(Sector(u64::MAX)), sector()).0,
+        Err(outside)
+    );
+    assert_eq!(
+        v.run(Operation::Read(Sector(0)), vec![0; 513]).0,
+        Err(outside)
+    );
+    let range = SectorRange {
+        start: Sector(15),
+        count: 2,
+    };
     assert_eq!(v.run(Operation::Discard(range), Vec::new()).0, Err(outside));
-    let overflow = SectorRange { start: Sector(u64::MAX), count: 2 };
-    assert_eq!(v.run(Operation::Discard(overflow), Vec::new()).0, Err(outside));
+    let overflow = SectorRange {
+        start: Sector(u64::MAX),
+        count: 2,
+    };
+    assert_eq!(
+        v.run(Operation::Discard(overflow), Vec::new()).0,
+        Err(outside)
+    );
     let mut reader = Queue::new(store.open_volume("v").unwrap().context(true).unwrap());
     let refused = Err(RequestError::ReadOnly);
     assert_eq!(reader.run(Operation::Write(Sector(0)), sector()).0, refused);
-    let range = SectorRange { start: Sector(0), count: 8 };
-    assert_eq!(reader.run(Operation::WriteZeroes { range, unmap: true }, Vec::new()).0, refused);
+    let range = SectorRange {
+        start: Sector(0),
+        count: 8,
+    };
+    assert_eq!(
+        reader
+            .run(Operation::WriteZeroes { range, unmap: true }, Vec::new())
+            .0,
+        refused
+    );
     assert_eq!(v.read_all(7, 16).unwrap(), vec![Value::Stamp(1); 16]);
 }
 
@@ -284,15 +380,24 @@ fn requests_outside_the_disk_or_against_its_mode_fail_and_change_nothing() {
 fn deleting_a_volume_frees_what_no_clone_needs() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), &StoreOptions::default());
-    let layers = || fs::read_dir(dir.path().join("store/layers")).unwrap().count();
-    store.create_volume("v", &VolumeSource::Base(base(dir.path(), 64))).unwrap();
+    let layers = || {
+        fs::read_dir(dir.path().join("store/layers"))
+            .unwrap()
+            .count()
+    };
+    store
+        .create_volume("v", &VolumeSource::Base(base(dir.path(), 64)))
+        .unwrap();
     snapshot(&store, "v", "a");
     snapshot(&store, "v", "b");
     store.create_volume("c", &from("v", "a")).unwrap();
     assert_eq!(layers(), 5, "base, a, b, active, clone");
     store.delete_volume("v").unwrap();
     assert_eq!(layers(), 3, "base, a, clone");
-    assert_eq!(queue(&store, "c").read_all(7, 64).unwrap(), vec![Value::Stamp(1); 64]);
+    assert_eq!(
+        queue(&store, "c").read_all(7, 64).unwrap(),
+        vec![Value::Stamp(1); 64]
+    );
     store.delete_volume("c").unwrap();
     assert_eq!(layers(), 0);
 }
@@ -303,7 +408,9 @@ fn a_changed_base_is_refused_and_other_volumes_go_on() {
     let image = base(dir.path(), 64);
     {
         let store = open(dir.path(), &StoreOptions::default());
-        store.create_volume("v", &VolumeSource::Base(image.clone())).unwrap();
+        store
+            .create_volume("v", &VolumeSource::Base(image.clone()))
+            .unwrap();
         store.create_volume("w", &VolumeSource::Size(4096)).unwrap();
     }
     fs::write(&image, vec![0; 64 * 512]).unwrap();
@@ -317,13 +424,18 @@ fn a_changed_base_is_refused_and_other_volumes_go_on() {
 fn discarded_space_goes_back_to_the_host() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), &StoreOptions::default());
-    store.create_volume("v", &VolumeSource::Size(16 << 20)).unwrap();
+    store
+        .create_volume("v", &VolumeSource::Size(16 << 20))
+        .unwrap();
     let mut v = queue(&store, "v");
     write(&mut v, 0, 8 << 11, 3);
     v.run(Operation::Flush, Vec::new()).0.unwrap();
     let full = store.volume_info("v").unwrap().active_allocated_bytes;
     assert!(full >= 8 << 20, "{full}");
-    let range = SectorRange { start: Sector(0), count: 7 << 11 };
+    let range = SectorRange {
+        start: Sector(0),
+        count: 7 << 11,
+    };
     v.run(Operation::Discard(range), Vec::new()).0.unwrap();
     let left = store.volume_info("v").unwrap().active_allocated_bytes;
     assert!(left <= 2 << 20, "{left} of {full} bytes left");
@@ -333,7 +445,9 @@ fn discarded_space_goes_back_to_the_host() {
 fn a_long_journal_gets_a_checkpoint_by_itself() {
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(open(dir.path(), &StoreOptions::default()));
-    store.create_volume("v", &VolumeSource::Size(1 << 20)).unwrap();
+    store
+        .create_volume("v", &VolumeSource::Size(1 << 20))
+        .unwrap();
     let mut v = queue(&store, "v");
     write(&mut v, 1, 3, 5);
     v.run(Operation::Flush, Vec::new()).0.unwrap();
