@@ -12,6 +12,7 @@
 pub mod canary;
 pub mod catalog;
 mod chain;
+pub mod check;
 mod context;
 pub mod error;
 pub mod file;
@@ -30,6 +31,9 @@ mod paths;
 mod resolve;
 pub mod store;
 pub(crate) mod sync;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+mod test_media;
 pub mod units;
 pub mod volume;
 

@@ -63,11 +63,6 @@ impl Maintenance {
         notes
     }
 
-    /// Takes the volumes that want a checkpoint.
-    pub fn take_checkpoints(&self) -> Vec<String> {
-        std::mem::take(&mut self.lock().checkpoints).into_iter().collect()
-    }
-
     /// Waits for volumes that want a checkpoint; `None` once closed.
     pub fn wait_checkpoints(&self) -> Option<Vec<String>> {
         let mut pending = self.lock();

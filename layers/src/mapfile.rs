@@ -460,3 +460,6 @@ fn write_map(
         header,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -189,8 +189,8 @@ impl Store {
             path: dir.to_owned(),
             source,
         })?;
-        let lock = StoreLock::take(dir)?;
-        let catalog = SqliteCatalog::open(dir)?;
+        let lock = StoreLock::acquire(dir)?;
+        let catalog = SqliteCatalog::open_or_create(dir)?;
         let host = HostOptions { io_uring: !options.no_io_uring, ..HostOptions::default() };
         let media = HostMedia::new(dir.to_owned(), host).map_err(|source| Error::Io {
             op: "open",

@@ -10,7 +10,18 @@ use crate::store::Store;
 use crate::volume::Volume;
 
 impl Store {
-    /// Writes a checkpoint of the active layer of an open volume.
+    /// Writes a checkpoint of the active layer of a volume, so that its journal starts anew. The daemon does it by itself
+    /// when a journal has grown long.
+    ///
+    /// # Errors
+    /// `NotFound`, `Failed`, `Io`.
+    pub fn checkpoint_volume(&self, name: &str) -> Result<()> {
+        let _command = self.command();
+        let volume = self.open_volume_in_command(name)?;
+        self.checkpoint(&volume)
+    }
+
+    /// As `checkpoint_volume`, for a caller who holds the command lock.
     pub(crate) fn checkpoint(&self, volume: &Volume) -> Result<()> {
         volume.flushes().lead_blocking();
         let result = volume.lead_flush().and_then(|()| self.checkpoint_active(volume));

@@ -4,6 +4,7 @@ pub mod clone;
 mod checkpoint;
 mod create;
 mod delete;
+mod lookup;
 mod names;
 mod open;
 pub mod snapshot;

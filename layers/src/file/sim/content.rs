@@ -30,7 +30,10 @@ fn place(sector: u64) -> (u64, std::ops::Range<usize>) {
 impl Content {
     /// A file that holds these bytes.
     pub(super) fn of(bytes: &[u8]) -> Self {
-        let mut content = Self { len: bytes.len() as u64, ..Self::default() };
+        let mut content = Self {
+            len: bytes.len() as u64,
+            ..Self::default()
+        };
         for (sector, bytes) in (0..).zip(bytes.chunks(SECTOR)) {
             let mut whole = [0; SECTOR];
             for (to, from) in whole.iter_mut().zip(bytes) {
@@ -45,7 +48,9 @@ impl Content {
     pub(super) fn sector(&self, sector: u64) -> [u8; SECTOR] {
         let (chunk, range) = place(sector);
         let bytes = self.chunks.get(&chunk).and_then(|chunk| chunk.get(range));
-        bytes.and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; SECTOR])
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .unwrap_or([0; SECTOR])
     }
 
     /// Puts a sector. Does not change the length.
@@ -62,20 +67,25 @@ impl Content {
 
     /// Zeroes whole sectors; chunks that are zeroed whole take no space any more.
     pub(super) fn clear(&mut self, first: u64, count: u64) {
+        self.clear_some(first, count, || true);
+    }
+
+    /// Zeroes those sectors that `chosen` picks. Asks only for sectors in chunks that are there.
+    pub(super) fn clear_some(&mut self, first: u64, count: u64, mut chosen: impl FnMut() -> bool) {
         let end = first.saturating_add(count);
-        let touched: Vec<u64> =
-            self.chunks.range(first / CHUNK_SECTORS..).map(|(chunk, _)| *chunk).collect();
+        let there = first / CHUNK_SECTORS..end.div_ceil(CHUNK_SECTORS);
+        let touched: Vec<u64> = self.chunks.range(there).map(|(chunk, _)| *chunk).collect();
         for chunk in touched {
             let (start, stop) = (chunk * CHUNK_SECTORS, (chunk + 1) * CHUNK_SECTORS);
-            if start >= end {
-                break;
-            }
-            if first <= start && stop <= end {
-                Arc::make_mut(&mut self.chunks).remove(&chunk);
-                continue;
-            }
+            let mut cleared = 0;
             for sector in first.max(start)..end.min(stop) {
-                self.put(sector, &[0; SECTOR]);
+                if chosen() {
+                    self.put(sector, &[0; SECTOR]);
+                    cleared += 1;
+                }
+            }
+            if cleared == CHUNK_SECTORS {
+                Arc::make_mut(&mut self.chunks).remove(&chunk);
             }
         }
     }
@@ -103,7 +113,7 @@ impl Content {
         let first = offset / SECTOR as u64;
         let skip = usize::try_from(offset % SECTOR as u64).unwrap_or(0);
         let mut bytes = vec![0; (skip + data.len()).next_multiple_of(SECTOR)];
-        if skip != 0 || data.len() % SECTOR != 0 {
+        if skip != 0 || !data.len().is_multiple_of(SECTOR) {
             self.read(&mut bytes, first * SECTOR as u64);
         }
         if let Some(place) = bytes.get_mut(skip..skip + data.len()) {

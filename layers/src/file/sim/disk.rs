@@ -9,7 +9,11 @@ use super::faults::Fate;
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     /// Whole sectors; `len` if the file grew to it.
-    Sectors { first: u64, bytes: Arc<[u8]>, len: Option<u64> },
+    Sectors {
+        first: u64,
+        bytes: Arc<[u8]>,
+        len: Option<u64>,
+    },
     /// Whole sectors of zeroes.
     Clear { first: u64, count: u64 },
     /// A new length.
@@ -39,16 +43,7 @@ impl Change {
                     content.len = content.len.max(len);
                 }
             }
-            Self::Clear { first, count } => {
-                let (mut run, end) = (*first, first.saturating_add(*count));
-                for sector in *first..end {
-                    if !survives() {
-                        content.clear(run, sector - run);
-                        run = sector + 1;
-                    }
-                }
-                content.clear(run, end - run);
-            }
+            Self::Clear { first, count } => content.clear_some(*first, *count, survives),
             Self::Len(len) => {
                 if with_len {
                     content.set_len(*len);
@@ -79,7 +74,14 @@ impl Disk {
     /// A file that holds these bytes durably.
     pub(super) fn new(path: Arc<str>, content: Content, mtime_ns: i64) -> Self {
         let durable = content.clone();
-        Self { durable, view: content, unsynced: Vec::new(), synced: 0, mtime_ns, path }
+        Self {
+            durable,
+            view: content,
+            unsynced: Vec::new(),
+            synced: 0,
+            mtime_ns,
+            path,
+        }
     }
 
     /// What reads see.
@@ -97,7 +99,11 @@ impl Disk {
     pub(super) fn write_change(&self, offset: u64, data: &[u8]) -> Change {
         let (first, bytes) = self.view.with_written(offset, data);
         let end = offset + data.len() as u64;
-        Change::Sectors { first, bytes: bytes.into(), len: (end > self.view.len).then_some(end) }
+        Change::Sectors {
+            first,
+            bytes: bytes.into(),
+            len: (end > self.view.len).then_some(end),
+        }
     }
 
     /// Writes.
@@ -108,7 +114,12 @@ impl Disk {
     }
 
     /// Writes those sectors of `data` that `survives` lets.
-    pub(super) fn write_some(&mut self, offset: u64, data: &[u8], mut survives: impl FnMut() -> bool) {
+    pub(super) fn write_some(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        mut survives: impl FnMut() -> bool,
+    ) {
         let mut at = offset;
         let mut rest = data;
         while !rest.is_empty() {
@@ -132,7 +143,9 @@ impl Disk {
     /// The changes that a punch would be. It never changes the length.
     pub(super) fn punch_changes(&self, offset: u64, len: u64) -> Vec<Change> {
         let mut changes = Vec::new();
-        let end = offset.saturating_add(len).min(self.view.len.next_multiple_of(SECTOR as u64));
+        let end = offset
+            .saturating_add(len)
+            .min(self.view.len.next_multiple_of(SECTOR as u64));
         if offset >= end {
             return changes;
         }
@@ -140,7 +153,11 @@ impl Disk {
         let edge = |from: u64, to: u64| {
             let zeroes = vec![0; usize::try_from(to - from).unwrap_or(0)];
             let (first, bytes) = self.view.with_written(from, &zeroes);
-            Change::Sectors { first, bytes: bytes.into(), len: None }
+            Change::Sectors {
+                first,
+                bytes: bytes.into(),
+                len: None,
+            }
         };
         if first > last {
             changes.push(edge(offset, end));
@@ -151,7 +168,10 @@ impl Disk {
             changes.push(edge(offset, head));
         }
         if first < last {
-            changes.push(Change::Clear { first, count: last - first });
+            changes.push(Change::Clear {
+                first,
+                count: last - first,
+            });
         }
         if tail < end {
             changes.push(edge(tail, end));
@@ -173,7 +193,9 @@ impl Disk {
 
     /// How many of the unsynced changes lie before a mark.
     fn covered(&self, mark: u64) -> usize {
-        usize::try_from(mark.saturating_sub(self.synced)).unwrap_or(0).min(self.unsynced.len())
+        usize::try_from(mark.saturating_sub(self.synced))
+            .unwrap_or(0)
+            .min(self.unsynced.len())
     }
 
     /// Makes everything before the mark durable.

@@ -107,7 +107,10 @@ pub(super) enum Fate {
     All,
     None,
     /// `of_256` of 256 sectors.
-    Some { random: Random, of_256: u64 },
+    Some {
+        random: Random,
+        of_256: u64,
+    },
 }
 
 impl Fate {
@@ -115,7 +118,10 @@ impl Fate {
         match survival {
             Survival::Everything => Self::All,
             Survival::Nothing => Self::None,
-            Survival::Seeded(seed) => Self::Some { random: Random::new(seed), of_256: 128 },
+            Survival::Seeded(seed) => Self::Some {
+                random: Random::new(seed),
+                of_256: 128,
+            },
         }
     }
 
@@ -123,7 +129,10 @@ impl Fate {
     pub(super) fn draw_share(&mut self) {
         if let Self::Some { random, of_256 } = self {
             const SHARES: [u64; 5] = [0, 16, 128, 240, 256];
-            *of_256 = SHARES.get(random.index(SHARES.len())).copied().unwrap_or(128);
+            *of_256 = SHARES
+                .get(random.index(SHARES.len()))
+                .copied()
+                .unwrap_or(128);
         }
     }
 

@@ -51,13 +51,23 @@ fn not_found() -> io::Error {
 impl Names {
     /// Two empty roots.
     pub(super) fn new() -> Self {
-        let roots = [(STORE_ROOT, Directory::default()), (HOST_ROOT, Directory::default())];
-        Self { directories: BTreeMap::from(roots), unsynced: Vec::new() }
+        let roots = [
+            (STORE_ROOT, Directory::default()),
+            (HOST_ROOT, Directory::default()),
+        ];
+        Self {
+            directories: BTreeMap::from(roots),
+            unsynced: Vec::new(),
+        }
     }
 
     /// What a path leads to.
     pub(super) fn find(&self, path: &Path) -> io::Result<Inode> {
-        let mut at = if path.is_absolute() { HOST_ROOT } else { STORE_ROOT };
+        let mut at = if path.is_absolute() {
+            HOST_ROOT
+        } else {
+            STORE_ROOT
+        };
         for component in path.components() {
             match component {
                 Component::RootDir | Component::CurDir => {}
@@ -132,7 +142,10 @@ impl Names {
 
     /// Takes a directory out with all in it: from the inside to the outside, each name a change of its own.
     pub(super) fn remove_all(&mut self, parent: Inode, name: Arc<str>, inode: Inode) {
-        let inner = self.directories.get(&inode).map(|directory| Arc::clone(&directory.view));
+        let inner = self
+            .directories
+            .get(&inode)
+            .map(|directory| Arc::clone(&directory.view));
         for (inner_name, inner_inode) in inner.iter().flat_map(|entries| entries.iter()) {
             self.remove_all(inode, Arc::clone(inner_name), *inner_inode);
         }
@@ -150,7 +163,10 @@ impl Names {
         let mut needed = BTreeSet::from([directory]);
         let mut keep = vec![false; self.unsynced.len()];
         for (change, keep) in self.unsynced.iter().zip(&mut keep).rev() {
-            *keep = change.edits.iter().all(|(directory, ..)| !needed.contains(directory));
+            *keep = change
+                .edits
+                .iter()
+                .all(|(directory, ..)| !needed.contains(directory));
             if !*keep {
                 needed.extend(change.edits.iter().map(|(directory, ..)| *directory));
             }
@@ -181,9 +197,10 @@ impl Names {
             *count = fate.prefix(*count);
         }
         for change in &self.unsynced {
-            let survives = change.edits.iter().all(|(directory, ..)| {
-                left.get(directory).is_some_and(|left| *left > 0)
-            });
+            let survives = change
+                .edits
+                .iter()
+                .all(|(directory, ..)| left.get(directory).is_some_and(|left| *left > 0));
             for (directory, ..) in &change.edits {
                 if let Some(left) = left.get_mut(directory) {
                     *left = if survives { left.saturating_sub(1) } else { 0 };
@@ -196,9 +213,14 @@ impl Names {
         for directory in directories.values_mut() {
             directory.view = Arc::clone(&directory.durable);
         }
-        let mut names = Self { directories, unsynced: Vec::new() };
+        let mut names = Self {
+            directories,
+            unsynced: Vec::new(),
+        };
         let reachable = names.reachable();
-        names.directories.retain(|inode, _| reachable.contains(inode));
+        names
+            .directories
+            .retain(|inode, _| reachable.contains(inode));
         names
     }
 
@@ -207,10 +229,19 @@ impl Names {
         let mut reached = BTreeSet::from([STORE_ROOT, HOST_ROOT]);
         let mut todo = vec![STORE_ROOT, HOST_ROOT];
         while let Some(inode) = todo.pop() {
-            let Some(directory) = self.directories.get(&inode) else { continue };
+            let Some(directory) = self.directories.get(&inode) else {
+                continue;
+            };
             let changed = self.unsynced.iter().flat_map(|change| &change.edits);
-            let added = changed.filter(|(at, ..)| *at == inode).filter_map(|(.., added)| added.as_ref());
-            for next in directory.view.values().chain(directory.durable.values()).chain(added) {
+            let added = changed
+                .filter(|(at, ..)| *at == inode)
+                .filter_map(|(.., added)| added.as_ref());
+            for next in directory
+                .view
+                .values()
+                .chain(directory.durable.values())
+                .chain(added)
+            {
                 if reached.insert(*next) {
                     todo.push(*next);
                 }
@@ -221,9 +252,14 @@ impl Names {
 
     /// Forgets directories that nothing leads to, and what was changed in them.
     pub(super) fn forget_all_but(&mut self, reachable: &BTreeSet<Inode>) {
-        self.directories.retain(|inode, _| reachable.contains(inode));
-        self.unsynced
-            .retain(|change| change.edits.iter().any(|(directory, ..)| reachable.contains(directory)));
+        self.directories
+            .retain(|inode, _| reachable.contains(inode));
+        self.unsynced.retain(|change| {
+            change
+                .edits
+                .iter()
+                .any(|(directory, ..)| reachable.contains(directory))
+        });
     }
 }
 

@@ -1,0 +1,434 @@
+//! The command line: parses it, does what it says, prints the result, and turns it all into an exit code.
+//!
+//! Results go to stdout, as text or (`--json`) as exactly one JSON document. Errors go to stderr, as a line or as
+//! `{"error": {...}}`. The exit code is 0 if it was done, 1 if it was refused or failed, 2 if it was not understood.
+
+pub mod args;
+mod check;
+mod client;
+mod output;
+mod size;
+mod table;
+mod tree;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use hyper::Method;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use stratablk_layers::store::StoreOptions;
+
+use self::args::{
+    CheckArgs, Cli, Command, ServeArgs, SnapshotCommand, SourceArgs, VolumeCommand,
+    with_serve_implied,
+};
+use self::client::{Client, ClientError, encoded};
+use crate::config::{DiskSocket, OneDisk, ServeConfig, Target, inherit_socket};
+use crate::control::timestamp::Timestamp;
+use crate::control::types::{
+    AttachmentRequest, ErrorBody, ErrorDetail, ErrorKind, SnapshotList, SnapshotRef,
+    SnapshotReport, SnapshotRequest, Tree, Volume, VolumeList, VolumeRequest,
+};
+use crate::daemon;
+
+/// The control socket where nothing else is said, if it is there.
+const CONTROL_DEFAULT: &str = "/run/stratablk/control.sock";
+/// Refused or failed.
+const EXIT_FAILED: u8 = 1;
+/// Not understood.
+const EXIT_USAGE: u8 = 2;
+
+/// How a command failed.
+#[derive(Debug)]
+enum Failure {
+    /// It was refused or failed: exit code 1.
+    Failed(ErrorDetail),
+    /// It was not understood: exit code 2.
+    Usage(String),
+}
+
+impl Failure {
+    /// A failure in words, of this kind.
+    fn of(kind: ErrorKind, message: impl ToString) -> Self {
+        Self::Failed(ErrorDetail {
+            kind,
+            field: None,
+            message: message.to_string(),
+        })
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Refused(detail) => Self::Failed(detail),
+            ClientError::NoDaemon { .. } => Self::of(ErrorKind::Unavailable, error),
+            ClientError::Connect { .. } | ClientError::Broken { .. } => {
+                Self::of(ErrorKind::Io, error)
+            }
+        }
+    }
+}
+
+/// What a command has to say when it is done.
+struct Done {
+    /// For `--json`.
+    json: Value,
+    /// For people.
+    text: String,
+    /// 0, or another code for a result that is bad news.
+    code: u8,
+}
+
+impl Done {
+    /// Good news.
+    const fn new(json: Value, text: String) -> Self {
+        Self {
+            json,
+            text,
+            code: 0,
+        }
+    }
+}
+
+/// Does what the arguments say.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(with_serve_implied(args)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody may be reading; the code says it as well.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE));
+        }
+    };
+    let json = cli.json;
+    match dispatch(cli) {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(done)) => print(&done, json),
+        Err(failure) => report(failure, json),
+    }
+}
+
+/// Prints a result. A reader that has gone (`| head`) is no failure of the command.
+fn print(done: &Done, json: bool) -> ExitCode {
+    let mut out = io::stdout().lock();
+    let written = if json {
+        serde_json::to_string_pretty(&done.json)
+            .map_err(io::Error::from)
+            .and_then(|text| writeln!(out, "{text}"))
+    } else {
+        out.write_all(done.text.as_bytes())
+    };
+    match written.and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("stratablk: the result could not be printed: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+        _ => ExitCode::from(done.code),
+    }
+}
+
+/// Prints a failure and returns its code.
+fn report(failure: Failure, json: bool) -> ExitCode {
+    let (detail, code) = match failure {
+        Failure::Failed(detail) => (detail, EXIT_FAILED),
+        Failure::Usage(message) => (
+            ErrorDetail {
+                kind: ErrorKind::Invalid,
+                field: None,
+                message,
+            },
+            EXIT_USAGE,
+        ),
+    };
+    if json {
+        eprintln!("{}", json!(ErrorBody { error: detail }));
+    } else {
+        eprintln!("stratablk: {}", detail.message);
+    }
+    ExitCode::from(code)
+}
+
+/// Carries the command out. `None` if it has printed what there was to print.
+fn dispatch(cli: Cli) -> Result<Option<Done>, Failure> {
+    if cli.print_capabilities {
+        return Ok(Some(capabilities()));
+    }
+    let command = match cli.command {
+        Some(command) => command,
+        None => {
+            let mut help = Cli::command();
+            return Err(Failure::Usage(format!(
+                "no command given\n\n{}",
+                help.render_help()
+            )));
+        }
+    };
+    match command {
+        Command::Serve(args) => serve(args, cli.control, cli.json).map(|()| None),
+        Command::Check(args) => check_store(&args).map(Some),
+        command => {
+            let client = Client::new(&control_path(cli.control)?);
+            ask(&client, command).map(Some)
+        }
+    }
+}
+
+/// What management software reads before it starts a vhost-user back-end program.
+fn capabilities() -> Done {
+    let json = json!({ "type": "block", "features": ["read-only", "blk-file"] });
+    let text = format!("{json}\n");
+    Done::new(json, text)
+}
+
+/// The control socket to talk to.
+fn control_path(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    if let Some(path) = given {
+        return Ok(path);
+    }
+    let default = Path::new(CONTROL_DEFAULT);
+    if default.exists() {
+        return Ok(default.to_owned());
+    }
+    Err(Failure::Usage(format!(
+        "which daemon? Give its control socket with --control PATH or in STRATABLK_CONTROL; \
+         it is DIR/control.sock of `stratablk serve --store DIR` ({CONTROL_DEFAULT} is not there)"
+    )))
+}
+
+/// Runs the daemon.
+fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Failure> {
+    // Before anything opens a file that could get the number.
+    let inherited = args.fd.map(|fd| {
+        inherit_socket(fd).map_err(|error| {
+            Failure::of(
+                ErrorKind::Invalid,
+                format!("--fd {fd}: {error}; pass an open Unix socket"),
+            )
+        })
+    });
+    let inherited = inherited.transpose()?;
+    let filter = args
+        .log
+        .parse::<tracing_subscriber::EnvFilter>()
+        .map_err(|error| {
+            Failure::Usage(format!(
+                "--log {:?}: {error}; try info or stratablk=debug",
+                args.log
+            ))
+        })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .init();
+
+    let target = match (args.store, args.blk_file) {
+        (Some(dir), None) => Target::Store(dir),
+        (None, Some(file)) => {
+            let socket = match (args.socket_path, inherited) {
+                (Some(path), None) => DiskSocket::Path(path),
+                (None, Some(fd)) => DiskSocket::Inherited(fd),
+                _ => return Err(Failure::Usage("give either --socket-path or --fd".into())),
+            };
+            let (queues, read_only) = (args.queues, args.read_only);
+            Target::Disk(OneDisk {
+                file,
+                socket,
+                queues,
+                read_only,
+            })
+        }
+        _ => return Err(Failure::Usage("give either --store or --blk-file".into())),
+    };
+    daemon::run(ServeConfig {
+        target,
+        control,
+        control_group: args.control_group,
+        workers: args.workers.map(usize::from),
+        store_options: StoreOptions {
+            direct_io: args.direct_io,
+            no_io_uring: args.no_io_uring,
+        },
+        json,
+    })
+    .map_err(|error| Failure::of(error.kind(), error))
+}
+
+/// Verifies a store.
+fn check_store(args: &CheckArgs) -> Result<Done, Failure> {
+    let outcome = check::run(args)
+        .map_err(|error| Failure::Failed(crate::control::error::ApiError::from(error).detail))?;
+    let code = if outcome.sound { 0 } else { EXIT_FAILED };
+    Ok(Done {
+        json: outcome.json,
+        text: outcome.text,
+        code,
+    })
+}
+
+/// Asks the daemon for what a command wants.
+fn ask(client: &Client, command: Command) -> Result<Done, Failure> {
+    match command {
+        Command::Volume(command) => volume(client, command),
+        Command::Snapshot(command) => snapshot(client, command),
+        Command::Clone { from, name } => {
+            let source = SourceArgs {
+                size: None,
+                base: None,
+                from: Some(from),
+            };
+            create_volume(client, name, source)
+        }
+        Command::Tree { volume } => {
+            let json = client.call(Method::GET, &filtered("/v1/tree", volume.as_deref()), None)?;
+            let tree: Tree = read(&json)?;
+            let text = if tree.layers.is_empty() {
+                "no layers yet\n".to_owned()
+            } else {
+                tree::draw(&tree.layers)
+            };
+            Ok(Done::new(json, text))
+        }
+        Command::Serve(_) | Command::Check(_) => Err(Failure::of(
+            ErrorKind::Internal,
+            "this command needs no daemon",
+        )),
+    }
+}
+
+/// Carries out a command on volumes.
+fn volume(client: &Client, command: VolumeCommand) -> Result<Done, Failure> {
+    match command {
+        VolumeCommand::Create { name, source } => create_volume(client, name, source),
+        VolumeCommand::List => {
+            let json = client.call(Method::GET, "/v1/volumes", None)?;
+            let text = output::volumes(&read::<VolumeList>(&json)?);
+            Ok(Done::new(json, text))
+        }
+        VolumeCommand::Show { name } => {
+            let json = client.call(Method::GET, &volume_target(&name), None)?;
+            let text = output::volume(&read(&json)?, Timestamp::now());
+            Ok(Done::new(json, text))
+        }
+        VolumeCommand::Delete { name } => {
+            let json = client.call(Method::DELETE, &volume_target(&name), None)?;
+            Ok(Done::new(json, format!("volume {name} deleted\n")))
+        }
+        VolumeCommand::Attach {
+            name,
+            socket,
+            queues,
+            read_only,
+        } => {
+            let socket = absolute("--socket", &socket)?;
+            let request = json!(AttachmentRequest {
+                socket,
+                queues,
+                read_only
+            });
+            let target = volume_target(&name) + "/attachment";
+            let json = client.call(Method::PUT, &target, Some(&request))?;
+            let volume: Volume = read(&json)?;
+            let socket = volume.attachment.map(|a| a.socket).unwrap_or_default();
+            Ok(Done::new(
+                json,
+                format!("volume {name} is served on {socket}\n"),
+            ))
+        }
+        VolumeCommand::Detach { name } => {
+            let target = volume_target(&name) + "/attachment";
+            let json = client.call(Method::DELETE, &target, None)?;
+            Ok(Done::new(json, format!("volume {name} detached\n")))
+        }
+    }
+}
+
+/// Creates a volume.
+fn create_volume(client: &Client, name: String, source: SourceArgs) -> Result<Done, Failure> {
+    let base = source
+        .base
+        .as_deref()
+        .map(|path| absolute("--base", path))
+        .transpose()?;
+    let from = source.from.as_ref().map(SnapshotRef::to_string);
+    let request = VolumeRequest {
+        name,
+        size_bytes: source.size,
+        base,
+        from: source.from,
+    };
+    let json = client.call(Method::POST, "/v1/volumes", Some(&json!(request)))?;
+    let volume: Volume = read(&json)?;
+    let over = match (&request.base, from) {
+        (Some(base), _) => format!(" over {base}, which must not change from now on"),
+        (None, Some(from)) => format!(" from {from}"),
+        (None, None) => String::new(),
+    };
+    let size = size::show(volume.size_bytes);
+    Ok(Done::new(
+        json,
+        format!("volume {} of {size} created{over}\n", volume.name),
+    ))
+}
+
+/// Carries out a command on snapshots.
+fn snapshot(client: &Client, command: SnapshotCommand) -> Result<Done, Failure> {
+    match command {
+        SnapshotCommand::Create { name, volumes, all } => {
+            let request = json!(SnapshotRequest {
+                name: name.clone(),
+                volumes,
+                all
+            });
+            let json = client.call(Method::POST, "/v1/snapshots", Some(&request))?;
+            let text = output::report(&name, &read::<SnapshotReport>(&json)?);
+            Ok(Done::new(json, text))
+        }
+        SnapshotCommand::List { volume } => {
+            let target = filtered("/v1/snapshots", volume.as_deref());
+            let json = client.call(Method::GET, &target, None)?;
+            let text = output::snapshots(&read::<SnapshotList>(&json)?.snapshots, Timestamp::now());
+            Ok(Done::new(json, text))
+        }
+    }
+}
+
+/// The route of a volume.
+fn volume_target(name: &str) -> String {
+    format!("/v1/volumes/{}", encoded(name))
+}
+
+/// A route, restricted to a volume if one is given.
+fn filtered(route: &str, volume: Option<&str>) -> String {
+    volume.map_or_else(
+        || route.to_owned(),
+        |name| format!("{route}?volume={}", encoded(name)),
+    )
+}
+
+/// A path for the daemon, whose working directory is another one.
+fn absolute(option: &str, path: &Path) -> Result<String, Failure> {
+    let absolute = std::path::absolute(path).map_err(|error| {
+        Failure::of(
+            ErrorKind::Invalid,
+            format!("{option} {}: {error}", path.display()),
+        )
+    })?;
+    absolute.into_os_string().into_string().map_err(|path| {
+        let what = format!("{option} {}: the path must be UTF-8", path.display());
+        Failure::of(ErrorKind::Invalid, what)
+    })
+}
+
+/// A reply as its type.
+fn read<T: DeserializeOwned>(json: &Value) -> Result<T, Failure> {
+    T::deserialize(json).map_err(|error| {
+        let what = format!("the daemon's reply is not what this version expects: {error}");
+        Failure::of(ErrorKind::Internal, what)
+    })
+}

@@ -1,0 +1,81 @@
+//! What `stratablk serve` was asked to do, checked and free of the command line.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use stratablk_layers::store::StoreOptions;
+
+/// Where the front-end of one-disk mode connects.
+#[derive(Debug)]
+pub enum DiskSocket {
+    /// A socket to listen on at this path.
+    Path(PathBuf),
+    /// A socket that the process was started with, listening or connected.
+    Inherited(OwnedFd),
+}
+
+/// One disk without any set-up: `serve --blk-file`.
+#[derive(Debug)]
+pub struct OneDisk {
+    /// The raw image, never written.
+    pub file: PathBuf,
+    /// Where the front-end connects.
+    pub socket: DiskSocket,
+    /// How many virtqueues are offered.
+    pub queues: u16,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+}
+
+/// What is served.
+#[derive(Debug)]
+pub enum Target {
+    /// A store with whatever is attached in it.
+    Store(PathBuf),
+    /// One disk, its store beside its file.
+    Disk(OneDisk),
+}
+
+/// All of `stratablk serve`.
+#[derive(Debug)]
+pub struct ServeConfig {
+    /// What is served.
+    pub target: Target,
+    /// The control socket; `None` for the one in the store.
+    pub control: Option<PathBuf>,
+    /// The group that may use the control socket too.
+    pub control_group: Option<String>,
+    /// Worker threads an attachment, at most; `None` for one a CPU.
+    pub workers: Option<usize>,
+    /// How the store is opened.
+    pub store_options: StoreOptions,
+    /// Whether to print one JSON document on stdout once ready.
+    pub json: bool,
+}
+
+/// Takes over a socket that the process was started with (`--fd N`). Must be called before anything else of the process
+/// opens files, and once for each number.
+///
+/// # Errors
+/// The number is not that of an open socket.
+pub fn inherit_socket(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd <= 2 {
+        let what = "0 to 2 are standard input, output and error";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    // Asked through /proc first, so that a wrong number never becomes an `OwnedFd`.
+    let target = std::fs::read_link(format!("/proc/self/fd/{fd}"))
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no file is open there"))?;
+    if !target.to_string_lossy().starts_with("socket:") {
+        let what = format!("{} is not a socket", target.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    #[expect(unsafe_code, reason = "only a number crosses an exec")]
+    // SAFETY:
+    // - `fd` is open, as /proc just said, and no other thread runs yet that could close it.
+    // - Nobody else owns it: it came with the exec, and this function is called once, before files are opened.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(owned)
+}

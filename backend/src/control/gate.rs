@@ -1,0 +1,83 @@
+//! How commands get from the control thread to a thread that may block: a bounded number at once, none after closing,
+//! and each to its end even if its client leaves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::commands::Commands;
+use super::error::{ApiError, Result};
+
+/// Commands that run at once; more wait for their turn. Each has a thread while it runs.
+pub const COMMANDS_MAX: u32 = 32;
+
+/// The way to the commands.
+#[derive(Debug)]
+pub struct Gate {
+    /// What passes goes to these.
+    commands: Arc<Commands>,
+    /// One permit a running command.
+    permits: Arc<Semaphore>,
+    /// Whether the daemon is about to exit.
+    closing: AtomicBool,
+}
+
+impl Gate {
+    /// An open gate before the commands.
+    pub fn new(commands: Arc<Commands>) -> Self {
+        let permits = Arc::new(Semaphore::new(COMMANDS_MAX as usize));
+        Self {
+            commands,
+            permits,
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    /// The commands themselves, for what does not block.
+    pub const fn commands(&self) -> &Arc<Commands> {
+        &self.commands
+    }
+
+    /// Runs a command on a thread that may block, and waits for it. Dropping the future does not stop the command.
+    ///
+    /// # Errors
+    /// Those of the command; `Unavailable` once the gate is closed; `Internal` if the command panicked.
+    pub async fn run<T, F>(&self, command: F) -> Result<T>
+    where
+        F: FnOnce(&Commands) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let leaving = || ApiError::unavailable("the daemon is about to exit");
+        // ORDERING: Relaxed; only a short cut for newcomers, the closed semaphore is what counts.
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(leaving());
+        }
+        let permit = Arc::clone(&self.permits)
+            .acquire_owned()
+            .await
+            .map_err(|_| leaving())?;
+        let commands = Arc::clone(&self.commands);
+        let task = tokio::task::spawn_blocking(move || {
+            // Held by the thread, not by the client's future: it ends with the command.
+            let _permit = permit;
+            command(&commands)
+        });
+        task.await.unwrap_or_else(|error| {
+            tracing::error!("a control command panicked: {error}");
+            Err(ApiError::internal(
+                "the command failed inside the daemon; see its log",
+            ))
+        })
+    }
+
+    /// Lets no new command in and waits for those inside, at most `patience`. Says whether all have ended.
+    pub async fn close(&self, patience: Duration) -> bool {
+        // ORDERING: Relaxed; see `run`.
+        self.closing.store(true, Ordering::Relaxed);
+        let all = tokio::time::timeout(patience, self.permits.acquire_many(COMMANDS_MAX)).await;
+        self.permits.close();
+        all.is_ok()
+    }
+}

@@ -1,0 +1,261 @@
+//! The text of `GET /metrics`, in the exposition format of Prometheus (version 0.0.4), written by hand since it is a
+//! dozen lines: families with help and type, samples with escaped labels.
+
+use std::fmt::Write;
+
+use super::types::{AttachmentState, RequestCounts, Status, Volume};
+
+/// The content type of the format.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What a family's values do over time.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Goes up and down.
+    Gauge,
+    /// Only goes up, from 0 at each attachment.
+    Counter,
+}
+
+/// How a sample is read from its source.
+type Value<T> = fn(&T) -> u64;
+/// A family with one sample a volume: its name, its help, its value.
+type Family<T> = (&'static str, &'static str, Value<T>);
+
+/// Writes families into a text.
+#[derive(Debug, Default)]
+struct Encoder {
+    /// What was written so far.
+    text: String,
+}
+
+impl Encoder {
+    /// Writes a family: its head, then a sample for each list of labels.
+    fn family<'a>(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        help: &str,
+        samples: impl IntoIterator<Item = (Vec<(&'a str, &'a str)>, u64)>,
+    ) {
+        let kind = match kind {
+            Kind::Gauge => "gauge",
+            Kind::Counter => "counter",
+        };
+        // Writing into a String cannot fail.
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        for (labels, value) in samples {
+            self.text.push_str(name);
+            let mut separator = '{';
+            for (label, text) in &labels {
+                let _ = write!(self.text, "{separator}{label}=\"{}\"", escaped(text));
+                separator = ',';
+            }
+            if !labels.is_empty() {
+                self.text.push('}');
+            }
+            let _ = writeln!(self.text, " {value}");
+        }
+    }
+}
+
+/// The value of a label, with the three characters escaped that the format gives a meaning.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+/// The metrics of the daemon and its volumes.
+pub fn text(status: &Status, volumes: &[Volume]) -> String {
+    let mut out = Encoder::default();
+    let build = vec![
+        ("version", status.version.as_str()),
+        ("store", status.store_id.as_str()),
+    ];
+    out.family(
+        "stratablk_info",
+        Kind::Gauge,
+        "The daemon and its store.",
+        [(build, 1)],
+    );
+    let plain: [(&str, &str, u64); 3] = [
+        (
+            "stratablk_uptime_seconds",
+            "Seconds since the daemon started.",
+            status.uptime_s,
+        ),
+        ("stratablk_volumes", "Volumes of the store.", status.volumes),
+        (
+            "stratablk_volumes_connected",
+            "Volumes with a front-end.",
+            status.connected,
+        ),
+    ];
+    for (name, help, value) in plain {
+        out.family(name, Kind::Gauge, help, [(Vec::new(), value)]);
+    }
+
+    let gauges: [Family<Volume>; 7] = [
+        ("stratablk_volume_size_bytes", "Size of the disk.", |v| {
+            v.size_bytes
+        }),
+        (
+            "stratablk_volume_allocated_bytes",
+            "Bytes the active layer takes.",
+            |v| v.allocated_bytes,
+        ),
+        (
+            "stratablk_volume_depth_layers",
+            "Layers from base to active.",
+            |v| v.depth,
+        ),
+        (
+            "stratablk_volume_snapshots",
+            "Snapshots of the volume.",
+            |v| v.snapshots,
+        ),
+        (
+            "stratablk_volume_failed",
+            "1 if the volume takes no more writes.",
+            |v| u64::from(v.failure.is_some()),
+        ),
+        (
+            "stratablk_volume_connected",
+            "1 if a front-end is connected.",
+            |v| {
+                u64::from(
+                    v.attachment
+                        .as_ref()
+                        .is_some_and(|a| a.state == AttachmentState::Connected),
+                )
+            },
+        ),
+        (
+            "stratablk_volume_rings_running",
+            "Virtqueues the guest has started.",
+            |v| v.attachment.as_ref().map_or(0, |a| a.rings_running),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        let samples = volumes
+            .iter()
+            .map(|v| (vec![("volume", v.name.as_str())], value(v)));
+        out.family(name, Kind::Gauge, help, samples);
+    }
+
+    let attached: Vec<(&str, &RequestCounts)> = volumes
+        .iter()
+        .filter_map(|v| Some((v.name.as_str(), &v.attachment.as_ref()?.requests)))
+        .collect();
+    let types: [(&str, Value<RequestCounts>); 4] = [
+        ("read", |r| r.reads),
+        ("write", |r| r.writes),
+        ("flush", |r| r.flushes),
+        ("discard", |r| r.discards),
+    ];
+    let samples = attached.iter().flat_map(|(volume, requests)| {
+        types
+            .iter()
+            .map(|(kind, value)| (vec![("volume", *volume), ("type", *kind)], value(requests)))
+    });
+    out.family(
+        "stratablk_requests_total",
+        Kind::Counter,
+        "Requests of the guest.",
+        samples,
+    );
+    let counters: [Family<RequestCounts>; 3] = [
+        (
+            "stratablk_read_bytes_total",
+            "Bytes read by the guest.",
+            |r| r.read_bytes,
+        ),
+        (
+            "stratablk_written_bytes_total",
+            "Bytes written by the guest.",
+            |r| r.written_bytes,
+        ),
+        (
+            "stratablk_request_errors_total",
+            "Requests that ended with an error.",
+            |r| r.errors,
+        ),
+    ];
+    for (name, help, value) in counters {
+        let samples = attached
+            .iter()
+            .map(|(volume, requests)| (vec![("volume", *volume)], value(requests)));
+        out.family(name, Kind::Counter, help, samples);
+    }
+    out.text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::timestamp::Timestamp;
+    use crate::control::types::Attachment;
+
+    /// A volume that is attached.
+    fn volume(name: &str) -> Volume {
+        Volume {
+            name: name.into(),
+            size_bytes: 4096,
+            depth: 2,
+            base: None,
+            active_layer: String::new(),
+            allocated_bytes: 512,
+            snapshots: 1,
+            created: Timestamp(0),
+            failure: Some("broken".into()),
+            attachment: Some(Attachment {
+                socket: "/s".into(),
+                queues: 1,
+                read_only: false,
+                state: AttachmentState::Connected,
+                rings_running: 1,
+                error: None,
+                requests: RequestCounts {
+                    reads: 7,
+                    read_bytes: 3584,
+                    ..Default::default()
+                },
+            }),
+        }
+    }
+
+    #[test]
+    fn every_line_is_a_comment_or_a_sample() {
+        let status = Status {
+            version: "1.2.3".into(),
+            pid: 1,
+            store_id: "id".into(),
+            store: "/store".into(),
+            uptime_s: 9,
+            volumes: 1,
+            connected: 1,
+        };
+        let text = text(&status, &[volume("web"), volume("a\"b\\c\nd")]);
+        for line in [
+            "# TYPE stratablk_requests_total counter",
+            "stratablk_info{version=\"1.2.3\",store=\"id\"} 1",
+            "stratablk_uptime_seconds 9",
+            "stratablk_volume_failed{volume=\"web\"} 1",
+            "stratablk_volume_connected{volume=\"web\"} 1",
+            "stratablk_requests_total{volume=\"web\",type=\"read\"} 7",
+            "stratablk_read_bytes_total{volume=\"a\\\"b\\\\c\\nd\"} 3584",
+        ] {
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing from\n{text}"
+            );
+        }
+        for line in text.lines().filter(|l| !l.starts_with("# ")) {
+            let (name, value) = line.rsplit_once(' ').unwrap_or_default();
+            assert!(name.starts_with("stratablk_"), "{line}");
+            assert!(value.parse::<u64>().is_ok(), "{line}");
+        }
+        assert!(text.ends_with('\n'));
+    }
+}

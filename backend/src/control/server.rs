@@ -1,0 +1,120 @@
+//! Accepts connections on the control socket and serves HTTP/1.1 on each, within limits on everything a client decides.
+
+use std::io::ErrorKind;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::stall::StallLimit;
+
+/// Connections at once.
+pub const CONNECTIONS_MAX: usize = 256;
+/// Bytes of the head of a request.
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Header lines of a request.
+const HEADERS_MAX: usize = 64;
+/// How long a client may take to send the head of its next request, or keep a connection idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may leave a reply unread.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long replies under way may take once the daemon is about to exit.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The wait after a failed accept (no file descriptors left), so that it does not become a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The reply to a connection too many.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n\
+    Content-Length: 98\r\n\r\n\
+    {\"error\":{\"kind\":\"unavailable\",\"field\":null,\"message\":\"too many control connections; close some\"}}";
+
+/// Serves until `stop` turns true, then lets replies under way end. Connections too many are refused at once.
+pub async fn serve(listener: UnixListener, router: Router, mut stop: watch::Receiver<bool>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = told(&mut stop) => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => match Arc::clone(&room).try_acquire_owned() {
+                Ok(permit) => {
+                    let (router, stop) = (router.clone(), stop.clone());
+                    connections.spawn(async move {
+                        connection(stream, router, stop).await;
+                        drop(permit);
+                    });
+                }
+                // Fits into the socket's buffer, or the client does without.
+                Err(_) => drop(stream.try_write(TOO_MANY)),
+            },
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!("the control socket cannot accept: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let all = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(GOODBYE_TIMEOUT, all).await.is_err() {
+        tracing::debug!("control connections cut off");
+    }
+}
+
+/// Waits until it is time to stop, or until nobody is left to say so.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    // The guard that comes back must not be held across a wait.
+    drop(stop.wait_for(|stop| *stop).await);
+}
+
+/// Serves one connection to its end.
+async fn connection(stream: UnixStream, router: Router, mut stop: watch::Receiver<bool>) {
+    let io = TokioIo::new(StallLimit::new(stream, STALL_TIMEOUT));
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
+            .max_headers(HEADERS_MAX)
+            .serve_connection(io, TowerToHyperService::new(router))
+    );
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = told(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // The client's doing: it left in mid-request, or sent what is not HTTP.
+        tracing::debug!("control connection: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TOO_MANY;
+
+    #[test]
+    fn the_refusal_tells_its_length() {
+        let text = String::from_utf8_lossy(TOO_MANY);
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+        assert!(
+            head.contains(&format!("Content-Length: {}", body.len())),
+            "{}",
+            body.len()
+        );
+        assert!(serde_json::from_str::<crate::control::types::ErrorBody>(body).is_ok());
+    }
+}

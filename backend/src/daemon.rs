@@ -1,0 +1,461 @@
+//! The life of the daemon: open, attach, serve until told to stop, drain, flush.
+//!
+//! Stopping takes at most [`STOP_TIMEOUT`]: no new commands, those under way end, attachments drain, everything is
+//! flushed. What does not end in time is cut off and reported; nothing acknowledged is lost by that, since all of it is
+//! in the files already.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use stratablk_layers as layers;
+use stratablk_layers::store::{Store, VolumeSource};
+use stratablk_layers::units::SECTOR_BYTES;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::config::{DiskSocket, OneDisk, ServeConfig, Target};
+use crate::control::attachments::Source;
+use crate::control::commands::{Commands, check_socket_path};
+use crate::control::error::ApiError;
+use crate::control::gate::{COMMANDS_MAX, Gate};
+use crate::control::socket::{ControlSocket, SocketError};
+use crate::control::types::ErrorKind;
+use crate::control::{routes, server};
+use crate::notify::notify;
+
+/// The volume of one-disk mode.
+pub const DISK_VOLUME: &str = "disk";
+/// The time from the signal to the exit, at most; service managers and scripts rely on 5 s.
+const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
+/// The part of it that commands under way get.
+const COMMANDS_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How often attachments are looked at for changes that nobody commanded.
+const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why the daemon did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The store could not be opened.
+    #[error("store {dir}: {source}")]
+    Store {
+        /// The store.
+        dir: PathBuf,
+        /// Why.
+        source: ApiError,
+    },
+    /// The image of one-disk mode cannot be served.
+    #[error("{file}: {what}")]
+    Image {
+        /// The image.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The disk of one-disk mode could not be set up.
+    #[error("{file}: {source}")]
+    Disk {
+        /// The image.
+        file: PathBuf,
+        /// Why.
+        source: ApiError,
+    },
+    /// The control socket could not be had.
+    #[error(transparent)]
+    Control(#[from] SocketError),
+    /// The host refused something that every process needs.
+    #[error("{op}: {source}")]
+    Host {
+        /// What was tried.
+        op: &'static str,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// The last flush failed.
+    #[error("stopped, but not everything is safe from power loss: {0}")]
+    Flush(ApiError),
+    /// The last flush did not end.
+    #[error(
+        "stopped, but what was written last may not be safe from power loss: the flush took longer than {0:?}"
+    )]
+    Late(Duration),
+}
+
+impl DaemonError {
+    /// What kind of thing went wrong, for `--json`.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store { source, .. } | Self::Disk { source, .. } | Self::Flush(source) => {
+                source.detail.kind
+            }
+            Self::Image { .. } => ErrorKind::Invalid,
+            Self::Control(SocketError::InUse(_)) => ErrorKind::Busy,
+            Self::Control(SocketError::NotASocket(_) | SocketError::NoSuchGroup(_)) => {
+                ErrorKind::Invalid
+            }
+            Self::Control(SocketError::Io { .. }) | Self::Host { .. } | Self::Late(_) => {
+                ErrorKind::Io
+            }
+        }
+    }
+}
+
+/// Serves until SIGTERM, SIGINT or SIGHUP.
+///
+/// # Errors
+/// Before the first guest is served: nothing was changed. Afterwards: only [`DaemonError::Flush`] and `Late`.
+pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
+    let host = |op| move |source| DaemonError::Host { op, source };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(COMMANDS_MAX as usize)
+        .build()
+        .map_err(host("start the control thread"))?;
+    let result = runtime.block_on(async {
+        let mut signals = Signals::install().map_err(host("listen for signals"))?;
+        let json = config.json;
+        // Opening a large store takes its time and can be given up at any moment, as by a crash.
+        let setting_up = tokio::task::spawn_blocking(|| Daemon::set_up(config));
+        let (daemon, listener) = tokio::select! {
+            name = signals.next() => {
+                tracing::info!("{name} before anything was served");
+                return Ok(());
+            }
+            ended = setting_up => ended.map_err(|e| host("set up")(io::Error::other(e)))??,
+        };
+        daemon.serve(listener, signals, json).await
+    });
+    // Threads that are stuck in a file system must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+/// The signals that end the daemon in order.
+#[derive(Debug)]
+struct Signals {
+    /// From service managers and `kill`.
+    terminate: Signal,
+    /// From Ctrl-C.
+    interrupt: Signal,
+    /// From a terminal that goes away.
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Takes the signals over.
+    fn install() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the next one and returns its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
+/// The daemon, set up.
+#[derive(Debug)]
+struct Daemon {
+    /// The store, the attachments and what can be done to them.
+    commands: Arc<Commands>,
+    /// The control socket's file.
+    control: ControlSocket,
+    /// What is served, for people.
+    what: String,
+    /// Whether the only front-end came with an inherited connection, so that its end is ours too.
+    one_session: bool,
+}
+
+impl Daemon {
+    /// Opens the store, takes the control socket and attaches what is to be attached. Blocks.
+    fn set_up(
+        config: ServeConfig,
+    ) -> Result<(Self, std::os::unix::net::UnixListener), DaemonError> {
+        let (dir, disk) = match config.target {
+            Target::Store(dir) => (dir, None),
+            Target::Disk(disk) => (store_beside(&disk.file), Some(disk)),
+        };
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        let what = match &disk {
+            Some(disk) => format!("{} (changes in {})", disk.file.display(), dir.display()),
+            None => format!("store {}", dir.display()),
+        };
+        let of_store = |error: layers::Error| DaemonError::Store {
+            dir: dir.clone(),
+            source: error.into(),
+        };
+
+        // A listening socket that was inherited serves one front-end after the other; only a connection ends.
+        let one_session = disk
+            .as_ref()
+            .is_some_and(|disk| matches!(disk.socket, DiskSocket::Inherited(_)));
+        let mut fresh = None;
+        if let Some(disk) = &disk
+            && !dir.exists()
+        {
+            check_image(&disk.file)?;
+            fresh = FreshStore::create(&dir).map_err(|source| {
+                of_store(layers::Error::Io {
+                    op: "create",
+                    path: dir.clone(),
+                    source,
+                })
+            })?;
+        }
+        let opened = Store::open(&dir, config.store_options);
+        if let (Some(fresh), Err(layers::Error::Busy { .. })) = (&mut fresh, &opened) {
+            // Somebody else was faster: it is theirs.
+            fresh.keep();
+        }
+        let store = opened.map_err(of_store)?;
+
+        let workers = config
+            .workers
+            .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let control = config.control.unwrap_or_else(|| dir.join("control.sock"));
+        let commands = Commands::new(store, dir, workers);
+        commands.log_notes();
+        if let Some(disk) = &disk {
+            create_disk(&commands, disk)?;
+        }
+        let (control, listener) = ControlSocket::bind(&control, config.control_group.as_deref())?;
+        commands.attach_remembered(disk.as_ref().map(|_| DISK_VOLUME));
+        if let Some(disk) = disk {
+            serve_disk(&commands, disk)?;
+        }
+        if let Some(fresh) = &mut fresh {
+            fresh.keep();
+        }
+        Ok((
+            Self {
+                commands: Arc::new(commands),
+                control,
+                what,
+                one_session,
+            },
+            listener,
+        ))
+    }
+
+    /// Serves the control socket until a signal, then stops in order.
+    async fn serve(
+        self,
+        listener: std::os::unix::net::UnixListener,
+        mut signals: Signals,
+        json: bool,
+    ) -> Result<(), DaemonError> {
+        let host = |op| move |source| DaemonError::Host { op, source };
+        listener
+            .set_nonblocking(true)
+            .map_err(host("set up the control socket"))?;
+        let listener = tokio::net::UnixListener::from_std(listener)
+            .map_err(host("set up the control socket"))?;
+        let gate = Arc::new(Gate::new(Arc::clone(&self.commands)));
+        let (stop, stopped) = watch::channel(false);
+        let mut server = tokio::spawn(server::serve(
+            listener,
+            routes::router(Arc::clone(&gate)),
+            stopped,
+        ));
+        let upkeep = Arc::clone(&self.commands);
+        thread::Builder::new()
+            .name("upkeep".into())
+            .spawn(move || upkeep.maintain())
+            .map_err(host("start a thread"))?;
+        self.tell_ready(json);
+
+        let mut observe = tokio::time::interval(OBSERVE_INTERVAL);
+        observe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let name = loop {
+            tokio::select! {
+                name = signals.next() => break name,
+                _ = observe.tick() => {
+                    self.commands.attachments().observe();
+                    if self.one_session && self.commands.attachments().has_ended(DISK_VOLUME) {
+                        break "the front-end has gone";
+                    }
+                }
+            }
+        };
+
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        tracing::info!("{name}: stopping");
+        notify("STOPPING=1");
+        // A receiver less means that the server has ended by itself.
+        let _ = stop.send(true);
+        self.commands.events().close();
+        if !gate.close(COMMANDS_TIMEOUT).await {
+            tracing::warn!("control commands still run; not waiting for them");
+        }
+        let closed = self.close(deadline).await;
+        if tokio::time::timeout_at(deadline, &mut server)
+            .await
+            .is_err()
+        {
+            tracing::debug!("the control server still runs");
+        }
+        closed
+    }
+
+    /// Says that guests and clients can come: on stderr, to the service manager, and on stdout where JSON was asked for.
+    fn tell_ready(&self, json: bool) {
+        let control = self.control.path().display();
+        // Not a log line, since scripts wait for it whatever the log's filter.
+        eprintln!(
+            "stratablk: ready: serving {}, control socket {control}",
+            self.what
+        );
+        if json {
+            let mut status = serde_json::json!(self.commands.status());
+            if let Some(status) = status.as_object_mut() {
+                status.insert("control".into(), control.to_string().into());
+            }
+            // Nobody may be reading.
+            let _ = writeln!(io::stdout(), "{status}");
+        }
+        notify("READY=1");
+    }
+
+    /// Drains the attachments and flushes everything, on a thread that may block.
+    async fn close(&self, deadline: Instant) -> Result<(), DaemonError> {
+        let (done, result) = oneshot::channel();
+        let commands = Arc::clone(&self.commands);
+        thread::spawn(move || {
+            // A receiver less means that the time was up.
+            let _ = done.send(commands.close());
+        });
+        match tokio::time::timeout_at(deadline, result).await {
+            Ok(Ok(Ok(()))) => {
+                tracing::info!("stopped, everything is flushed");
+                Ok(())
+            }
+            Ok(Ok(Err(error))) => Err(DaemonError::Flush(error)),
+            Ok(Err(_)) => Err(DaemonError::Flush(ApiError::internal(
+                "the flush panicked; see the log",
+            ))),
+            Err(_) => Err(DaemonError::Late(STOP_TIMEOUT)),
+        }
+    }
+}
+
+/// The store of one-disk mode: the file's name with `.strata` added.
+fn store_beside(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".strata");
+    PathBuf::from(name)
+}
+
+/// Checks an image before anything is created for it, so that the words are about the file and nothing is left behind.
+fn check_image(file: &Path) -> Result<(), DaemonError> {
+    let refuse = |what: String| {
+        Err(DaemonError::Image {
+            file: file.to_owned(),
+            what,
+        })
+    };
+    let meta = match fs::File::open(file).and_then(|opened| opened.metadata()) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return refuse("no such file".into());
+        }
+        Err(error) => return refuse(error.to_string()),
+    };
+    if meta.file_type().is_dir() || meta.file_type().is_socket() {
+        return refuse("not an image file".into());
+    }
+    let bytes = meta.len();
+    if meta.is_file() && (bytes == 0 || bytes % SECTOR_BYTES != 0) {
+        return refuse(format!(
+            "{bytes} bytes are not a whole number of sectors ({SECTOR_BYTES} bytes); a raw image is needed"
+        ));
+    }
+    Ok(())
+}
+
+/// Creates the volume of one-disk mode over its image, unless the store has it already.
+fn create_disk(commands: &Commands, disk: &OneDisk) -> Result<(), DaemonError> {
+    if commands.volume(DISK_VOLUME).is_ok() {
+        return Ok(());
+    }
+    check_image(&disk.file)?;
+    // The target of a symbolic link, which may be pointed elsewhere one day: the base must stay the same.
+    let base = fs::canonicalize(&disk.file).map_err(|error| DaemonError::Image {
+        file: disk.file.clone(),
+        what: error.to_string(),
+    })?;
+    commands
+        .create(DISK_VOLUME, &VolumeSource::Base(base))
+        .map(drop)
+        .map_err(|source| DaemonError::Disk {
+            file: disk.file.clone(),
+            source,
+        })
+}
+
+/// Serves the volume of one-disk mode where the command line says.
+fn serve_disk(commands: &Commands, disk: OneDisk) -> Result<(), DaemonError> {
+    let OneDisk {
+        file,
+        socket,
+        queues,
+        read_only,
+    } = disk;
+    let source = match socket {
+        DiskSocket::Inherited(fd) => Ok(Source::Inherited(fd)),
+        DiskSocket::Path(path) => {
+            let path = std::path::absolute(&path).unwrap_or(path);
+            check_socket_path(&path).map(|()| Source::Path(path))
+        }
+    };
+    source
+        .and_then(|source| commands.serve(DISK_VOLUME, source, queues, read_only))
+        .map_err(|source| DaemonError::Disk { file, source })
+}
+
+/// A store's directory that was made just now, removed again unless all goes well.
+#[derive(Debug)]
+struct FreshStore {
+    /// The directory; `None` once it is to stay.
+    dir: Option<PathBuf>,
+}
+
+impl FreshStore {
+    /// Makes the directory; `None` if somebody else did so in the meantime.
+    fn create(dir: &Path) -> io::Result<Option<Self>> {
+        match fs::create_dir(dir) {
+            Ok(()) => Ok(Some(Self {
+                dir: Some(dir.to_owned()),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets the directory stay.
+    fn keep(&mut self) {
+        self.dir = None;
+    }
+}
+
+impl Drop for FreshStore {
+    fn drop(&mut self) {
+        if let Some(dir) = self.dir.take()
+            && let Err(error) = fs::remove_dir_all(&dir)
+        {
+            tracing::warn!(dir = %dir.display(), "an unfinished store stays: {error}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+"""The programs under test: stratablk and qemu-storage-daemon, each pinned to one CPU, and their disks."""
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+# Whatever takes longer hangs.
+PATIENCE_SECONDS = 120
+QUEUES = 1
+
+
+class Failed(Exception):
+    """A program did not do what it was asked."""
+
+
+def command(arguments, **options):
+    """Runs a program that must succeed; returns its output."""
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, **options)
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+class Server:
+    """A back-end process on a CPU of its own."""
+
+    def __init__(self, arguments, cpu, log):
+        self.log_path = log
+        with open(log, "ab") as output:
+            self.process = subprocess.Popen(["taskset", "-c", str(cpu), *map(str, arguments)],
+                                            stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+    @property
+    def pid(self):
+        """Of the program itself: taskset has replaced itself by it."""
+        return self.process.pid
+
+    def wait_for(self, path):
+        """Waits until something listens on a Unix socket, without connecting to it where that would count as a session."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not listens(path):
+            if self.process.poll() is not None:
+                raise Failed(f"{self.process.args}: ended with {self.process.returncode}\n{self.log()}")
+            if time.monotonic() > deadline:
+                raise Failed(f"nothing listens on {path}\n{self.log()}")
+            time.sleep(0.005)
+
+    def log(self):
+        """What it said, the end of it."""
+        with open(self.log_path, encoding="utf-8", errors="replace") as log:
+            return log.read()[-4000:]
+
+    def stop(self):
+        """Asks it to end, and makes it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def listens(path):
+    """Whether a socket listens at `path`: by the kernel's table, so that the server sees nothing."""
+    path = str(path)
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as table:
+        for line in table:
+            fields = line.split()
+            # Flags bit 16 is __SO_ACCEPTCON.
+            if len(fields) >= 8 and fields[7] == path and int(fields[3], 16) & 0x10000:
+                return True
+    return False
+
+
+class Load:
+    """The load generator."""
+
+    def __init__(self, program, cpu, seed):
+        self.program, self.cpu, self.seed = program, cpu, seed
+
+    def run(self, disk, *arguments, seed=None):
+        """One run against a disk; returns its report."""
+        arguments = [self.program, "--socket", disk.socket, "--cpu", self.cpu, "--server-pid", disk.pid, "--json",
+                     "--seed", self.seed if seed is None else seed, *arguments]
+        return json.loads(command([str(argument) for argument in arguments]))
+
+
+class QsdDisk:
+    """A disk of qemu-storage-daemon: with an iothread and io_uring, the fair set-up."""
+
+    def __init__(self, work, name, cpu, layers, formats, label):
+        """`layers`: files from the base to the top; `formats`: their formats."""
+        self.socket = work / f"{name}.sock"
+        self.label = label
+        node = {}
+        for path, kind in zip(layers, formats):
+            top = path == layers[-1]
+            file = {"driver": "file", "aio": "io_uring", "filename": str(path), "read-only": not top}
+            if kind == "raw" and top:
+                # A raw node over the file would be one more layer to walk through for nothing.
+                node = file
+            else:
+                below = {"backing": node} if node else {}
+                node = {"driver": kind, "file": file, "read-only": not top, **below}
+        node["node-name"] = "disk"
+        self.server = Server(
+            ["qemu-storage-daemon", "--object", "iothread,id=io0", "--blockdev", json.dumps(node), "--export",
+             f"type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={self.socket},"
+             f"writable=on,num-queues={QUEUES},iothread=io0"],
+            cpu, work / f"{name}.log")
+        self.server.wait_for(self.socket)
+
+    @property
+    def pid(self):
+        """Of the back-end."""
+        return self.server.pid
+
+    def stop(self):
+        """Ends the back-end."""
+        self.server.stop()
+
+
+class StratablkStore:
+    """A running stratablk with a store of its own."""
+
+    def __init__(self, work, name, cpu, program):
+        self.work, self.program = work, program
+        self.store = work / f"{name}.store"
+        self.control = self.store / "control.sock"
+        self.server = Server([program, "serve", "--store", self.store], cpu, work / f"{name}.log")
+        self.server.wait_for(self.control)
+
+    def cli(self, *arguments):
+        """A command of the CLI."""
+        return command([str(part) for part in (self.program, "--control", self.control, *arguments)])
+
+    def disk(self, name, label, size=None, base=None):
+        """Creates and attaches a volume."""
+        source = ["--base", base] if base else ["--size", size]
+        self.cli("volume", "create", name, *source)
+        path = self.work / f"{self.store.name}.{name}.sock"
+        self.cli("volume", "attach", name, "--socket", path, "--queues", QUEUES)
+        self.server.wait_for(path)
+        return StratablkDisk(self, name, path, label)
+
+    def stop(self):
+        """Ends the daemon."""
+        self.server.stop()
+
+
+class StratablkDisk:
+    """A volume of stratablk."""
+
+    def __init__(self, store, name, path, label):
+        self.store, self.name, self.socket, self.label = store, name, path, label
+        self.snapshots = 0
+
+    @property
+    def pid(self):
+        """Of the back-end."""
+        return self.store.server.pid
+
+    def snapshot(self):
+        """Takes a snapshot."""
+        self.snapshots += 1
+        self.store.cli("snapshot", "create", f"s{self.snapshots}", self.name)
+
+    def stop(self):
+        """Ends the back-end."""
+        self.store.stop()
+
+
+def make_overlay(path, base, base_format, extended):
+    """A new qcow2 file over another."""
+    options = "cluster_size=128k,extended_l2=on" if extended else "cluster_size=64k"
+    command(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, "-b", str(base), "-F", base_format, str(path)])
+
+
+def remove(*paths):
+    """Removes files that may be gone."""
+    for path in paths:
+        if os.path.exists(path):
+            os.unlink(path)
