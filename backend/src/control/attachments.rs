@@ -285,7 +285,9 @@ impl Attachments {
                     (false, false) => AttachmentState::Listening,
                     (false, true) => AttachmentState::Failed,
                 };
-                view.error = status.ended.then(|| "no front-end can come any more".to_owned());
+                view.error = status
+                    .ended
+                    .then(|| "no front-end can come any more".to_owned());
                 view.rings_running = u64::try_from(status.rings_running).unwrap_or(u64::MAX);
                 view.requests = RequestCounts {
                     reads: status.reads,

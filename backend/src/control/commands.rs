@@ -122,11 +122,16 @@ impl Commands {
     /// # Errors
     /// `Invalid`, `Exists`, `NotFound`, `NoSpace`, `Io`.
     pub fn create(&self, name: &str, source: &VolumeSource) -> Result<Volume> {
-        let info = self.store.create_volume(name, source).map_err(|error| match error {
-            // The layers say "size" as the command line does; the field of the request tells its unit.
-            layers::Error::Invalid { field: "size", .. } => ApiError::from(error).of("size_bytes"),
-            error => error.into(),
-        })?;
+        let info = self
+            .store
+            .create_volume(name, source)
+            .map_err(|error| match error {
+                // The layers say "size" as the command line does; the field of the request tells its unit.
+                layers::Error::Invalid { field: "size", .. } => {
+                    ApiError::from(error).of("size_bytes")
+                }
+                error => error.into(),
+            })?;
         tracing::info!(volume = %info.name, bytes = info.size_bytes, "created");
         self.events.tell(Happening::VolumeCreated {
             volume: info.name.clone(),
@@ -274,11 +279,16 @@ impl Commands {
                 ));
             }
         };
-        let report = self.store.snapshot(&request.name, &selection).map_err(|error| match error {
-            // The layers say "snapshot" as the command line does.
-            layers::Error::Invalid { field: "snapshot", .. } => ApiError::from(error).of("name"),
-            error => error.into(),
-        })?;
+        let report =
+            self.store
+                .snapshot(&request.name, &selection)
+                .map_err(|error| match error {
+                    // The layers say "snapshot" as the command line does.
+                    layers::Error::Invalid {
+                        field: "snapshot", ..
+                    } => ApiError::from(error).of("name"),
+                    error => error.into(),
+                })?;
         let report = convert::report(report);
         let volumes: Vec<_> = report.snapshots.iter().map(|s| s.volume.clone()).collect();
         tracing::info!(
