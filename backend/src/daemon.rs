@@ -175,6 +175,8 @@ struct Daemon {
     control: ControlSocket,
     /// What is served, for people.
     what: String,
+    /// Whether the only front-end came with an inherited connection, so that its end is ours too.
+    one_session: bool,
 }
 
 impl Daemon {
@@ -196,6 +198,10 @@ impl Daemon {
             source: error.into(),
         };
 
+        // A listening socket that was inherited serves one front-end after the other; only a connection ends.
+        let one_session = disk
+            .as_ref()
+            .is_some_and(|disk| matches!(disk.socket, DiskSocket::Inherited(_)));
         let mut fresh = None;
         if let Some(disk) = &disk
             && !dir.exists()
@@ -238,6 +244,7 @@ impl Daemon {
                 commands: Arc::new(commands),
                 control,
                 what,
+                one_session,
             },
             listener,
         ))
@@ -275,7 +282,12 @@ impl Daemon {
         let name = loop {
             tokio::select! {
                 name = signals.next() => break name,
-                _ = observe.tick() => self.commands.attachments().observe(),
+                _ = observe.tick() => {
+                    self.commands.attachments().observe();
+                    if self.one_session && self.commands.attachments().has_ended(DISK_VOLUME) {
+                        break "the front-end has gone";
+                    }
+                }
             }
         };
 

@@ -2,14 +2,20 @@
 //!
 //! ```text
 //! stratablk CLI / curl -> control socket (control) -> Store: volumes, snapshots       control plane
-//! guest ring -> worker -> request -> Volume                                           data plane
+//! front-end socket -> attach -> vhost (session, handler) -> commands to workers       device set-up
+//! guest ring -> worker -> virtio (ring, chain, request) -> Volume                     data plane
 //! ```
 //!
-//! [`daemon`] puts the two together and takes them apart again; [`cli`] is the command line, most of it a client of the
+//! [`daemon`] puts the planes together and takes them apart again; [`cli`] is the command line, most of it a client of the
 //! control socket.
 
+pub mod attach;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
 mod notify;
+pub mod signal;
+pub mod vhost;
+pub mod virtio;
+pub mod worker;

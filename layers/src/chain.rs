@@ -22,7 +22,11 @@ impl Chain {
         debug_assert!(!layers.is_empty());
         let sealed = layers.iter().take_while(|layer| layer.is_sealed()).count();
         let first_unsealed = LayerSlot(u32::try_from(sealed + 1).unwrap_or(u32::MAX));
-        Self { generation, layers, first_unsealed }
+        Self {
+            generation,
+            layers,
+            first_unsealed,
+        }
     }
 
     /// The first generation in which writes go to this chain's active layer.
@@ -37,7 +41,10 @@ impl Chain {
 
     /// The layer in a slot; `None` for slot 0 and for slots newer than this chain.
     pub fn layer(&self, slot: LayerSlot) -> Option<&Arc<Layer>> {
-        usize::try_from(slot.0).ok()?.checked_sub(1).and_then(|index| self.layers.get(index))
+        usize::try_from(slot.0)
+            .ok()?
+            .checked_sub(1)
+            .and_then(|index| self.layers.get(index))
     }
 
     /// The slot of the active layer.
@@ -81,17 +88,27 @@ pub struct ChainPair {
 impl ChainPair {
     /// One chain, for all generations.
     pub fn settled(chain: Arc<Chain>) -> Self {
-        Self { previous: Arc::clone(&chain), next: chain }
+        Self {
+            previous: Arc::clone(&chain),
+            next: chain,
+        }
     }
 
     /// `next` takes over from the chain in force as soon as the clock reaches its generation.
     pub fn pending(&self, next: Arc<Chain>) -> Self {
-        Self { previous: Arc::clone(&self.next), next }
+        Self {
+            previous: Arc::clone(&self.next),
+            next,
+        }
     }
 
     /// The chain in force in `generation`.
     pub fn at(&self, generation: Generation) -> &Arc<Chain> {
-        if generation >= self.next.generation() { &self.next } else { &self.previous }
+        if generation >= self.next.generation() {
+            &self.next
+        } else {
+            &self.previous
+        }
     }
 
     /// The newest chain, whether in force or not: it knows every slot that a resolve table can hold.

@@ -25,7 +25,7 @@ use crate::map::set::SectorSet;
 use crate::mapfile::{
     LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, Recovery, data_path, layer_dir, map_path,
 };
-use crate::units::{CLUSTER_SECTORS, LayerId, SECTOR_BYTES, Sector, SectorRange};
+use crate::units::{LayerId, SECTOR_BYTES};
 
 pub use rebuild::{Rebuilt, rebuild_catalog};
 
@@ -158,7 +158,7 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
             check_layer(media, None, layer, &all, options, &mut report);
         }
     }
-    leftovers(media, &mut report)?;
+    leftovers(dir, &mut report)?;
     Ok(report)
 }
 
@@ -219,13 +219,24 @@ fn layer_of(name: &str) -> Option<LayerId> {
     (layer.to_string() == name).then_some(layer)
 }
 
-/// Files of the store's directory that are left from something.
-fn leftovers(media: &Arc<dyn Media>, report: &mut Report) -> Result<()> {
-    let names = media.list(Path::new("")).map_err(|source| Error::Io {
+/// Files beside the catalog that are left from something.
+fn leftovers(dir: &Path, report: &mut Report) -> Result<()> {
+    let fail = |source| Error::Io {
         op: "list",
-        path: media.display_path(Path::new("")),
+        path: dir.to_owned(),
         source,
-    })?;
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(fail)? {
+        names.push(
+            entry
+                .map_err(fail)?
+                .file_name()
+                .to_string_lossy()
+                .into_owned(),
+        );
+    }
+    names.sort();
     for name in names {
         if name.starts_with("catalog.db.new") {
             report.add(
@@ -321,11 +332,8 @@ fn check_layer(
         LayerKind::Differencing => check_data(media, &header, set, report),
         LayerKind::RawBase(base) => check_base(media, layer, base, report),
     }
-    if let Some((set, recovery)) = &contents {
+    if let Some((_, recovery)) = &contents {
         check_recovery(layer, recovery, report);
-        if header.kind == LayerKind::Differencing {
-            check_clusters(&header, set, report);
-        }
     }
 }
 
@@ -514,44 +522,6 @@ fn check_recovery(layer: LayerId, recovery: &Recovery, report: &mut Report) {
                 recovery.epoch.0
             ),
             "nothing; the bytes are dropped when the store is next opened",
-        );
-    }
-}
-
-/// No sector is absent in a cluster that has zero sectors. Only the first and last cluster of a run can break that.
-fn check_clusters(header: &MapHeader, set: &SectorSet, report: &mut Report) {
-    let partial = |run: &SectorRange| {
-        let edges = [run.start.0, run.end().0.saturating_sub(1)];
-        edges.into_iter().map(Sector).find(|sector| {
-            let cluster = sector.cluster();
-            let (data, zero) = set.cluster(cluster);
-            let on_disk = header.size.0.saturating_sub(cluster.first_sector().0);
-            let wanted = match u32::try_from(on_disk.min(CLUSTER_SECTORS)) {
-                Ok(8) => 0xff,
-                Ok(count) => !(0xffu8.checked_shl(count).unwrap_or(0)),
-                Err(_) => 0,
-            };
-            (data.0 | zero.0) & wanted != wanted
-        })
-    };
-    let broken = set
-        .zero_runs()
-        .filter_map(|run| partial(&run))
-        .map(|sector| sector.cluster());
-    let (mut first, mut count) = (None, 0u64);
-    for cluster in broken {
-        first.get_or_insert(cluster);
-        count += 1;
-    }
-    if let Some(first) = first {
-        report.add(
-            Severity::Error,
-            Some(header.layer),
-            format!(
-                "the map has {count} clusters (the first is {}) of which some sectors are zero and others absent, which never is",
-                first.0
-            ),
-            "keep a copy of the store and report this; the sectors read as in the layer below",
         );
     }
 }

@@ -76,7 +76,10 @@ impl Coordinator {
         let mut state = self.lock();
         state.blocking += 1;
         while state.running {
-            state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .free
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         state.blocking -= 1;
         state.running = true;
@@ -104,7 +107,9 @@ pub fn hand_over(group: Vec<Waiter>) {
 
 /// Whether one of the group lives in this context.
 pub fn has_own(group: &[Waiter], mailbox: &Arc<Mailbox>) -> bool {
-    group.iter().any(|waiter| Arc::ptr_eq(&waiter.mailbox, mailbox))
+    group
+        .iter()
+        .any(|waiter| Arc::ptr_eq(&waiter.mailbox, mailbox))
 }
 
 /// What a flush has to do for one layer.
@@ -161,5 +166,9 @@ pub fn encode(work: &LayerWork) -> Option<JournalWrite> {
     let mut journal = work.layer.journal();
     let journal = journal.as_mut()?;
     let (offset, bytes) = journal.append(&work.records);
-    Some(JournalWrite { file: Arc::clone(journal.file()), offset, bytes })
+    Some(JournalWrite {
+        file: Arc::clone(journal.file()),
+        offset,
+        bytes,
+    })
 }

@@ -40,19 +40,25 @@ pub struct Announcement {
 impl Clock {
     /// A clock at generation 1.
     pub fn new() -> Self {
-        Self { now: AtomicU64::new(1), workers: Mutex::new(Vec::new()) }
+        Self {
+            now: AtomicU64::new(1),
+            workers: Mutex::new(Vec::new()),
+        }
     }
 
     /// Adds a worker, which starts out idle.
     pub fn register(&self) -> Arc<Announcement> {
-        let announcement = Arc::new(Announcement { oldest: AtomicU64::new(IDLE) });
+        let announcement = Arc::new(Announcement {
+            oldest: AtomicU64::new(IDLE),
+        });
         self.workers().push(Arc::clone(&announcement));
         announcement
     }
 
     /// Forgets a worker. It must be idle for good.
     pub fn unregister(&self, announcement: &Arc<Announcement>) {
-        self.workers().retain(|known| !Arc::ptr_eq(known, announcement));
+        self.workers()
+            .retain(|known| !Arc::ptr_eq(known, announcement));
     }
 
     /// The current generation. What was published before the clock advanced to it is visible to the caller.
@@ -76,7 +82,9 @@ impl Clock {
     /// Whether no worker can change layers of a generation before `generation` any more.
     pub fn quiescent(&self, generation: Generation) -> bool {
         // ORDERING: Acquire pairs with the Release in `Announcement::leave`: whoever sees a worker gone sees all its changes.
-        self.workers().iter().all(|worker| worker.oldest.load(Ordering::Acquire) >= generation.0)
+        self.workers()
+            .iter()
+            .all(|worker| worker.oldest.load(Ordering::Acquire) >= generation.0)
     }
 
     /// The list of workers, whatever happened to an earlier holder of the lock: it is a plain list.
@@ -114,7 +122,10 @@ impl Announcement {
     /// Announces what is still under way: changes of this generation and newer ones, or nothing.
     pub fn leave(&self, oldest: Option<Generation>) {
         // ORDERING: Release; pairs with `quiescent`. The changes made so far are visible to whoever sees this.
-        self.oldest.store(oldest.map_or(IDLE, |generation| generation.0), Ordering::Release);
+        self.oldest.store(
+            oldest.map_or(IDLE, |generation| generation.0),
+            Ordering::Release,
+        );
     }
 }
 
@@ -130,7 +141,10 @@ mod tests {
         let new = clock.advance();
         assert!(!clock.quiescent(new));
         assert_eq!(worker.enter(&clock, Some(old)), new);
-        assert!(!clock.quiescent(new), "a change of the old generation is still under way");
+        assert!(
+            !clock.quiescent(new),
+            "a change of the old generation is still under way"
+        );
         worker.leave(Some(new));
         assert!(clock.quiescent(new));
         worker.leave(None);
@@ -166,7 +180,10 @@ mod loom_tests {
                 loom::thread::spawn(move || {
                     let generation = worker.enter(&clock, None);
                     if generation.0 == 1 {
-                        assert!(!sealed.load(Ordering::Relaxed), "a write reached a sealed layer");
+                        assert!(
+                            !sealed.load(Ordering::Relaxed),
+                            "a write reached a sealed layer"
+                        );
                     }
                     worker.leave(None);
                 })

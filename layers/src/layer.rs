@@ -44,7 +44,12 @@ pub struct Layer {
 
 impl Layer {
     /// A layer that takes writes.
-    pub fn active(header: MapHeader, data: Arc<dyn File>, map: ActiveMap, journal: MapFile) -> Self {
+    pub fn active(
+        header: MapHeader,
+        data: Arc<dyn File>,
+        map: ActiveMap,
+        journal: MapFile,
+    ) -> Self {
         Self {
             header,
             data,
@@ -95,7 +100,11 @@ impl Layer {
         match &**self.map.load() {
             LayerMap::Active(map) => {
                 let state = map.get(cluster);
-                let zero = if state.rest_zero { SectorMask(!state.data.0) } else { SectorMask::NONE };
+                let zero = if state.rest_zero {
+                    SectorMask(!state.data.0)
+                } else {
+                    SectorMask::NONE
+                };
                 (state.data, zero)
             }
             LayerMap::Sealed(set) => set.cluster(cluster),

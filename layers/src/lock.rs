@@ -73,3 +73,42 @@ fn held(dir: PathBuf, file: &mut File) -> String {
         dir.display()
     )
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+    use super::*;
+
+    #[test]
+    fn the_second_one_is_told_the_pid_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = StoreLock::acquire(dir.path()).unwrap();
+        // A lock belongs to an open file, so that one process can stand for two.
+        let error = StoreLock::acquire(dir.path()).unwrap_err();
+        assert!(matches!(error, Error::Busy { .. }));
+        let pid = format!("process {};", std::process::id());
+        assert!(error.to_string().contains(&pid), "{error}");
+        drop(first);
+        drop(StoreLock::acquire(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_dead_holders_pid_is_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(LOCK_NAME), "4194304 and more than that\n").unwrap();
+        let lock = StoreLock::acquire(dir.path()).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(LOCK_NAME)).unwrap();
+        assert_eq!(text, format!("{}\n", std::process::id()));
+        drop(lock);
+    }
+
+    #[test]
+    fn a_holder_without_a_pid_is_somebody() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = StoreLock::acquire(dir.path()).unwrap();
+        std::fs::write(dir.path().join(LOCK_NAME), "").unwrap();
+        let error = StoreLock::acquire(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("another process"), "{error}");
+    }
+}

@@ -50,12 +50,19 @@ impl Mailbox {
     /// The host has no file descriptor left.
     pub fn new() -> std::io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { letters: Mutex::new(Vec::new()), flag: AtomicBool::new(false), event })
+        Ok(Self {
+            letters: Mutex::new(Vec::new()),
+            flag: AtomicBool::new(false),
+            event,
+        })
     }
 
     /// Puts a letter in and wakes the owner.
     pub fn send(&self, letter: Mail) {
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner).push(letter);
+        self.letters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(letter);
         // ORDERING: Release, after the letter; pairs with the swap in `take`.
         self.flag.store(true, Ordering::Release);
         // The counter of an event fd cannot overflow with one letter a request; a full counter has woken the owner anyway.
@@ -82,5 +89,8 @@ impl Mailbox {
 }
 
 /// The increment of the event fd, in the byte order of the machine, as the kernel wants it.
-#[expect(clippy::host_endian_bytes, reason = "a value for the kernel of this machine, not a format")]
+#[expect(
+    clippy::host_endian_bytes,
+    reason = "a value for the kernel of this machine, not a format"
+)]
 const ONE: [u8; 8] = 1u64.to_ne_bytes();

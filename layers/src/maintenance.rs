@@ -71,9 +71,16 @@ impl Maintenance {
                 return None;
             }
             if !pending.checkpoints.is_empty() {
-                return Some(std::mem::take(&mut pending.checkpoints).into_iter().collect());
+                return Some(
+                    std::mem::take(&mut pending.checkpoints)
+                        .into_iter()
+                        .collect(),
+                );
             }
-            pending = self.more.wait(pending).unwrap_or_else(PoisonError::into_inner);
+            pending = self
+                .more
+                .wait(pending)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 

@@ -102,7 +102,10 @@ fn push(parts: &mut Vec<Part>, source: Source, from: u64, to: u64) {
         }
         _ => parts.push(Part {
             source,
-            range: SectorRange { start: Sector(from), count: to - from },
+            range: SectorRange {
+                start: Sector(from),
+                count: to - from,
+            },
         }),
     }
 }

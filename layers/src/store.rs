@@ -191,7 +191,9 @@ impl Store {
         })?;
         let lock = StoreLock::acquire(dir)?;
         let catalog = SqliteCatalog::open_or_create(dir)?;
-        let host = HostOptions { io_uring: !options.no_io_uring, ..HostOptions::default() };
+        let host = HostOptions {
+            io_uring: !options.no_io_uring,
+        };
         let media = HostMedia::new(dir.to_owned(), host).map_err(|source| Error::Io {
             op: "open",
             path: dir.to_owned(),
@@ -226,7 +228,11 @@ impl Store {
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
             commands: Mutex::new(()),
-            inner: Mutex::new(Inner { catalog, layers: HashMap::new(), open: BTreeMap::new() }),
+            inner: Mutex::new(Inner {
+                catalog,
+                layers: HashMap::new(),
+                open: BTreeMap::new(),
+            }),
             _lock: lock,
         };
         store.recover()?;
@@ -249,12 +255,15 @@ impl Store {
     /// Writes the checkpoints that volumes have asked for. Waits for the first; returns `false` once the store is closed.
     /// The daemon calls it in a loop on a thread of its own.
     pub fn maintain(&self) -> bool {
-        let Some(volumes) = self.maintenance.wait_checkpoints() else { return false };
+        let Some(volumes) = self.maintenance.wait_checkpoints() else {
+            return false;
+        };
         let _command = self.command();
         for name in volumes {
             let volume = self.inner().open.get(&name).cloned();
             if let Some(Err(error)) = volume.map(|volume| self.checkpoint(&volume)) {
-                self.maintenance.note(format!("volume {name}: no checkpoint: {error}"));
+                self.maintenance
+                    .note(format!("volume {name}: no checkpoint: {error}"));
             }
         }
         true
@@ -268,7 +277,13 @@ impl Store {
     /// All volumes, by name.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
         let inner = self.inner();
-        inner.catalog.state().volumes.values().map(|row| self.describe(&inner, row)).collect()
+        inner
+            .catalog
+            .state()
+            .volumes
+            .values()
+            .map(|row| self.describe(&inner, row))
+            .collect()
     }
 
     /// One volume.
@@ -296,7 +311,10 @@ impl Store {
             if let Some(wanted) = &attachment
                 && let Some(other) = state.volumes.values().find(|row| {
                     row.name != name
-                        && row.attachment.as_ref().is_some_and(|has| has.socket == wanted.socket)
+                        && row
+                            .attachment
+                            .as_ref()
+                            .is_some_and(|has| has.socket == wanted.socket)
                 })
             {
                 return Err(Error::Busy {
@@ -308,9 +326,10 @@ impl Store {
                 });
             }
             let detach = attachment.is_none();
-            inner
-                .catalog
-                .commit(&[Change::SetAttachment { volume: name.to_owned(), attachment }])?;
+            inner.catalog.commit(&[Change::SetAttachment {
+                volume: name.to_owned(),
+                attachment,
+            }])?;
             if !detach {
                 return Ok(());
             }
@@ -334,7 +353,9 @@ impl Store {
             .filter(|row| volume.is_none_or(|name| row.volume == name))
             .map(|row| self.describe_snapshot(row))
             .collect();
-        rows.sort_by(|a, b| (a.created_ns, &a.volume, &a.name).cmp(&(b.created_ns, &b.volume, &b.name)));
+        rows.sort_by(|a, b| {
+            (a.created_ns, &a.volume, &a.name).cmp(&(b.created_ns, &b.volume, &b.name))
+        });
         Ok(rows)
     }
 
@@ -380,11 +401,21 @@ impl Store {
             depth: chain.len(),
             active: row.active,
             active_allocated_bytes: self.allocated(row.active),
-            base: chain.first().and_then(|layer| layer.base.as_ref()).map(|base| base.path.clone()),
+            base: chain
+                .first()
+                .and_then(|layer| layer.base.as_ref())
+                .map(|base| base.path.clone()),
             attachment: row.attachment.clone(),
-            failure: inner.open.get(&row.name).and_then(|volume| volume.failure()),
+            failure: inner
+                .open
+                .get(&row.name)
+                .and_then(|volume| volume.failure()),
             created_ns: row.created_ns,
-            snapshots: state.snapshots.iter().filter(|has| has.volume == row.name).count(),
+            snapshots: state
+                .snapshots
+                .iter()
+                .filter(|has| has.volume == row.name)
+                .count(),
         }
     }
 
@@ -403,12 +434,16 @@ impl Store {
 
     /// Bytes that a layer's data takes on the host; 0 where that cannot be told.
     pub(crate) fn allocated(&self, layer: LayerId) -> u64 {
-        self.media.stat(&paths::data(layer)).map_or(0, |stat| stat.allocated)
+        self.media
+            .stat(&paths::data(layer))
+            .map_or(0, |stat| stat.allocated)
     }
 }
 
 /// Nanoseconds since 1970.
 pub(crate) fn now_ns() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
 }

@@ -145,7 +145,7 @@ impl Volume {
 
     /// Bytes of memory that the resolve table takes.
     pub fn table_bytes(&self) -> u64 {
-        u64::try_from(self.table.memory_bytes()).unwrap_or(u64::MAX)
+        self.table.memory_bytes()
     }
 
     /// A context for one worker thread. `read_only` refuses everything that would change the disk.
@@ -192,7 +192,11 @@ impl Volume {
 
     /// `Err` if the volume has failed.
     pub(crate) fn check_failure(&self) -> Result<()> {
-        if self.has_failed() { Err(self.failed_error()) } else { Ok(()) }
+        if self.has_failed() {
+            Err(self.failed_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// The sticky failure as an error.
@@ -217,7 +221,8 @@ impl Volume {
 
     /// A read failed: the guest gets an error, nothing is latched.
     pub(crate) fn note_read_error(&self, error: &io::Error) -> RequestError {
-        self.maintenance.note(format!("volume {}: a read failed: {error}", self.name));
+        self.maintenance
+            .note(format!("volume {}: a read failed: {error}", self.name));
         RequestError::Io
     }
 
@@ -228,7 +233,8 @@ impl Volume {
         let harmless = [Errno::NOSPC, Errno::DQUOT, Errno::FAULT, Errno::FBIG];
         let errno = Errno::from_io_error(error);
         if errno.is_some_and(|errno| harmless.contains(&errno)) {
-            self.maintenance.note(format!("volume {}: a {op} failed: {error}", self.name));
+            self.maintenance
+                .note(format!("volume {}: a {op} failed: {error}", self.name));
         } else {
             self.fail(&format!("a {op} failed: {error}"));
         }
@@ -249,12 +255,15 @@ impl Volume {
 
     /// A group has appended to journals: asks for a checkpoint where one has grown long.
     pub(crate) fn note_journal(&self, work: &[LayerWork]) {
-        let long = work.iter().filter(|work| !work.records.is_empty()).any(|work| {
-            work.layer
-                .journal()
-                .as_ref()
-                .is_some_and(|journal| journal.journal_bytes() > limits::JOURNAL_BYTES_MAX)
-        });
+        let long = work
+            .iter()
+            .filter(|work| !work.records.is_empty())
+            .any(|work| {
+                work.layer
+                    .journal()
+                    .as_ref()
+                    .is_some_and(|journal| journal.journal_bytes() > limits::JOURNAL_BYTES_MAX)
+            });
         if long {
             self.maintenance.want_checkpoint(&self.name);
         }
@@ -300,6 +309,7 @@ impl Volume {
     pub(crate) fn settle(&self) {
         let newest = self.newest_chain();
         let again = Chain::new(newest.generation(), newest.layers().to_vec());
-        self.chains.store(Arc::new(ChainPair::settled(Arc::new(again))));
+        self.chains
+            .store(Arc::new(ChainPair::settled(Arc::new(again))));
     }
 }

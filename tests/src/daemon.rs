@@ -281,6 +281,11 @@ impl Daemon {
         (status, start.elapsed(), self.log())
     }
 
+    /// Waits until it ends by itself. Returns how it ended and its log.
+    pub fn ended(mut self) -> (ExitStatus, String) {
+        (self.wait(), self.log())
+    }
+
     /// Ends it as a crash would (SIGKILL).
     ///
     /// # Panics

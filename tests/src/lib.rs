@@ -6,6 +6,8 @@
 //!
 //! Each stage can be used without the next one: a hostile test speaks raw messages or writes raw descriptors, a plain one
 //! uses [`disk::Disk`]. Nothing here shares code with the daemon, so that a misreading of a specification shows.
+//! Three parts use no driver of their own: [`daemon`] runs the real daemon and its command line, [`load`] drives disks with an
+//! independent driver, and [`machine`] boots real Linux guests.
 //! A failed expectation panics: everything in this package runs inside tests.
 
 pub mod daemon;
@@ -14,7 +16,9 @@ pub mod disk;
 pub mod frontend;
 pub mod guest;
 pub mod launch;
+pub mod lines;
 pub mod load;
+pub mod machine;
 pub mod memory;
 pub mod pattern;
 pub mod process;

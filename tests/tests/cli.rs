@@ -264,6 +264,26 @@ fn an_attachment_is_remembered_over_restarts_and_crashes() {
 }
 
 #[test]
+fn a_front_end_shows_while_it_is_there() {
+    let f = Fixture::new();
+    f.line("volume create web --size 1M").ok();
+    f.line("volume attach web --socket @/web.sock").ok();
+    let shown = |state: &str| {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while show(&f, "web")["attachment"]["state"] != state {
+            assert!(std::time::Instant::now() < deadline, "never {state}");
+        }
+    };
+    shown("listening");
+    let front_end = UnixStream::connect(f.path("web.sock")).unwrap();
+    assert_eq!(vhost_features(&front_end), 8);
+    shown("connected");
+    assert!(f.line("volume list").ok().contains("connected"));
+    drop(front_end);
+    shown("listening");
+}
+
+#[test]
 fn the_control_socket_goes_before_and_after_the_command() {
     let f = Fixture::new();
     let control = f.daemon.control().to_str().unwrap().to_owned();
@@ -372,9 +392,13 @@ fn one_disk_takes_a_connected_socket() {
     let dir = temp_dir();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let theirs = OwnedFd::from(theirs);
-    let _daemon = one_disk_on_fd(dir.path(), &theirs);
+    let daemon = one_disk_on_fd(dir.path(), &theirs);
     drop(theirs);
     assert_eq!(vhost_features(&ours), 8);
+    // Nobody else can come, so the daemon ends with its front-end.
+    drop(ours);
+    let (status, log) = daemon.ended();
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 /// Asks a vhost-user back-end for its features and returns the length of its reply's payload.
@@ -572,8 +596,16 @@ fn a_name_that_scripts_would_stumble_over_is_refused() {
     let f = Fixture::new();
     f.line("volume create web --size 1M").ok();
     for name in ["a/b", "a@b", ".hidden", "..", "\u{e4}", &"n".repeat(65)] {
-        refused(&f, &format!("volume create {name} --size 1M"), &["name"]);
-        refused(&f, &format!("snapshot create {name} web"), &["name"]);
+        refused(
+            &f,
+            &format!("volume create {name} --size 1M"),
+            &["cannot be used"],
+        );
+        refused(
+            &f,
+            &format!("snapshot create {name} web"),
+            &["cannot be used"],
+        );
         refused(&f, &format!("volume show {name}"), &["no volume"]);
     }
 }

@@ -3,19 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the test's failure")]
 
-use std::ffi::OsStr;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use stratablk_tests::daemon::{Daemon, temp_dir};
 use stratablk_tests::load::cut::{self, Cut, History};
 use stratablk_tests::load::driver::{Done, Driver, Options, Request, Wait};
 use stratablk_tests::load::random::Random;
 use stratablk_tests::load::stamp::{Content, STAMP_BYTES, Stamp, read_block};
+use tempfile::TempDir;
 
 /// Bytes of a test disk.
 const DISK: &str = "64M";
@@ -33,61 +31,31 @@ const WRITES_BETWEEN: usize = 2000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running daemon on a store of its own.
-struct Daemon {
-    /// The process.
-    child: Child,
-    /// Vanishes with the test.
-    directory: tempfile::TempDir,
+struct Served {
+    /// The process; gone before its directory.
+    daemon: Daemon,
+    /// Holds the store and the sockets; vanishes with the test.
+    directory: TempDir,
 }
 
-impl Daemon {
-    /// Starts the daemon and waits until its control socket answers.
+impl Served {
+    /// Starts a daemon on an empty store.
     fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut child = Command::new(binary())
-            .args([
-                OsStr::new("serve"),
-                OsStr::new("--store"),
-                directory.path().join("store").as_os_str(),
-            ])
-            .spawn()
-            .unwrap();
-        let control = directory.path().join("store/control.sock");
-        let start = Instant::now();
-        while UnixStream::connect(&control).is_err() {
-            assert!(
-                child.try_wait().unwrap().is_none(),
-                "the daemon ended early"
-            );
-            assert!(
-                start.elapsed() < PATIENCE,
-                "the daemon does not listen on {}",
-                control.display()
-            );
-            thread::yield_now();
+        let directory = temp_dir();
+        Self {
+            daemon: Daemon::on_store(&directory.path().join("store")),
+            directory,
         }
-        Self { child, directory }
     }
 
     /// Runs a command of the CLI, which must succeed.
     fn run(&self, arguments: &[&str]) {
-        let output = Command::new(binary())
-            .arg("--control")
-            .arg(self.directory.path().join("store/control.sock"))
-            .args(arguments)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "stratablk {arguments:?}: {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
+        self.daemon.cli(arguments).ok();
     }
 
     /// Attaches a volume and connects to it.
     fn connect(&self, volume: &str, wait: Wait) -> Driver {
-        let socket: PathBuf = self.directory.path().join(format!("{volume}.sock"));
+        let socket = self.directory.path().join(format!("{volume}.sock"));
         let queues = QUEUES.to_string();
         self.run(&[
             "volume",
@@ -108,28 +76,6 @@ impl Daemon {
         })
         .unwrap()
     }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // The test is over, passed or not; there is nobody to tell if the process was gone already.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// The daemon's program: `$STRATABLK_BIN`, or the one built beside this test.
-fn binary() -> PathBuf {
-    std::env::var_os("STRATABLK_BIN").map_or_else(
-        || {
-            let test = std::env::current_exe().unwrap();
-            test.parent()
-                .and_then(Path::parent)
-                .unwrap()
-                .join("stratablk")
-        },
-        PathBuf::from,
-    )
 }
 
 /// The writer of a run: stamped blocks to random places of all disks, a window of `QUEUES * DEPTH` under way on each.
@@ -265,93 +211,145 @@ fn read(driver: &mut Driver, disk: u32, seed: u64, cut: &mut Cut) {
     assert!(stamps > 0, "disk {disk} holds nothing");
 }
 
-/// Takes snapshots of `volumes` disks under load; checks a clone of each, and the disks themselves at the end.
-fn snapshots_under_load(volumes: usize, seed: u64) {
-    let daemon = Daemon::start();
-    let names: Vec<String> = (0..volumes).map(|disk| format!("disk{disk}")).collect();
-    for name in &names {
-        daemon.run(&["volume", "create", name, "--size", DISK]);
-    }
-    let mut disks: Vec<Driver> = names
-        .iter()
-        .map(|name| daemon.connect(name, Wait::Spin))
-        .collect();
-    let mut history = History::default();
-    let clock = history.clock();
-    let stop = AtomicBool::new(false);
-    let (tell, progress) = sync_channel(1);
-    let commands: Vec<cut::Command> = thread::scope(|scope| {
-        let mut writer = Writer {
-            disks: &mut disks,
-            history: &mut history,
-            seed,
-            progress: tell,
-        };
-        let stop_at_end = StopAtEnd(&stop);
-        let writer = scope.spawn({
-            let stop = &stop;
-            move || writer.write(stop)
-        });
-        let mut commands = Vec::new();
-        for snapshot in 0..SNAPSHOTS {
-            await_progress(&progress);
-            let given = clock.now();
-            let snapshot = format!("snapshot{snapshot}");
-            let mut arguments = vec!["snapshot", "create", &snapshot];
-            arguments.extend(names.iter().map(String::as_str));
-            daemon.run(&arguments);
-            commands.push(cut::Command {
-                given,
-                returned: clock.now(),
+/// A run that is over: disks that were written to, and the snapshots taken meanwhile.
+struct Run {
+    /// Sessions with the disks; gone before the daemon.
+    disks: Vec<Driver>,
+    /// Holds the disks and their snapshots.
+    served: Served,
+    /// The volumes, by the number of the disk.
+    names: Vec<String>,
+    /// Every write.
+    history: History,
+    /// When each snapshot was taken.
+    commands: Vec<cut::Command>,
+    /// In every stamp.
+    seed: u64,
+}
+
+impl Run {
+    /// Writes to `volumes` disks and meanwhile lets `take` take snapshots, given their names and those of the volumes.
+    fn with_snapshots(volumes: usize, seed: u64, take: impl Fn(&Served, &str, &[String])) -> Self {
+        let served = Served::start();
+        let names: Vec<String> = (0..volumes).map(|disk| format!("disk{disk}")).collect();
+        for name in &names {
+            served.run(&["volume", "create", name, "--size", DISK]);
+        }
+        let mut disks: Vec<Driver> = names
+            .iter()
+            .map(|name| served.connect(name, Wait::Spin))
+            .collect();
+        let mut history = History::default();
+        let clock = history.clock();
+        let stop = AtomicBool::new(false);
+        let (tell, progress) = sync_channel(1);
+        let commands = thread::scope(|scope| {
+            let mut writer = Writer {
+                disks: &mut disks,
+                history: &mut history,
+                seed,
+                progress: tell,
+            };
+            let stop_at_end = StopAtEnd(&stop);
+            let writer = scope.spawn({
+                let stop = &stop;
+                move || writer.write(stop)
             });
-        }
-        await_progress(&progress);
-        drop(stop_at_end);
-        writer.join().unwrap();
-        commands
-    });
-
-    for (snapshot, command) in commands.into_iter().enumerate() {
-        let mut cut = Cut::new(volumes, BLOCKS);
-        for (disk, name) in names.iter().enumerate() {
-            let clone = format!("clone{snapshot}-{name}");
-            let source = format!("{name}@snapshot{snapshot}");
-            daemon.run(&["volume", "create", &clone, "--from", &source]);
-            let mut driver = daemon.connect(&clone, Wait::Sleep);
-            read(&mut driver, disk_number(disk), seed, &mut cut);
-        }
-        let summary = cut::check(&history, command, &cut).unwrap_or_else(|wrong| {
-            panic!("seed {seed}, snapshot {snapshot}, {command:?}: {wrong}")
+            let mut commands = Vec::new();
+            for snapshot in 0..SNAPSHOTS {
+                await_progress(&progress);
+                let given = clock.now();
+                take(&served, &snapshot_name(snapshot), &names);
+                commands.push(cut::Command {
+                    given,
+                    returned: clock.now(),
+                });
+            }
+            await_progress(&progress);
+            drop(stop_at_end);
+            writer.join().unwrap();
+            commands
         });
-        println!(
-            "snapshot {snapshot}: {summary:?} of {} writes, {command:?}",
-            history.len()
-        );
-        assert!(
-            summary.required >= WRITES_BETWEEN * (snapshot + 1),
-            "the load was too weak: {summary:?}"
-        );
-        assert!(
-            usize::try_from(summary.newest).unwrap() + WRITES_BETWEEN <= history.len(),
-            "no load after the snapshot: {summary:?}"
-        );
+        Self {
+            disks,
+            served,
+            names,
+            history,
+            commands,
+            seed,
+        }
     }
 
-    let now = clock.now();
-    let mut live = Cut::new(volumes, BLOCKS);
-    for (disk, driver) in disks.iter_mut().enumerate() {
-        read(driver, disk_number(disk), seed, &mut live);
+    /// What clones of one snapshot hold.
+    fn cut(&self, snapshot: usize) -> Cut {
+        let mut cut = Cut::new(self.names.len(), BLOCKS);
+        for (disk, name) in self.names.iter().enumerate() {
+            let clone = format!("clone{snapshot}-{name}");
+            let source = format!("{name}@{}", snapshot_name(snapshot));
+            self.served
+                .run(&["volume", "create", &clone, "--from", &source]);
+            let mut driver = self.served.connect(&clone, Wait::Sleep);
+            read(&mut driver, disk_number(disk), self.seed, &mut cut);
+        }
+        cut
     }
-    let summary = cut::check(
-        &history,
-        cut::Command {
-            given: now,
-            returned: now,
-        },
-        &live,
-    )
-    .unwrap_or_else(|wrong| panic!("seed {seed}, the disks at the end: {wrong}"));
-    assert_eq!(summary.required, history.len());
+
+    /// Checks all snapshots, and that there was enough load around each for that to mean something.
+    fn check_snapshots(&self) {
+        for (snapshot, command) in self.commands.iter().enumerate() {
+            let summary =
+                cut::check(&self.history, *command, &self.cut(snapshot)).unwrap_or_else(|wrong| {
+                    panic!(
+                        "seed {}, snapshot {snapshot}, {command:?}: {wrong}",
+                        self.seed
+                    )
+                });
+            println!(
+                "snapshot {snapshot}: {summary:?} of {} writes, {command:?}",
+                self.history.len()
+            );
+            assert!(
+                summary.required >= WRITES_BETWEEN * (snapshot + 1),
+                "the load was too weak: {summary:?}"
+            );
+            let after = self.history.len() - usize::try_from(summary.newest).unwrap();
+            assert!(
+                after >= WRITES_BETWEEN,
+                "no load after snapshot {snapshot}: {summary:?}"
+            );
+        }
+    }
+
+    /// Checks that the disks themselves hold every last write.
+    fn check_disks(&mut self) {
+        let now = self.history.clock().now();
+        let mut live = Cut::new(self.names.len(), BLOCKS);
+        for (disk, driver) in self.disks.iter_mut().enumerate() {
+            read(driver, disk_number(disk), self.seed, &mut live);
+        }
+        let summary = cut::check(
+            &self.history,
+            cut::Command {
+                given: now,
+                returned: now,
+            },
+            &live,
+        )
+        .unwrap_or_else(|wrong| panic!("seed {}, the disks at the end: {wrong}", self.seed));
+        assert_eq!(summary.required, self.history.len());
+    }
+}
+
+/// The name of a snapshot.
+fn snapshot_name(snapshot: usize) -> String {
+    format!("snapshot{snapshot}")
+}
+
+/// One snapshot of all volumes at one instant.
+fn take_group(served: &Served, snapshot: &str, volumes: &[String]) {
+    let mut arguments = vec!["snapshot", "create", snapshot];
+    arguments.extend(volumes.iter().map(String::as_str));
+    served.run(&arguments);
 }
 
 /// Ends the writer even if the test fails, so that the failure is shown instead of a hang.
@@ -365,10 +363,32 @@ impl Drop for StopAtEnd<'_> {
 
 #[test]
 fn snapshots_of_a_busy_disk_are_consistent_cuts() {
-    snapshots_under_load(1, 11);
+    let mut run = Run::with_snapshots(1, 11, take_group);
+    run.check_snapshots();
+    run.check_disks();
 }
 
 #[test]
 fn a_snapshot_of_two_busy_disks_is_one_consistent_cut() {
-    snapshots_under_load(2, 12);
+    let mut run = Run::with_snapshots(2, 12, take_group);
+    run.check_snapshots();
+    run.check_disks();
+}
+
+#[test]
+fn canary_snapshots_of_two_disks_one_after_the_other_are_no_cut() {
+    let run = Run::with_snapshots(2, 13, |served, snapshot, volumes| {
+        for volume in volumes {
+            served.run(&["snapshot", "create", snapshot, volume]);
+        }
+    });
+    let caught = (0..SNAPSHOTS)
+        .filter(|snapshot| {
+            cut::check(&run.history, run.commands[*snapshot], &run.cut(*snapshot)).is_err()
+        })
+        .count();
+    assert!(
+        caught > 0,
+        "the check accepts snapshots that are not of one instant"
+    );
 }

@@ -14,10 +14,11 @@ use std::thread;
 use axum::http::StatusCode;
 use stratablk_layers::volume::Volume;
 
+use crate::attach::{AttachOptions, Attachment, AttachmentHandle, SocketSource};
+
 use super::convert::path_text;
 use super::error::{ApiError, Result};
 use super::events::{Events, Happening};
-use super::stand_in::{AttachOptions, Attachment, AttachmentHandle, SocketSource};
 use super::types::{self, AttachmentState, ErrorKind, RequestCounts};
 
 /// Where a front-end is to connect.
@@ -140,6 +141,7 @@ impl Attachments {
             queues,
             workers: self.workers_max.min(usize::from(queues)).max(1),
             read_only,
+            ..AttachOptions::default()
         };
         let socket = match source {
             Source::Path(path) => SocketSource::Listen(path),
@@ -278,11 +280,14 @@ impl Attachments {
             }
             State::Running(handle) => {
                 let status = handle.status();
-                view.state = if status.connected {
-                    AttachmentState::Connected
-                } else {
-                    AttachmentState::Listening
+                view.state = match (status.connected, status.ended) {
+                    (true, _) => AttachmentState::Connected,
+                    (false, false) => AttachmentState::Listening,
+                    (false, true) => AttachmentState::Failed,
                 };
+                view.error = status
+                    .ended
+                    .then(|| "no front-end can come any more".to_owned());
                 view.rings_running = u64::try_from(status.rings_running).unwrap_or(u64::MAX);
                 view.requests = RequestCounts {
                     reads: status.reads,
@@ -296,6 +301,15 @@ impl Attachments {
             }
         }
         Some(view)
+    }
+
+    /// Whether a volume was served and no front-end can come any more: its only connection has ended.
+    pub fn has_ended(&self, name: &str) -> bool {
+        let table = self.table();
+        table.get(name).is_some_and(|entry| match &entry.state {
+            State::Running(handle) => handle.status().ended,
+            State::Changing | State::Failed(_) => false,
+        })
     }
 
     /// How many volumes have a front-end now.
@@ -353,6 +367,7 @@ fn changing(name: &str) -> ApiError {
 fn refusal(error: &std::io::Error) -> ApiError {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => ApiError::busy(error.to_string()).of("socket"),
+        std::io::ErrorKind::InvalidInput => ApiError::invalid("socket", error.to_string()),
         _ => ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             ErrorKind::Io,

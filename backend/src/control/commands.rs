@@ -122,15 +122,16 @@ impl Commands {
     /// # Errors
     /// `Invalid`, `Exists`, `NotFound`, `NoSpace`, `Io`.
     pub fn create(&self, name: &str, source: &VolumeSource) -> Result<Volume> {
-        let info = self.store.create_volume(name, source).map_err(|error| {
-            let error = ApiError::from(error);
-            // The layers say "size" as the command line does; the field of the request tells its unit.
-            if error.detail.field.as_deref() == Some("size") {
-                error.of("size_bytes")
-            } else {
-                error
-            }
-        })?;
+        let info = self
+            .store
+            .create_volume(name, source)
+            .map_err(|error| match error {
+                // The layers say "size" as the command line does; the field of the request tells its unit.
+                layers::Error::Invalid { field: "size", .. } => {
+                    ApiError::from(error).of("size_bytes")
+                }
+                error => error.into(),
+            })?;
         tracing::info!(volume = %info.name, bytes = info.size_bytes, "created");
         self.events.tell(Happening::VolumeCreated {
             volume: info.name.clone(),
@@ -220,9 +221,16 @@ impl Commands {
     /// `NotFound` if there is no such volume or it is not attached; `Io`.
     pub fn detach(&self, name: &str) -> Result<Volume> {
         self.store.volume_info(name)?;
-        // Forgotten first: should the daemon die while the socket drains, the next one must not serve it again.
+        // Forgotten last, since that also flushes and closes the volume, which its guest must have left by then.
         self.attachments
-            .stop(name, || Ok(self.store.set_attachment(name, None)?))?;
+            .stop(name, || match self.store.set_attachment(name, None) {
+                // Forgotten all the same; the volume shows its failure.
+                Err(layers::Error::Failed { volume, cause }) => {
+                    tracing::error!(%volume, "detached after a failure: {cause}");
+                    Ok(())
+                }
+                done => Ok(done?),
+            })?;
         tracing::info!(volume = %name, "detached");
         self.volume(name)
     }
@@ -271,7 +279,17 @@ impl Commands {
                 ));
             }
         };
-        let report = convert::report(self.store.snapshot(&request.name, &selection)?);
+        let report =
+            self.store
+                .snapshot(&request.name, &selection)
+                .map_err(|error| match error {
+                    // The layers say "snapshot" as the command line does.
+                    layers::Error::Invalid {
+                        field: "snapshot", ..
+                    } => ApiError::from(error).of("name"),
+                    error => error.into(),
+                })?;
+        let report = convert::report(report);
         let volumes: Vec<_> = report.snapshots.iter().map(|s| s.volume.clone()).collect();
         tracing::info!(
             snapshot = %request.name, volumes = %volumes.join(","),

@@ -18,6 +18,5 @@ pub mod routes;
 pub mod server;
 pub mod socket;
 mod stall;
-mod stand_in;
 pub mod timestamp;
 pub mod types;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequest, Path, Query, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
@@ -91,6 +92,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
             })?
             .to_bytes();
         parse(&bytes).map(Self)
+    }
+}
+
+/// The name of a volume in the path of a route.
+struct VolumeName(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for VolumeName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(Self(name)),
+            Err(error) => Err(bad_request(error.status(), error.body_text()).of("name")),
+        }
     }
 }
 
@@ -192,7 +207,7 @@ async fn create_volume(
     (status = 200, body = Volume),
     (status = 404, body = ErrorBody),
 ))]
-async fn show_volume(State(gate): Shared, Path(name): Path<String>) -> Result<Json<Volume>> {
+async fn show_volume(State(gate): Shared, VolumeName(name): VolumeName) -> Result<Json<Volume>> {
     gate.run(move |commands| commands.volume(&name))
         .await
         .map(Json)
@@ -204,7 +219,7 @@ async fn show_volume(State(gate): Shared, Path(name): Path<String>) -> Result<Js
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "it is attached"),
 ))]
-async fn delete_volume(State(gate): Shared, Path(name): Path<String>) -> Result<Json<Deleted>> {
+async fn delete_volume(State(gate): Shared, VolumeName(name): VolumeName) -> Result<Json<Deleted>> {
     gate.run(move |commands| commands.delete_volume(&name))
         .await
         .map(Json)
@@ -220,7 +235,7 @@ async fn delete_volume(State(gate): Shared, Path(name): Path<String>) -> Result<
 ))]
 async fn attach_volume(
     State(gate): Shared,
-    Path(name): Path<String>,
+    VolumeName(name): VolumeName,
     JsonBody(request): JsonBody<AttachmentRequest>,
 ) -> Result<Json<Volume>> {
     gate.run(move |commands| commands.attach(&name, request))
@@ -233,7 +248,7 @@ async fn attach_volume(
     (status = 200, body = Volume),
     (status = 404, body = ErrorBody, description = "no such volume, or it is not attached"),
 ))]
-async fn detach_volume(State(gate): Shared, Path(name): Path<String>) -> Result<Json<Volume>> {
+async fn detach_volume(State(gate): Shared, VolumeName(name): VolumeName) -> Result<Json<Volume>> {
     gate.run(move |commands| commands.detach(&name))
         .await
         .map(Json)

@@ -85,6 +85,7 @@ async fn connection(stream: UnixStream, router: Router, mut stop: watch::Receive
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .serve_connection(io, TowerToHyperService::new(router))
     );

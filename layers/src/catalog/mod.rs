@@ -8,6 +8,8 @@
 pub mod memory;
 pub mod sqlite;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

@@ -204,6 +204,15 @@ impl SqliteCatalog {
         })
     }
 
+    /// Lets the database grow to so many pages: a small full disk.
+    #[cfg(test)]
+    pub(super) fn limit_pages(&self, pages: u32) {
+        let set = self
+            .db
+            .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()));
+        assert_eq!(set, Ok(()));
+    }
+
     /// Carries out the changes as one transaction.
     fn write(&mut self, changes: &[Change]) -> rusqlite::Result<()> {
         let transaction = self.db.transaction()?;

@@ -50,15 +50,32 @@ impl Eras {
         let announcement = volume.clock().register();
         let generation = volume.clock().now();
         let chain = volume.chain_at(generation);
-        let era = Era { generation, chain: Arc::clone(&chain), requests: 0, changes: 0 };
-        Self { eras: VecDeque::from([era]), first: 0, announcement, announced: None, chain }
+        let era = Era {
+            generation,
+            chain: Arc::clone(&chain),
+            requests: 0,
+            changes: 0,
+        };
+        Self {
+            eras: VecDeque::from([era]),
+            first: 0,
+            announcement,
+            announced: None,
+            chain,
+        }
     }
 
     /// Announces a batch and takes over the current generation with its chain.
     pub fn enter(&mut self, volume: &Volume) {
-        let generation = self.announcement.enter(volume.clock(), self.oldest_change());
+        let generation = self
+            .announcement
+            .enter(volume.clock(), self.oldest_change());
         self.announced = Some(self.oldest_change().unwrap_or(generation));
-        if self.eras.back().is_none_or(|era| era.generation != generation) {
+        if self
+            .eras
+            .back()
+            .is_none_or(|era| era.generation != generation)
+        {
             self.switch(volume, generation);
         }
     }
@@ -69,7 +86,12 @@ impl Eras {
         let began = Instant::now();
         let chain = volume.chain_at(generation);
         self.chain = Arc::clone(&chain);
-        self.eras.push_back(Era { generation, chain, requests: 0, changes: 0 });
+        self.eras.push_back(Era {
+            generation,
+            chain,
+            requests: 0,
+            changes: 0,
+        });
         self.forget_ended();
         volume.note_stall(began.elapsed());
     }
@@ -102,7 +124,9 @@ impl Eras {
             era.requests += 1;
             era.changes += usize::from(changes);
         }
-        let last = u64::try_from(self.eras.len()).unwrap_or(u64::MAX).saturating_sub(1);
+        let last = u64::try_from(self.eras.len())
+            .unwrap_or(u64::MAX)
+            .saturating_sub(1);
         EraId(self.first + last)
     }
 
@@ -123,7 +147,10 @@ impl Eras {
 
     /// The oldest generation with changes under way.
     fn oldest_change(&self) -> Option<Generation> {
-        self.eras.iter().find(|era| era.changes > 0).map(|era| era.generation)
+        self.eras
+            .iter()
+            .find(|era| era.changes > 0)
+            .map(|era| era.generation)
     }
 
     /// Drops eras at the front that have ended; the current one stays.

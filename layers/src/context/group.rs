@@ -44,7 +44,10 @@ enum Phase {
 impl QueueContext {
     /// Asks for a flush on behalf of a request.
     pub(super) fn flush(&mut self, request: usize) {
-        let waiter = Waiter { mailbox: Arc::clone(&self.mailbox), request };
+        let waiter = Waiter {
+            mailbox: Arc::clone(&self.mailbox),
+            request,
+        };
         if let Some(group) = self.volume.flushes().join(waiter) {
             self.next_group = Some(group);
         }
@@ -60,7 +63,9 @@ impl QueueContext {
         if self.group.is_some() {
             return;
         }
-        let Some(waiters) = self.next_group.take() else { return };
+        let Some(waiters) = self.next_group.take() else {
+            return;
+        };
         let work = if self.volume.has_failed() {
             Vec::new()
         } else {
@@ -82,7 +87,9 @@ impl QueueContext {
         if let Some(group) = &mut self.group {
             group.outstanding -= 1;
             if let Err(error) = result {
-                group.error.get_or_insert_with(|| format!("a flush failed: {error}"));
+                group
+                    .error
+                    .get_or_insert_with(|| format!("a flush failed: {error}"));
             }
             if group.outstanding == 0 {
                 self.advance_group();
@@ -93,13 +100,22 @@ impl QueueContext {
     /// Starts the next step that has something to do; answers after the last.
     fn advance_group(&mut self) {
         while let Some(mut group) = self.group.take() {
-            let phase = if group.error.is_some() { Phase::Answer } else { group.next };
+            let phase = if group.error.is_some() {
+                Phase::Answer
+            } else {
+                group.next
+            };
             group.next = next_phase(phase);
             match phase {
                 Phase::SyncData => {
                     for work in group.work.iter().filter(|work| work.sync_data) {
                         group.outstanding += 1;
-                        self.push(Step::Group, IoOp::SyncData { file: work.layer.data().token() });
+                        self.push(
+                            Step::Group,
+                            IoOp::SyncData {
+                                file: work.layer.data().token(),
+                            },
+                        );
                     }
                 }
                 Phase::WriteJournal => {
@@ -123,7 +139,12 @@ impl QueueContext {
                 Phase::SyncMap => {
                     for journal in &group.journals {
                         group.outstanding += 1;
-                        self.push(Step::Group, IoOp::SyncData { file: journal.file.token() });
+                        self.push(
+                            Step::Group,
+                            IoOp::SyncData {
+                                file: journal.file.token(),
+                            },
+                        );
                     }
                 }
                 Phase::Answer => {
@@ -160,7 +181,10 @@ impl QueueContext {
             if Arc::ptr_eq(&waiter.mailbox, &self.mailbox) {
                 self.flush_done(waiter.request, result);
             } else {
-                waiter.mailbox.send(Mail::FlushDone { request: waiter.request, result });
+                waiter.mailbox.send(Mail::FlushDone {
+                    request: waiter.request,
+                    result,
+                });
             }
         }
     }
@@ -168,7 +192,11 @@ impl QueueContext {
 
 /// The first step of a group.
 fn first_phase() -> Phase {
-    if crate::canary::map_before_data() { Phase::WriteJournal } else { Phase::SyncData }
+    if crate::canary::map_before_data() {
+        Phase::WriteJournal
+    } else {
+        Phase::SyncData
+    }
 }
 
 /// The step after this one.

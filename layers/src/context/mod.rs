@@ -117,7 +117,10 @@ impl QueueContext {
         token: u64,
     ) {
         match self.check(operation, segments) {
-            Err(error) => self.ended.push(Completion { token, result: Err(error) }),
+            Err(error) => self.ended.push(Completion {
+                token,
+                result: Err(error),
+            }),
             Ok(range) => {
                 let request = self.requests.insert(Request::new(token, durability));
                 match operation {
@@ -147,7 +150,8 @@ impl QueueContext {
         }
         let mut finished = std::mem::take(&mut self.done);
         if let Err(error) = self.engine.reap(&mut finished) {
-            self.volume.fail(&format!("the host's I/O engine failed: {error}"));
+            self.volume
+                .fail(&format!("the host's I/O engine failed: {error}"));
         }
         for io in finished.drain(..) {
             self.step_done(io);
@@ -176,7 +180,11 @@ impl QueueContext {
     /// File descriptors that become readable when `poll` may have something new. They stay the same for the life of
     /// the context; level-triggered waits are right.
     pub fn wake_fds(&self) -> Vec<RawFd> {
-        self.engine.wake_fd().into_iter().chain([self.mailbox.wake_fd()]).collect()
+        self.engine
+            .wake_fd()
+            .into_iter()
+            .chain([self.mailbox.wake_fd()])
+            .collect()
     }
 
     /// Requests submitted and not yet polled.
@@ -195,7 +203,7 @@ impl QueueContext {
             let len = u64::try_from(segment.len).map_err(|_| RequestError::OutOfRange)?;
             bytes = bytes.checked_add(len).ok_or(RequestError::OutOfRange)?;
         }
-        if bytes % SECTOR_BYTES != 0 || bytes > limits::REQUEST_BYTES_MAX {
+        if !bytes.is_multiple_of(SECTOR_BYTES) || bytes > limits::REQUEST_BYTES_MAX {
             return Err(RequestError::OutOfRange);
         }
         let sectors = bytes / SECTOR_BYTES;
@@ -243,7 +251,11 @@ impl QueueContext {
                     let (file, offset) = (layer.data().token(), part.range.start.0 * SECTOR_BYTES);
                     self.push(
                         Step::Read { request },
-                        IoOp::Read { file, offset, segments: &pieces },
+                        IoOp::Read {
+                            file,
+                            offset,
+                            segments: &pieces,
+                        },
                     );
                 }
             }
@@ -270,7 +282,11 @@ impl QueueContext {
             let offset = range.start.0 * SECTOR_BYTES;
             self.push(
                 Step::Write { request, range },
-                IoOp::Write { file, offset, segments },
+                IoOp::Write {
+                    file,
+                    offset,
+                    segments,
+                },
             );
         }
     }
@@ -302,7 +318,10 @@ impl QueueContext {
 
     /// Submits an operation, or queues it where the engine is full.
     fn push(&mut self, step: Step, op: IoOp<'_>) {
-        if let Some(request) = step.request().and_then(|request| self.requests.get_mut(request)) {
+        if let Some(request) = step
+            .request()
+            .and_then(|request| self.requests.get_mut(request))
+        {
             request.parts += 1;
         }
         let user = self.steps.insert(step);
@@ -329,7 +348,9 @@ impl QueueContext {
         loop {
             self.lead_next();
             while self.engine.room() > 0 {
-                let Some((op, user)) = self.backlog.pop() else { break };
+                let Some((op, user)) = self.backlog.pop() else {
+                    break;
+                };
                 self.start(op.as_op(), user);
                 self.backlog.recycle(op);
             }
@@ -338,18 +359,24 @@ impl QueueContext {
             }
         }
         if let Err(error) = self.engine.kick() {
-            self.volume.fail(&format!("the host's I/O engine failed: {error}"));
+            self.volume
+                .fail(&format!("the host's I/O engine failed: {error}"));
         }
     }
 
     /// Goes on after an operation has ended.
     fn step_done(&mut self, io: IoDone) {
-        let Some(step) = usize::try_from(io.user).ok().and_then(|user| self.steps.remove(user)) else {
+        let Some(step) = usize::try_from(io.user)
+            .ok()
+            .and_then(|user| self.steps.remove(user))
+        else {
             return;
         };
         match step {
             Step::Read { request } => {
-                let result = io.result.map_err(|error| self.volume.note_read_error(&error));
+                let result = io
+                    .result
+                    .map_err(|error| self.volume.note_read_error(&error));
                 self.part_done(request, result);
             }
             Step::Write { request, range } => {
@@ -359,7 +386,11 @@ impl QueueContext {
                 };
                 self.part_done(request, result);
             }
-            Step::Punch { request, first, count } => {
+            Step::Punch {
+                request,
+                first,
+                count,
+            } => {
                 let result = match io.result {
                     Ok(()) => self.publish_zero(request, first, count),
                     Err(error) => Err(self.volume.note_write_error("punch", &error)),
@@ -392,7 +423,9 @@ impl QueueContext {
         for run in volume.table().runs(first, count) {
             let reads_zero = run.resolve.slot.0 == 0 || run.resolve.mask.0 == 0;
             if !reads_zero {
-                self.publish(request, run.first, run.count, |map| map.zero(run.first, run.count))?;
+                self.publish(request, run.first, run.count, |map| {
+                    map.zero(run.first, run.count)
+                })?;
             }
         }
         Ok(())
@@ -418,12 +451,15 @@ impl QueueContext {
         match &**layer.map() {
             LayerMap::Active(map) => {
                 let changed = change(map);
-                self.volume.table().refresh(chain.active_slot(), map, first, count, changed);
+                self.volume
+                    .table()
+                    .refresh(chain.active_slot(), map, first, count, changed);
                 Ok(())
             }
             LayerMap::Sealed(_) => {
                 debug_assert!(false, "a change reached a sealed layer");
-                self.volume.fail("a change reached a sealed layer: this is a defect of stratablk");
+                self.volume
+                    .fail("a change reached a sealed layer: this is a defect of stratablk");
                 Err(RequestError::Failed)
             }
         }
@@ -431,7 +467,9 @@ impl QueueContext {
 
     /// Ends one part of a request, and the request with its last part.
     fn part_done(&mut self, index: usize, result: std::result::Result<(), RequestError>) {
-        let Some(request) = self.requests.get_mut(index) else { return };
+        let Some(request) = self.requests.get_mut(index) else {
+            return;
+        };
         if let Err(error) = result {
             request.error.get_or_insert(error);
         }
@@ -454,7 +492,10 @@ impl QueueContext {
     /// Reports the end of a request.
     fn complete(&mut self, index: usize, result: std::result::Result<(), RequestError>) {
         if let Some(request) = self.requests.remove(index) {
-            self.ended.push(Completion { token: request.token, result });
+            self.ended.push(Completion {
+                token: request.token,
+                result,
+            });
         }
     }
 }

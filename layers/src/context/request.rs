@@ -32,7 +32,15 @@ pub struct Request {
 impl Request {
     /// A request of which nothing has begun.
     pub fn new(token: u64, durability: Durability) -> Self {
-        Self { token, durability, era: None, changes: false, parts: 0, error: None, chain: None }
+        Self {
+            token,
+            durability,
+            era: None,
+            changes: false,
+            parts: 0,
+            error: None,
+            chain: None,
+        }
     }
 }
 
@@ -87,7 +95,10 @@ pub struct Slab<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), free: Vec::new() }
+        Self {
+            entries: Vec::new(),
+            free: Vec::new(),
+        }
     }
 }
 
@@ -165,8 +176,16 @@ impl OwnedOp {
     pub fn as_op(&self) -> IoOp<'_> {
         let (file, offset, segments) = (self.file, self.offset, self.segments.as_slice());
         match self.kind {
-            OwnedKind::Read => IoOp::Read { file, offset, segments },
-            OwnedKind::Write => IoOp::Write { file, offset, segments },
+            OwnedKind::Read => IoOp::Read {
+                file,
+                offset,
+                segments,
+            },
+            OwnedKind::Write => IoOp::Write {
+                file,
+                offset,
+                segments,
+            },
             OwnedKind::SyncData => IoOp::SyncData { file },
             OwnedKind::Punch(len) => IoOp::Punch { file, offset, len },
         }
@@ -192,18 +211,34 @@ impl Backlog {
     pub fn push(&mut self, op: IoOp<'_>, user: usize) {
         let mut segments = self.spare.pop().unwrap_or_default();
         let (kind, file, offset) = match op {
-            IoOp::Read { file, offset, segments: list } => {
+            IoOp::Read {
+                file,
+                offset,
+                segments: list,
+            } => {
                 segments.extend_from_slice(list);
                 (OwnedKind::Read, file, offset)
             }
-            IoOp::Write { file, offset, segments: list } => {
+            IoOp::Write {
+                file,
+                offset,
+                segments: list,
+            } => {
                 segments.extend_from_slice(list);
                 (OwnedKind::Write, file, offset)
             }
             IoOp::SyncData { file } => (OwnedKind::SyncData, file, 0),
             IoOp::Punch { file, offset, len } => (OwnedKind::Punch(len), file, offset),
         };
-        self.queue.push_back((OwnedOp { kind, file, offset, segments }, user));
+        self.queue.push_back((
+            OwnedOp {
+                kind,
+                file,
+                offset,
+                segments,
+            },
+            user,
+        ));
     }
 
     /// Takes the oldest.
@@ -230,7 +265,10 @@ pub struct Slicer<'a> {
 impl<'a> Slicer<'a> {
     /// Starts at the beginning.
     pub fn new(segments: &'a [Segment]) -> Self {
-        Self { rest: segments, gone: 0 }
+        Self {
+            rest: segments,
+            gone: 0,
+        }
     }
 
     /// Replaces `pieces` by the next `bytes` bytes (fewer at the end of the list).
@@ -238,11 +276,16 @@ impl<'a> Slicer<'a> {
         pieces.clear();
         let mut wanted = usize::try_from(bytes).unwrap_or(usize::MAX);
         while wanted > 0 {
-            let Some((first, rest)) = self.rest.split_first() else { return };
+            let Some((first, rest)) = self.rest.split_first() else {
+                return;
+            };
             let left = first.len - self.gone;
             let len = left.min(wanted);
             if len > 0 {
-                pieces.push(Segment { base: first.base.wrapping_add(self.gone), len });
+                pieces.push(Segment {
+                    base: first.base.wrapping_add(self.gone),
+                    len,
+                });
             }
             wanted -= len;
             if len == left {

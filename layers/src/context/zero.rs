@@ -13,7 +13,9 @@ use super::QueueContext;
 use super::request::Step;
 
 /// A cluster of zeroes to write from.
-static ZEROES: [u8; CLUSTER_BYTES as usize] = [0; CLUSTER_BYTES as usize];
+static ZEROES: [u8; 4096] = [0; 4096];
+
+const _: () = assert!(ZEROES.len() as u64 == CLUSTER_BYTES);
 
 /// Fills guest memory with zeroes.
 #[expect(unsafe_code, reason = "writes to guest memory")]
@@ -38,7 +40,11 @@ impl QueueContext {
             range.end().0 / CLUSTER_SECTORS
         };
         if first < last {
-            self.zero_part(request, range.start.0, (first * CLUSTER_SECTORS).min(range.end().0));
+            self.zero_part(
+                request,
+                range.start.0,
+                (first * CLUSTER_SECTORS).min(range.end().0),
+            );
             self.zero_part(request, last * CLUSTER_SECTORS, range.end().0);
             self.zero_clusters(request, Cluster(first), last - first, unmap);
         } else {
@@ -52,7 +58,10 @@ impl QueueContext {
         if from >= to {
             return;
         }
-        let range = SectorRange { start: Sector(from), count: to - from };
+        let range = SectorRange {
+            start: Sector(from),
+            count: to - from,
+        };
         let chain = std::sync::Arc::clone(self.eras.chain());
         let mut parts = std::mem::take(&mut self.parts);
         let known = resolve(self.volume.table(), &chain, range, &mut parts).is_ok();
@@ -86,7 +95,11 @@ impl QueueContext {
         if holds_data && let Some(file) = self.era_file(request) {
             let (offset, len) = (first.0 * CLUSTER_BYTES, count * CLUSTER_BYTES);
             self.push(
-                Step::Punch { request, first, count },
+                Step::Punch {
+                    request,
+                    first,
+                    count,
+                },
                 IoOp::Punch { file, offset, len },
             );
         } else if let Err(error) = self.publish_zero(request, first, count) {

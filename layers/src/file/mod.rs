@@ -24,8 +24,8 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Names an open file to the [`Engine`] of the same [`Media`]: the file descriptor on a host, an index in a simulation.
-/// Valid as long as the [`File`] it came from is open.
+/// Names an open file to the [`Engine`]s of the same [`Media`]: on a host the file descriptor and what the engine must know
+/// of the file, in a simulation an index. Nobody else looks into it. Valid as long as the [`File`] it came from is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileToken(pub i32);
 
@@ -170,10 +170,11 @@ pub struct IoDone {
     pub result: io::Result<()>,
 }
 
-/// Carries out operations for one queue context. Not shared between threads, but may be moved to one before first use.
+/// Carries out operations for one queue context. Not shared between threads, but may be moved to another one.
 ///
 /// Operations under way at the same time have no order among each other. The engine copies the list of segments (not
-/// the bytes) before `submit` returns.
+/// the bytes) before `submit` returns. Memory may have any alignment, also for direct files, whose [`File::alignment`] it
+/// is fast to keep to. Dropping an engine waits for what was kicked; what was not is never carried out.
 pub trait Engine: Send {
     /// How many more operations can be submitted now.
     fn room(&self) -> usize;
@@ -189,10 +190,12 @@ pub trait Engine: Send {
     fn kick(&mut self) -> io::Result<()>;
     /// Appends what has completed to `done`. Does not wait.
     fn reap(&mut self, done: &mut Vec<IoDone>) -> io::Result<()>;
-    /// Waits until at least one operation has completed; returns at once if none is under way.
+    /// Waits until at least one operation has completed; returns at once if none is under way. Kicks first. `reap` before
+    /// sleeping on `wake_fd` again: completions that this has seen do not make it readable any more.
     fn wait(&mut self) -> io::Result<()>;
     /// Operations submitted and not yet reaped.
     fn under_way(&self) -> usize;
-    /// Becomes readable when `reap` may have something new; `None` if `submit` completes everything itself.
+    /// Is readable when `reap` may have something new (level-triggered). The thread that kicked has to be the one that
+    /// waits for it. `None` in a simulation, where nothing happens by itself: use `reap` and `wait` there.
     fn wake_fd(&self) -> Option<RawFd>;
 }

@@ -148,7 +148,7 @@ pub(in crate::file) unsafe fn run(op: IoOp<'_>, files: &DirectFiles) -> io::Resu
 }
 
 /// Makes the calls that a begun transfer asks for, to its end.
-fn finish(transfer: &mut Transfer, files: &DirectFiles) -> io::Result<()> {
+pub(in crate::file) fn finish(transfer: &mut Transfer, files: &DirectFiles) -> io::Result<()> {
     loop {
         let answer = make(transfer.call());
         if let Step::Done(result) = transfer.advance(answer, files) {

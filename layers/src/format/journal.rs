@@ -4,7 +4,7 @@ use super::header::{Header, LayerKind, MapHeader, MapState};
 use super::{Encoder, FormatError, field, field_u32, field_u64};
 use crate::map::record::{MapRecord, RecordKind};
 use crate::map::set::SectorSet;
-use crate::units::{Epoch, Sector, SectorRange};
+use crate::units::{Cluster, Epoch, Sector, SectorMask, SectorRange};
 
 /// Bytes of a record.
 pub const RECORD_BYTES: usize = 32;
@@ -331,9 +331,20 @@ impl Replay {
                     ));
                     return;
                 }
-                for change in self.open.drain(..) {
-                    self.set.apply(&change);
+                for change in &self.open {
+                    self.set.apply(change);
                 }
+                if let Some(cluster) = partly_zero(&self.open, &self.set) {
+                    self.error = Some(FormatError::corrupt(
+                        at,
+                        format!(
+                            "commit {} leaves cluster {} with sectors that are zero and others that are absent",
+                            epoch.0, cluster.0
+                        ),
+                    ));
+                    return;
+                }
+                self.open.clear();
                 self.good = JournalEnd {
                     records: self.good.records.saturating_add(records),
                     epoch,
@@ -396,6 +407,21 @@ impl Replay {
             },
         ))
     }
+}
+
+/// A cluster in which these changes left some sectors zero and others absent. Only where a run of zeroes begins or ends
+/// inside of a cluster can there be one.
+fn partly_zero(changes: &[MapRecord], set: &SectorSet) -> Option<Cluster> {
+    changes
+        .iter()
+        .filter(|change| change.kind == RecordKind::Zero)
+        .flat_map(|change| [change.range.start, change.range.end()])
+        .filter(|edge| edge.index_in_cluster() != 0)
+        .map(Sector::cluster)
+        .find(|cluster| {
+            let (data, zero) = set.cluster(*cluster);
+            zero != SectorMask::NONE && data.0 | zero.0 != SectorMask::ALL.0
+        })
 }
 
 impl Search {

@@ -142,3 +142,6 @@ impl Encoder {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests;

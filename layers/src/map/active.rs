@@ -16,7 +16,7 @@
 
 use crate::map::changed::ChangedRegions;
 use crate::map::fault::{Fault, planted};
-use crate::map::radix::{Radix, Run, Updated};
+use crate::map::radix::{Radix, Updated};
 use crate::map::record::{Coalesce, MapRecord, cluster_parts};
 use crate::map::set::SectorSet;
 use crate::units::{Cluster, SectorMask, SectorRange};
@@ -140,10 +140,22 @@ impl ActiveMap {
         state(self.radix.get(cluster.0))
     }
 
+    /// The states of `count` clusters from `first` in runs (first cluster, how many, state), each as long as possible.
+    /// Does not allocate.
+    pub fn runs(
+        &self,
+        first: Cluster,
+        count: u64,
+    ) -> impl Iterator<Item = (Cluster, u64, ClusterState)> {
+        let runs = self.radix.runs(first.0, count, state);
+        runs.map(|run| (Cluster(run.first), run.count, run.value))
+    }
+
     /// The longest run of clusters of one state that begins at `first`, at most `count` long; `None` if that is none.
     pub fn run(&self, first: Cluster, count: u64) -> Option<(u64, ClusterState)> {
-        let run: Run<ClusterState> = self.radix.runs(first.0, count, state).next()?;
-        Some((run.count, run.value))
+        self.runs(first, count)
+            .next()
+            .map(|(_, count, state)| (count, state))
     }
 
     /// These sectors' data now lie in the layer's file. Call it when they do, and before the write is acknowledged.
@@ -224,8 +236,8 @@ impl ActiveMap {
     pub fn to_set(&self) -> SectorSet {
         let mut set = SectorSet::empty();
         let mut coalesce = Coalesce::new(|record: MapRecord| set.apply(&record));
-        for run in self.radix.runs(0, self.clusters(), state) {
-            coalesce.clusters(Cluster(run.first), run.count, run.value);
+        for (first, count, state) in self.runs(Cluster(0), self.clusters()) {
+            coalesce.clusters(first, count, state);
         }
         coalesce.finish();
         set.optimize();

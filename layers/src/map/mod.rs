@@ -15,6 +15,8 @@
 mod active;
 mod changed;
 mod fault;
+#[cfg(all(test, not(loom)))]
+mod model;
 mod radix;
 pub mod record;
 #[cfg(test)]

@@ -11,10 +11,12 @@
 //! What a reader may rely on:
 //! - Slots never fall. Once a write to slot s was acknowledged, nobody finds an older slot in its clusters.
 //! - The mask is exact for a layer whose writers have all ended, that is for every sealed one.
-//! - For a layer that still has writers, the mask may lag behind while requests on the same cluster are under way, even
-//!   behind requests that were acknowledged since: the word has no room for a version, so a slow refresh can put back
-//!   what was true when it looked, until it looks again. So **a reader that finds an unsealed layer asks its
-//!   `ActiveMap`**, whose word is the instant of a write, and takes only the slot from here.
+//! - For a layer that may still have writers, the mask is a hint only. While requests on the same cluster are under way it
+//!   may fall behind requests that were acknowledged since: the word has no room for a version, so a slow refresh can put
+//!   back what was true when it looked, until it looks again. So **of an unsealed layer take only the slot from here, and
+//!   ask its `ActiveMap` for the sectors**; its word is the instant of a write. Whether a layer is sealed must be known
+//!   *before* the table is read: one that is sealed after that had writers when the word was read. The same holds for
+//!   whoever would skip a write or zero because the table says that there is nothing to do.
 //!
 //! The table is derived from the maps by `refresh`, which every write calls after it changed its map.
 

@@ -24,7 +24,9 @@ impl Store {
     /// As `checkpoint_volume`, for a caller who holds the command lock.
     pub(crate) fn checkpoint(&self, volume: &Volume) -> Result<()> {
         volume.flushes().lead_blocking();
-        let result = volume.lead_flush().and_then(|()| self.checkpoint_active(volume));
+        let result = volume
+            .lead_flush()
+            .and_then(|()| self.checkpoint_active(volume));
         volume.flushes().finish_blocking();
         result
     }
@@ -32,7 +34,9 @@ impl Store {
     /// Writes the checkpoint; the caller leads the flushes, so that nobody appends to the journal.
     fn checkpoint_active(&self, volume: &Volume) -> Result<()> {
         let chain = volume.newest_chain();
-        let Some(layer) = chain.active() else { return Ok(()) };
+        let Some(layer) = chain.active() else {
+            return Ok(());
+        };
         let set = match &**layer.map() {
             LayerMap::Active(map) => map.to_set(),
             LayerMap::Sealed(_) => return Ok(()),

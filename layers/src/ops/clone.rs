@@ -7,7 +7,11 @@ use crate::units::{LayerId, Sector};
 
 impl Store {
     /// The sealed layer of a snapshot, and the size of its disk.
-    pub(crate) fn sealed_layer_of(&self, volume: &str, snapshot: &str) -> Result<(LayerId, Sector)> {
+    pub(crate) fn sealed_layer_of(
+        &self,
+        volume: &str,
+        snapshot: &str,
+    ) -> Result<(LayerId, Sector)> {
         let inner = self.inner();
         let state = inner.catalog.state();
         state.volume(volume)?;
@@ -19,7 +23,10 @@ impl Store {
                 kind: "snapshot",
                 name: format!("{volume}@{snapshot}"),
             })?;
-        let sealed = state.layers.get(&row.layer).is_some_and(|layer| layer.state == LayerState::Sealed);
+        let sealed = state
+            .layers
+            .get(&row.layer)
+            .is_some_and(|layer| layer.state == LayerState::Sealed);
         if !sealed {
             return Err(Error::Busy {
                 what: format!(

@@ -11,9 +11,9 @@ use uuid::Uuid;
 use crate::catalog::{Change, LayerRow, LayerState, VolumeRow};
 use crate::error::{Error, Result};
 use crate::file::OpenMode;
+use crate::layer::Layer;
 use crate::limits::{BASE_PATH_BYTES_MAX, DISK_SECTORS_MAX};
 use crate::map::{ActiveMap, SectorSet};
-use crate::layer::Layer;
 use crate::mapfile::{LayerKind, MapFile, MapHeader, MapState, RawBase};
 use crate::paths;
 use crate::store::{Store, VolumeInfo, VolumeSource, now_ns};
@@ -31,7 +31,10 @@ impl Store {
         let _command = self.command();
         names::check("name", name)?;
         if self.inner().catalog.state().volumes.contains_key(name) {
-            return Err(Error::Exists { kind: "volume", name: name.to_owned() });
+            return Err(Error::Exists {
+                kind: "volume",
+                name: name.to_owned(),
+            });
         }
         let mut made = Made::default();
         let result = self.create_volume_files(name, source, &mut made);
@@ -80,7 +83,10 @@ impl Store {
         made: &mut Made,
         changes: &mut Vec<Change>,
     ) -> Result<(LayerId, Sector)> {
-        let invalid = |what: String| Error::Invalid { field: "base", what };
+        let invalid = |what: String| Error::Invalid {
+            field: "base",
+            what,
+        };
         let path = std::path::absolute(path)
             .map_err(|error| invalid(format!("{} is not a path: {error}", path.display())))?;
         let stat = self
@@ -91,12 +97,17 @@ impl Store {
             return Err(invalid(format!("{} is not a regular file", path.display())));
         }
         if path.as_os_str().len() > BASE_PATH_BYTES_MAX {
-            return Err(invalid(format!("its path is longer than {BASE_PATH_BYTES_MAX} bytes")));
+            return Err(invalid(format!(
+                "its path is longer than {BASE_PATH_BYTES_MAX} bytes"
+            )));
         }
         if path.to_str().is_none() {
-            return Err(invalid(format!("{} is not UTF-8; rename it", path.display())));
+            return Err(invalid(format!(
+                "{} is not UTF-8; rename it",
+                path.display()
+            )));
         }
-        if stat.len == 0 || stat.len % SECTOR_BYTES != 0 {
+        if stat.len == 0 || !stat.len.is_multiple_of(SECTOR_BYTES) {
             return Err(invalid(format!(
                 "{} has {} bytes, which is not a positive multiple of {SECTOR_BYTES}; is it a raw image? (pad it: truncate -s %512 FILE)",
                 path.display(),
@@ -104,7 +115,11 @@ impl Store {
             )));
         }
         let size = disk_size("base", stat.len)?;
-        let base = RawBase { path: path.clone(), len: stat.len, mtime_ns: stat.mtime_ns };
+        let base = RawBase {
+            path: path.clone(),
+            len: stat.len,
+            mtime_ns: stat.mtime_ns,
+        };
         let known = self
             .inner()
             .catalog
@@ -156,7 +171,8 @@ impl Store {
             .open(&path, OpenMode::CreateNew, self.options.direct_io)
             .map_err(self.io("create", &path))?;
         // The length is durable from the start, so that syncing data never has to write it.
-        data.set_len(clusters(size) * CLUSTER_BYTES).map_err(self.io("set the length of", &path))?;
+        data.set_len(clusters(size) * CLUSTER_BYTES)
+            .map_err(self.io("set the length of", &path))?;
         data.sync_data().map_err(self.io("sync", &path))?;
         let journal = MapFile::create(&self.media, &header, &SectorSet::empty())?;
         self.sync_layers_dir()?;
@@ -173,7 +189,13 @@ impl Store {
     }
 
     /// The header of a new differencing layer.
-    fn new_header(&self, id: LayerId, parent: Option<LayerId>, size: Sector, volume: &str) -> MapHeader {
+    fn new_header(
+        &self,
+        id: LayerId,
+        parent: Option<LayerId>,
+        size: Sector,
+        volume: &str,
+    ) -> MapHeader {
         MapHeader {
             store: self.id(),
             layer: id,
@@ -192,12 +214,16 @@ impl Store {
     /// Makes the directory of a layer.
     fn make_dir(&self, id: LayerId) -> Result<()> {
         let path = paths::layer(id);
-        self.media.create_dir(&path).map_err(self.io("create", &path))
+        self.media
+            .create_dir(&path)
+            .map_err(self.io("create", &path))
     }
 
     /// Makes the names of new layers durable.
     fn sync_layers_dir(&self) -> Result<()> {
-        self.media.sync_dir(&paths::layers()).map_err(self.io("sync", &paths::layers()))
+        self.media
+            .sync_dir(&paths::layers())
+            .map_err(self.io("sync", &paths::layers()))
     }
 
     /// Removes layers that were made for a command that failed before its commit.
@@ -205,12 +231,17 @@ impl Store {
         let committed: Vec<LayerId> = {
             let inner = self.inner();
             let state = inner.catalog.state();
-            made.layers.iter().copied().filter(|id| state.layers.contains_key(id)).collect()
+            made.layers
+                .iter()
+                .copied()
+                .filter(|id| state.layers.contains_key(id))
+                .collect()
         };
         for id in made.layers.iter().filter(|id| !committed.contains(id)) {
             // What cannot be removed now is removed at the next start.
             if let Err(error) = self.media.remove_dir_all(&paths::layer(*id)) {
-                self.maintenance.note(format!("layer {id}: remains of a failed command: {error}"));
+                self.maintenance
+                    .note(format!("layer {id}: remains of a failed command: {error}"));
             }
         }
     }
@@ -226,7 +257,7 @@ pub(crate) struct Made {
 /// The size of a disk of so many bytes.
 fn disk_size(field: &'static str, bytes: u64) -> Result<Sector> {
     let sectors = bytes / SECTOR_BYTES;
-    if bytes == 0 || bytes % SECTOR_BYTES != 0 {
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(Error::Invalid {
             field,
             what: format!("{bytes} bytes is not a positive multiple of {SECTOR_BYTES}"),
@@ -235,7 +266,10 @@ fn disk_size(field: &'static str, bytes: u64) -> Result<Sector> {
     if sectors > DISK_SECTORS_MAX {
         return Err(Error::Invalid {
             field,
-            what: format!("{bytes} bytes is more than the largest disk, {} TiB", DISK_SECTORS_MAX >> 31),
+            what: format!(
+                "{bytes} bytes is more than the largest disk, {} TiB",
+                DISK_SECTORS_MAX >> 31
+            ),
         });
     }
     Ok(Sector(sectors))

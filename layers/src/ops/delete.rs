@@ -18,9 +18,17 @@ impl Store {
     /// `NotFound`; `Busy` while it is attached or open.
     pub fn delete_volume(&self, name: &str) -> Result<()> {
         let _command = self.command();
-        let attached = self.inner().catalog.state().volume(name)?.attachment.is_some();
+        let attached = self
+            .inner()
+            .catalog
+            .state()
+            .volume(name)?
+            .attachment
+            .is_some();
         let in_use = || Error::Busy {
-            what: format!("volume {name:?} is attached; detach it first (stratablk volume detach {name})"),
+            what: format!(
+                "volume {name:?} is attached; detach it first (stratablk volume detach {name})"
+            ),
         };
         if attached {
             return Err(in_use());
@@ -37,7 +45,10 @@ impl Store {
                 .snapshots
                 .iter()
                 .filter(|row| row.volume == name)
-                .map(|row| Change::RemoveSnapshot { volume: name.to_owned(), name: row.name.clone() })
+                .map(|row| Change::RemoveSnapshot {
+                    volume: name.to_owned(),
+                    name: row.name.clone(),
+                })
                 .collect();
             changes.push(Change::RemoveVolume(name.to_owned()));
             let removed = unneeded_without(state, name);
@@ -49,7 +60,9 @@ impl Store {
         for id in removed {
             // Gone from the catalog: what cannot be removed now is reported by `stratablk check`.
             if let Err(error) = self.media.remove_dir_all(&paths::layer(id)) {
-                self.maintenance.note(format!("layer {id}: its files could not be removed: {error}"));
+                self.maintenance.note(format!(
+                    "layer {id}: its files could not be removed: {error}"
+                ));
             }
         }
         Ok(())
@@ -58,8 +71,16 @@ impl Store {
 
 /// The layers that nothing needs once a volume and its snapshots are gone, children before parents.
 fn unneeded_without(state: &CatalogState, volume: &str) -> Vec<LayerId> {
-    let actives = state.volumes.values().filter(|row| row.name != volume).map(|row| row.active);
-    let snapshots = state.snapshots.iter().filter(|row| row.volume != volume).map(|row| row.layer);
+    let actives = state
+        .volumes
+        .values()
+        .filter(|row| row.name != volume)
+        .map(|row| row.active);
+    let snapshots = state
+        .snapshots
+        .iter()
+        .filter(|row| row.volume != volume)
+        .map(|row| row.layer);
     let mut needed = BTreeSet::new();
     for top in actives.chain(snapshots) {
         // From the top downwards: below a layer that is known to be needed everything is.
@@ -70,7 +91,13 @@ fn unneeded_without(state: &CatalogState, volume: &str) -> Vec<LayerId> {
         }
     }
     let mine = state.volumes.get(volume).map(|row| row.active).into_iter();
-    let mine = mine.chain(state.snapshots.iter().filter(|row| row.volume == volume).map(|row| row.layer));
+    let mine = mine.chain(
+        state
+            .snapshots
+            .iter()
+            .filter(|row| row.volume == volume)
+            .map(|row| row.layer),
+    );
     let mut unneeded = Vec::new();
     let mut seen = BTreeSet::new();
     for top in mine {

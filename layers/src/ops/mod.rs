@@ -1,7 +1,7 @@
 //! The commands of a store, one a file, each with its durable order at the top.
 
-pub mod clone;
 mod checkpoint;
+pub mod clone;
 mod create;
 mod delete;
 mod lookup;

@@ -10,7 +10,10 @@ use crate::limits::NAME_BYTES_MAX;
 pub fn check(field: &'static str, name: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let fits = (1..=NAME_BYTES_MAX).contains(&name.len());
-    let starts_well = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+    let starts_well = name
+        .chars()
+        .next()
+        .is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
     if fits && starts_well && name.chars().all(allowed) {
         return Ok(());
     }
@@ -32,7 +35,19 @@ mod tests {
         for good in ["a", "web-1", "Db_2.old", "0", "_x", &"n".repeat(64)] {
             assert!(check("name", good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", "-x", ".x", "a/b", "a@b", "a b", "a\nb", "\u{e4}", &"n".repeat(65)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "-x",
+            ".x",
+            "a/b",
+            "a@b",
+            "a b",
+            "a\nb",
+            "\u{e4}",
+            &"n".repeat(65),
+        ] {
             assert!(check("name", bad).is_err(), "{bad}");
         }
     }

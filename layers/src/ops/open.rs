@@ -42,7 +42,10 @@ impl Store {
             let rows: Vec<LayerRow> = state.chain_of(row.active).into_iter().cloned().collect();
             (row, rows, inner.layers.clone())
         };
-        let layers = rows.iter().map(|row| self.layer(row, &mut known)).collect::<Result<Vec<_>>>()?;
+        let layers = rows
+            .iter()
+            .map(|row| self.layer(row, &mut known))
+            .collect::<Result<Vec<_>>>()?;
         let table = build_table(row.size, &layers);
         let chain = Chain::new(self.clock.now(), layers);
         let volume = Arc::new(Volume::new(
@@ -65,7 +68,9 @@ impl Store {
     /// # Errors
     /// `Failed` if what was written could not be flushed.
     pub(crate) fn close_volume(&self, name: &str) -> Result<()> {
-        let Some(volume) = self.inner().open.get(name).cloned() else { return Ok(()) };
+        let Some(volume) = self.inner().open.get(name).cloned() else {
+            return Ok(());
+        };
         let flushed = volume.flush_blocking();
         // This function and the list hold one each.
         if Arc::strong_count(&volume) == 2 {
@@ -101,7 +106,11 @@ impl Store {
         }
         let path = paths::data(row.id);
         let sealed = header.state == MapState::Sealed;
-        let mode = if sealed { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+        let mode = if sealed {
+            OpenMode::ReadOnly
+        } else {
+            OpenMode::ReadWrite
+        };
         let data = self
             .media
             .open(&path, mode, self.options.direct_io)
@@ -127,13 +136,22 @@ impl Store {
             what,
         };
         if header.store != self.id() {
-            return Err(mismatch(format!("it belongs to store {}, not {}", header.store, self.id())));
+            return Err(mismatch(format!(
+                "it belongs to store {}, not {}",
+                header.store,
+                self.id()
+            )));
         }
         if header.layer != row.id {
-            return Err(mismatch(format!("it describes layer {}, not {}", header.layer, row.id)));
+            return Err(mismatch(format!(
+                "it describes layer {}, not {}",
+                header.layer, row.id
+            )));
         }
         if header.parent != row.parent {
-            return Err(mismatch("its parent is not the one that the catalog names".into()));
+            return Err(mismatch(
+                "its parent is not the one that the catalog names".into(),
+            ));
         }
         if header.size != row.size {
             return Err(mismatch(format!(
@@ -146,10 +164,20 @@ impl Store {
 
     /// Opens a raw base, which must be the file that the store remembers.
     fn open_base(&self, layer: LayerId, base: &RawBase) -> Result<Arc<dyn File>> {
-        let stat = self.media.stat(&base.path).map_err(self.io("open base", &base.path))?;
-        let changed = |what: String| Error::BaseChanged { path: base.path.clone(), layer, what };
+        let stat = self
+            .media
+            .stat(&base.path)
+            .map_err(self.io("open base", &base.path))?;
+        let changed = |what: String| Error::BaseChanged {
+            path: base.path.clone(),
+            layer,
+            what,
+        };
         if stat.len != base.len {
-            return Err(changed(format!("size was {} bytes, is {}", base.len, stat.len)));
+            return Err(changed(format!(
+                "size was {} bytes, is {}",
+                base.len, stat.len
+            )));
         }
         if stat.mtime_ns != base.mtime_ns {
             return Err(changed(format!(
@@ -166,13 +194,19 @@ impl Store {
     /// committed.
     pub(crate) fn recover(&self) -> Result<()> {
         if !self.exists(&paths::layers()) {
-            self.media.create_dir(&paths::layers()).map_err(self.io("create", &paths::layers()))?;
-            self.media.sync_dir(Path::new("")).map_err(self.io("sync", Path::new("")))?;
+            self.media
+                .create_dir(&paths::layers())
+                .map_err(self.io("create", &paths::layers()))?;
+            self.media
+                .sync_dir(Path::new(""))
+                .map_err(self.io("sync", Path::new("")))?;
         }
         let sealing: Vec<LayerRow> = {
             let inner = self.inner();
             let rows = inner.catalog.state().layers.values();
-            rows.filter(|row| row.state == LayerState::Sealing).cloned().collect()
+            rows.filter(|row| row.state == LayerState::Sealing)
+                .cloned()
+                .collect()
         };
         for row in sealing {
             self.finish_sealing(&row)?;
@@ -186,7 +220,8 @@ impl Store {
             Ok(found) => found,
             Err(error) => {
                 // Its volumes refuse to open and say why; the others go on.
-                self.maintenance.note(format!("layer {} cannot be sealed: {error}", row.id));
+                self.maintenance
+                    .note(format!("layer {} cannot be sealed: {error}", row.id));
                 return Ok(());
             }
         };
@@ -201,7 +236,10 @@ impl Store {
             let sealed = self.sealed_header(header);
             map.replace(&self.media, &sealed, &set)?;
         }
-        let change = Change::SetLayerState { layer: row.id, state: LayerState::Sealed };
+        let change = Change::SetLayerState {
+            layer: row.id,
+            state: LayerState::Sealed,
+        };
         self.inner().catalog.commit(&[change])
     }
 
@@ -222,9 +260,14 @@ impl Store {
     /// Removes layers that no catalog entry names, but only those that hold nothing: the remains of a command that
     /// failed before its commit. Anything else is left for `stratablk check` to report.
     fn remove_remains(&self) -> Result<()> {
-        let names = self.media.list(&paths::layers()).map_err(self.io("list", &paths::layers()))?;
+        let names = self
+            .media
+            .list(&paths::layers())
+            .map_err(self.io("list", &paths::layers()))?;
         for name in names {
-            let Ok(id) = uuid::Uuid::parse_str(&name).map(LayerId) else { continue };
+            let Ok(id) = uuid::Uuid::parse_str(&name).map(LayerId) else {
+                continue;
+            };
             if self.inner().catalog.state().layers.contains_key(&id) {
                 continue;
             }

@@ -109,12 +109,19 @@ impl Store {
             if let Some(old) = chain.active() {
                 members.push((Arc::clone(&volume), Arc::clone(old)));
             }
-            self.inner().layers.insert(active.id(), Arc::downgrade(&active));
+            self.inner()
+                .layers
+                .insert(active.id(), Arc::downgrade(&active));
             volume.publish(chain.with_active(generation, active));
         }
         let reached = self.clock.advance();
         debug_assert_eq!(reached, generation);
-        Ok(PendingSnapshot { generation, members, rows, began })
+        Ok(PendingSnapshot {
+            generation,
+            members,
+            rows,
+            began,
+        })
     }
 
     /// Steps 4 and 5, and the report.
@@ -127,16 +134,26 @@ impl Store {
         let mut changes = Vec::new();
         for (volume, old) in &pending.members {
             bytes_written += self.seal(volume, old)?;
-            changes.push(Change::SetLayerState { layer: old.id(), state: LayerState::Sealed });
+            changes.push(Change::SetLayerState {
+                layer: old.id(),
+                state: LayerState::Sealed,
+            });
         }
         self.inner().catalog.commit(&changes)?;
         for (volume, _) in &pending.members {
             volume.settle();
         }
-        let stalls = pending.members.iter().map(|(volume, _)| volume.take_stall());
+        let stalls = pending
+            .members
+            .iter()
+            .map(|(volume, _)| volume.take_stall());
         Ok(SnapshotReport {
             stall_max: stalls.max().unwrap_or_default(),
-            snapshots: pending.rows.iter().map(|row| self.describe_snapshot(row)).collect(),
+            snapshots: pending
+                .rows
+                .iter()
+                .map(|row| self.describe_snapshot(row))
+                .collect(),
             elapsed: pending.began.elapsed(),
             bytes_written,
         })
@@ -159,7 +176,8 @@ impl Store {
         if rows.is_empty() {
             return Err(Error::Invalid {
                 field: "volumes",
-                what: "there is no volume to take a snapshot of; name one or create one first".into(),
+                what: "there is no volume to take a snapshot of; name one or create one first"
+                    .into(),
             });
         }
         let taken = state
@@ -191,8 +209,14 @@ impl Store {
             let (active, layer_row) =
                 self.make_active_layer(&volume.name, Some(volume.active), volume.size, made)?;
             changes.push(Change::AddLayer(layer_row));
-            changes.push(Change::SetLayerState { layer: volume.active, state: LayerState::Sealing });
-            changes.push(Change::SetActive { volume: volume.name.clone(), layer: active.id() });
+            changes.push(Change::SetLayerState {
+                layer: volume.active,
+                state: LayerState::Sealing,
+            });
+            changes.push(Change::SetActive {
+                volume: volume.name.clone(),
+                layer: active.id(),
+            });
             let row = SnapshotRow {
                 volume: volume.name.clone(),
                 name: name.to_owned(),

@@ -22,7 +22,10 @@ impl Store {
                 state.chain_of(active).first().map(|layer| layer.id)
             }
         };
-        Ok(in_order(state, root).into_iter().map(|row| self.node(state, row)).collect())
+        Ok(in_order(state, root)
+            .into_iter()
+            .map(|row| self.node(state, row))
+            .collect())
     }
 
     /// One layer of the tree.
@@ -32,7 +35,9 @@ impl Store {
             layer: row.id,
             parent: row.parent,
             base: row.base.as_ref().map(|base| base.path.clone()),
-            snapshots: snapshots.map(|has| (has.volume.clone(), has.name.clone())).collect(),
+            snapshots: snapshots
+                .map(|has| (has.volume.clone(), has.name.clone()))
+                .collect(),
             active_of: state
                 .volumes
                 .values()

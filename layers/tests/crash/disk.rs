@@ -21,7 +21,11 @@ pub struct Queue {
 impl Queue {
     /// A queue over a context.
     pub fn new(context: QueueContext) -> Self {
-        Self { context, memory: HashMap::new(), done: Vec::new() }
+        Self {
+            context,
+            memory: HashMap::new(),
+            done: Vec::new(),
+        }
     }
 
     /// The context.
@@ -43,7 +47,10 @@ impl Queue {
         let mut from = 0;
         for to in cuts.iter().copied().chain([memory.len()]) {
             if to > from {
-                segments.push(Segment { base: base.wrapping_add(from), len: to - from });
+                segments.push(Segment {
+                    base: base.wrapping_add(from),
+                    len: to - from,
+                });
                 from = to;
             }
         }
@@ -60,11 +67,17 @@ impl Queue {
         self.context.poll(&mut self.done);
         let memory = &mut self.memory;
         let ended = self.done.drain(..);
-        ended.map(|end| (end.token, end.result, memory.remove(&end.token).unwrap())).collect()
+        ended
+            .map(|end| (end.token, end.result, memory.remove(&end.token).unwrap()))
+            .collect()
     }
 
     /// Carries out one request to its end.
-    pub fn run(&mut self, operation: Operation, memory: Vec<u8>) -> (Result<(), RequestError>, Vec<u8>) {
+    pub fn run(
+        &mut self,
+        operation: Operation,
+        memory: Vec<u8>,
+    ) -> (Result<(), RequestError>, Vec<u8>) {
         self.context.begin_batch();
         self.submit(operation, Durability::AfterFlush, memory, &[], u64::MAX);
         self.context.kick();
@@ -82,6 +95,9 @@ impl Queue {
         let (result, bytes) = self.run(Operation::Read(Sector(0)), bytes);
         result.map_err(|error| format!("disk {number} cannot be read: {error:?}"))?;
         let chunks = bytes.chunks_exact(SECTOR_BYTES as usize);
-        (0..).zip(chunks).map(|(sector, bytes)| unstamp(number, sector, bytes)).collect()
+        (0..)
+            .zip(chunks)
+            .map(|(sector, bytes)| unstamp(number, sector, bytes))
+            .collect()
     }
 }

@@ -30,7 +30,10 @@ use workload::{Plan, Workload};
 
 /// A number from the environment.
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
 }
 
 /// Runs workloads from consecutive seeds until `images` were examined; returns the violations.
@@ -64,7 +67,13 @@ fn budget(percent: u64) -> u64 {
 
 /// A fault on every matching operation from a random one on.
 fn fault(point: FaultPoint, name: &str, after: u64, times: u64, effect: FaultEffect) -> Fault {
-    Fault { point, name: Some(name.to_owned()), after, times, effect }
+    Fault {
+        point,
+        name: Some(name.to_owned()),
+        after,
+        times,
+        effect,
+    }
 }
 
 #[test]
@@ -78,16 +87,43 @@ fn failed_writes_and_syncs_are_never_followed_by_a_false_promise() {
     let violations = enumerate("failures and power cuts", budget(25), |seed| {
         let after = seed % 23;
         let faults = match seed % 8 {
-            0 => fault(FaultPoint::SyncData, "data", after % 7, 1, FaultEffect::Error),
-            1 => fault(FaultPoint::SyncData, "data", after % 7, 1, FaultEffect::LostPages),
-            2 => fault(FaultPoint::SyncData, "map", after % 7, 1, FaultEffect::LostPages),
+            0 => fault(
+                FaultPoint::SyncData,
+                "data",
+                after % 7,
+                1,
+                FaultEffect::Error,
+            ),
+            1 => fault(
+                FaultPoint::SyncData,
+                "data",
+                after % 7,
+                1,
+                FaultEffect::LostPages,
+            ),
+            2 => fault(
+                FaultPoint::SyncData,
+                "map",
+                after % 7,
+                1,
+                FaultEffect::LostPages,
+            ),
             3 => fault(FaultPoint::Write, "data", after, 1, FaultEffect::Error),
             4 => fault(FaultPoint::Write, "data", after, 3, FaultEffect::NoSpace),
             5 => fault(FaultPoint::Write, "map", after % 5, 1, FaultEffect::Error),
-            6 => fault(FaultPoint::SyncData, "map.new", after % 5, 1, FaultEffect::Error),
+            6 => fault(
+                FaultPoint::SyncData,
+                "map.new",
+                after % 5,
+                1,
+                FaultEffect::Error,
+            ),
             _ => fault(FaultPoint::Rename, "map", after % 5, 1, FaultEffect::Error),
         };
-        Plan { faults: vec![faults], ..Plan::default() }
+        Plan {
+            faults: vec![faults],
+            ..Plan::default()
+        }
     });
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
@@ -95,19 +131,37 @@ fn failed_writes_and_syncs_are_never_followed_by_a_false_promise() {
 #[test]
 fn canary_a_data_sync_that_does_nothing_is_noticed() {
     let violations = enumerate("canary: no data sync", 4000, |_| Plan {
-        faults: vec![fault(FaultPoint::SyncData, "data", 0, u64::MAX, FaultEffect::ClaimSuccess)],
+        faults: vec![fault(
+            FaultPoint::SyncData,
+            "data",
+            0,
+            u64::MAX,
+            FaultEffect::ClaimSuccess,
+        )],
         ..Plan::default()
     });
-    assert!(!violations.is_empty(), "data syncs did nothing and nobody noticed");
+    assert!(
+        !violations.is_empty(),
+        "data syncs did nothing and nobody noticed"
+    );
 }
 
 #[test]
 fn canary_a_map_sync_that_does_nothing_is_noticed() {
     let violations = enumerate("canary: no map sync", 4000, |_| Plan {
-        faults: vec![fault(FaultPoint::SyncData, "map", 0, u64::MAX, FaultEffect::ClaimSuccess)],
+        faults: vec![fault(
+            FaultPoint::SyncData,
+            "map",
+            0,
+            u64::MAX,
+            FaultEffect::ClaimSuccess,
+        )],
         ..Plan::default()
     });
-    assert!(!violations.is_empty(), "map syncs did nothing and nobody noticed");
+    assert!(
+        !violations.is_empty(),
+        "map syncs did nothing and nobody noticed"
+    );
 }
 
 #[cfg(feature = "canary")]
@@ -117,5 +171,8 @@ fn canary_a_map_written_before_its_data_is_noticed() {
         map_before_data: true,
         ..Plan::default()
     });
-    assert!(!violations.is_empty(), "the map was written before the data and nobody noticed");
+    assert!(
+        !violations.is_empty(),
+        "the map was written before the data and nobody noticed"
+    );
 }

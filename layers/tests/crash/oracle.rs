@@ -56,8 +56,18 @@ impl Disk {
     /// A disk whose sectors hold these values, durably.
     pub fn new(number: u64, values: Vec<Value>) -> Self {
         let floor = vec![0; values.len()];
-        let first = |value| vec![Entry { value, completed: true }];
-        Self { number, history: values.into_iter().map(first).collect(), floor, snapshots: BTreeMap::new() }
+        let first = |value| {
+            vec![Entry {
+                value,
+                completed: true,
+            }]
+        };
+        Self {
+            number,
+            history: values.into_iter().map(first).collect(),
+            floor,
+            snapshots: BTreeMap::new(),
+        }
     }
 
     /// Sectors of the disk.
@@ -67,7 +77,10 @@ impl Disk {
 
     /// A write is about to be issued.
     pub fn issue(&mut self, sector: u64, value: Value) {
-        self.entries(sector).push(Entry { value, completed: false });
+        self.entries(sector).push(Entry {
+            value,
+            completed: false,
+        });
     }
 
     /// The write of this sector was acknowledged; `stable`: as durable.
@@ -95,7 +108,12 @@ impl Disk {
     /// The value that a read must return now, if nothing is under way for this sector.
     pub fn current(&self, sector: u64) -> Value {
         let entries = &self.history[sector as usize];
-        entries.iter().rev().find(|entry| entry.completed).expect("the first is completed").value
+        entries
+            .iter()
+            .rev()
+            .find(|entry| entry.completed)
+            .expect("the first is completed")
+            .value
     }
 
     /// A snapshot is about to be taken.
@@ -124,7 +142,11 @@ impl Disk {
         let Some(snapshot) = self.snapshots.get(name) else {
             return Some(format!("snapshot {name} was never begun"));
         };
-        let floors = if snapshot.acknowledged { &snapshot.completed } else { &snapshot.floor };
+        let floors = if snapshot.acknowledged {
+            &snapshot.completed
+        } else {
+            &snapshot.floor
+        };
         (0..).zip(found).find_map(|(sector, value)| {
             let (floor, end) = (floors[sector as usize], snapshot.end[sector as usize]);
             self.check_sector(name, sector, *value, floor, end)
@@ -132,14 +154,27 @@ impl Disk {
     }
 
     /// One sector: the value must be that of an entry in `floor .. end`.
-    fn check_sector(&self, what: &str, sector: u64, value: Value, floor: usize, end: usize) -> Option<String> {
+    fn check_sector(
+        &self,
+        what: &str,
+        sector: u64,
+        value: Value,
+        floor: usize,
+        end: usize,
+    ) -> Option<String> {
         let allowed = &self.history[sector as usize][floor..end];
         if allowed.iter().any(|entry| entry.value == value) {
             return None;
         }
         let allowed: Vec<Value> = allowed.iter().map(|entry| entry.value).collect();
-        let older = self.history[sector as usize][..floor].iter().any(|entry| entry.value == value);
-        let hint = if older { "an older value came back" } else { "it was never written there" };
+        let older = self.history[sector as usize][..floor]
+            .iter()
+            .any(|entry| entry.value == value);
+        let hint = if older {
+            "an older value came back"
+        } else {
+            "it was never written there"
+        };
         Some(format!(
             "disk {} ({what}): sector {sector} holds {value:?}, {hint}; allowed: {allowed:?}",
             self.number
@@ -149,7 +184,10 @@ impl Disk {
     /// The last completed entry of each sector.
     fn last_completed(&self) -> Vec<usize> {
         let last = |entries: &Vec<Entry>| entries.iter().rposition(|entry| entry.completed);
-        self.history.iter().map(|entries| last(entries).expect("the first is completed")).collect()
+        self.history
+            .iter()
+            .map(|entries| last(entries).expect("the first is completed"))
+            .collect()
     }
 
     /// The entries of a sector.
@@ -163,7 +201,11 @@ impl Disk {
 pub fn stamp(disk: u64, sector: u64, id: u64) -> [u8; 512] {
     let mut bytes = [0; 512];
     for (index, word) in (0u64..).zip(bytes.chunks_exact_mut(8)) {
-        let value = if index == 0 { id } else { mix(disk, sector, id, index) };
+        let value = if index == 0 {
+            id
+        } else {
+            mix(disk, sector, id, index)
+        };
         word.copy_from_slice(&value.to_le_bytes());
     }
     bytes
@@ -181,12 +223,15 @@ pub fn unstamp(disk: u64, sector: u64, bytes: &[u8]) -> Result<Value, String> {
     if stamp(disk, sector, id) == bytes {
         return Ok(Value::Stamp(id));
     }
-    Err(format!("disk {disk}: sector {sector} holds torn or foreign bytes (first word {id:#x})"))
+    Err(format!(
+        "disk {disk}: sector {sector} holds torn or foreign bytes (first word {id:#x})"
+    ))
 }
 
 /// A word that depends on all four.
 fn mix(disk: u64, sector: u64, id: u64, index: u64) -> u64 {
-    let mut z = disk.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ sector.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mut z =
+        disk.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ sector.wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z ^= id.wrapping_mul(0x94d0_49bb_1331_11eb) ^ index.rotate_left(32);
     z = (z ^ (z >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z ^ (z >> 29)
@@ -197,16 +242,29 @@ fn the_oracle_tells_good_from_bad() {
     let mut disk = Disk::new(1, vec![Value::Zero; 2]);
     disk.issue(0, Value::Stamp(7));
     assert!(disk.check(&[Value::Zero, Value::Zero]).is_none());
-    assert!(disk.check(&[Value::Stamp(7), Value::Zero]).is_none(), "a write under way may be there");
+    assert!(
+        disk.check(&[Value::Stamp(7), Value::Zero]).is_none(),
+        "a write under way may be there"
+    );
     assert!(disk.check(&[Value::Stamp(8), Value::Zero]).is_some());
     disk.complete(0, false);
     let mark = disk.flush_mark();
-    assert!(disk.check(&[Value::Zero, Value::Zero]).is_none(), "not flushed yet");
+    assert!(
+        disk.check(&[Value::Zero, Value::Zero]).is_none(),
+        "not flushed yet"
+    );
     disk.flushed(&mark);
-    assert!(disk.check(&[Value::Zero, Value::Zero]).is_some(), "flushed data was lost");
+    assert!(
+        disk.check(&[Value::Zero, Value::Zero]).is_some(),
+        "flushed data was lost"
+    );
     disk.begin_snapshot("s", 1);
     disk.issue(0, Value::Stamp(9));
-    assert!(disk.check_snapshot("s", &[Value::Stamp(9), Value::Zero]).is_some(), "it came later");
+    assert!(
+        disk.check_snapshot("s", &[Value::Stamp(9), Value::Zero])
+            .is_some(),
+        "it came later"
+    );
     let mut torn = stamp(1, 0, 7);
     torn[256..].copy_from_slice(&stamp(1, 0, 9)[256..]);
     assert!(unstamp(1, 0, &torn).is_err());

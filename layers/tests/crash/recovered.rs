@@ -14,7 +14,12 @@ use crate::disk::Queue;
 use crate::oracle::{Disk, Value, stamp};
 
 /// What is wrong with the store found on `media` with this catalog; empty if all is well.
-pub fn examine(media: SimMedia, catalog: MemoryDisk, disks: &BTreeMap<String, Disk>, seed: u64) -> Vec<String> {
+pub fn examine(
+    media: SimMedia,
+    catalog: MemoryDisk,
+    disks: &BTreeMap<String, Disk>,
+    seed: u64,
+) -> Vec<String> {
     let mut problems = Vec::new();
     if let Err(problem) = examine_once(&media, &catalog, disks, seed, &mut problems) {
         problems.push(problem);
@@ -52,7 +57,9 @@ fn open(media: &SimMedia, catalog: &MemoryDisk) -> Result<Store, String> {
 
 /// Reads a volume whole.
 fn read(store: &Store, name: &str, disk: &Disk) -> Result<Vec<Value>, String> {
-    let volume = store.open_volume(name).map_err(|error| format!("{name} does not open: {error}"))?;
+    let volume = store
+        .open_volume(name)
+        .map_err(|error| format!("{name} does not open: {error}"))?;
     let context = volume.context(false).map_err(|error| error.to_string())?;
     Queue::new(context).read_all(disk.number, disk.sectors())
 }
@@ -67,16 +74,26 @@ fn check_snapshots(
     let mut groups: BTreeMap<u64, Vec<(String, bool)>> = BTreeMap::new();
     for (name, disk) in disks {
         for (snapshot, expected) in &disk.snapshots {
-            let found = there.iter().any(|info| &info.volume == name && &info.name == snapshot);
-            groups.entry(expected.group).or_default().push((format!("{name}@{snapshot}"), found));
+            let found = there
+                .iter()
+                .any(|info| &info.volume == name && &info.name == snapshot);
+            groups
+                .entry(expected.group)
+                .or_default()
+                .push((format!("{name}@{snapshot}"), found));
             if !found {
                 if expected.acknowledged {
-                    problems.push(format!("snapshot {name}@{snapshot} was acknowledged and is gone"));
+                    problems.push(format!(
+                        "snapshot {name}@{snapshot} was acknowledged and is gone"
+                    ));
                 }
                 continue;
             }
             let clone = format!("clone-{name}-{snapshot}");
-            let source = VolumeSource::Snapshot { volume: name.clone(), snapshot: snapshot.clone() };
+            let source = VolumeSource::Snapshot {
+                volume: name.clone(),
+                snapshot: snapshot.clone(),
+            };
             store
                 .create_volume(&clone, &source)
                 .map_err(|error| format!("no clone of {name}@{snapshot}: {error}"))?;
@@ -112,7 +129,8 @@ fn live_again(
                 let id = (1 << 40) + round * 100 + write;
                 let bytes = stamp(disk.number, sector, id).to_vec();
                 let (result, _) = queue.run(Operation::Write(Sector(sector)), bytes);
-                result.map_err(|error| format!("{name} takes no writes after recovery: {error:?}"))?;
+                result
+                    .map_err(|error| format!("{name} takes no writes after recovery: {error:?}"))?;
                 values[sector as usize] = Value::Stamp(id);
             }
             let (result, _) = queue.run(Operation::Flush, Vec::new());
@@ -127,8 +145,10 @@ fn live_again(
         let found = read(&store, name, disk)?;
         let durable = expected.get(name);
         // What was found once, unflushed, may be gone at the second cut; what was written and flushed since may not.
-        for (sector, value) in (0..).zip(&found) {
-            let wanted = durable.and_then(|values| values.get(sector as usize)).copied();
+        for (sector, value) in found.iter().enumerate() {
+            let wanted = durable
+                .and_then(|values| values.get(sector))
+                .copied();
             let rewritten = matches!(wanted, Some(Value::Stamp(id)) if id >= 1 << 40);
             if rewritten && wanted != Some(*value) {
                 problems.push(format!(
@@ -146,7 +166,10 @@ fn live_again(
                     _ => *value,
                 })
                 .collect();
-            problems.extend(disk.check(&old).map(|what| format!("after a second cut: {what}")));
+            problems.extend(
+                disk.check(&old)
+                    .map(|what| format!("after a second cut: {what}")),
+            );
         }
     }
     Ok(())

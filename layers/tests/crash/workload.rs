@@ -95,20 +95,39 @@ impl Workload {
         stratablk_layers::canary::set_map_before_data(plan.map_before_data);
         let _ = plan.map_before_data;
         let media = SimMedia::new(seed);
-        let base: Vec<u8> = (0..BASED_SECTORS).flat_map(|sector| stamp(0, sector, 1)).collect();
+        let base: Vec<u8> = (0..BASED_SECTORS)
+            .flat_map(|sector| stamp(0, sector, 1))
+            .collect();
         media.install(Path::new("/images/base.raw"), &base).unwrap();
-        let durable = MemoryDisk::new(CatalogState::empty(StoreId(uuid::Uuid::from_u64_pair(1, seed))));
+        let durable = MemoryDisk::new(CatalogState::empty(StoreId(uuid::Uuid::from_u64_pair(
+            1, seed,
+        ))));
         let catalog = MemoryCatalog::open(&durable).unwrap();
         let files: Arc<dyn Media> = Arc::new(media.clone());
         let store = Store::simulated(files, Box::new(catalog), StoreOptions::default()).unwrap();
-        store.create_volume("based", &VolumeSource::Base("/images/base.raw".into())).unwrap();
-        store.create_volume("empty", &VolumeSource::Size(EMPTY_SECTORS * SECTOR_BYTES)).unwrap();
+        store
+            .create_volume("based", &VolumeSource::Base("/images/base.raw".into()))
+            .unwrap();
+        store
+            .create_volume("empty", &VolumeSource::Size(EMPTY_SECTORS * SECTOR_BYTES))
+            .unwrap();
         let disks = BTreeMap::from([
-            ("based".to_owned(), Disk::new(0, vec![Value::Stamp(1); BASED_SECTORS as usize])),
-            ("empty".to_owned(), Disk::new(1, vec![Value::Zero; EMPTY_SECTORS as usize])),
+            (
+                "based".to_owned(),
+                Disk::new(0, vec![Value::Stamp(1); BASED_SECTORS as usize]),
+            ),
+            (
+                "empty".to_owned(),
+                Disk::new(1, vec![Value::Zero; EMPTY_SECTORS as usize]),
+            ),
         ]);
         let random = Random::new(seed ^ 0x5eed);
-        let watch = Watch { disks, violations: Vec::new(), images: 0, random: Random::new(seed ^ 0x1ace) };
+        let watch = Watch {
+            disks,
+            violations: Vec::new(),
+            images: 0,
+            random: Random::new(seed ^ 0x1ace),
+        };
         let watch = Arc::new(Mutex::new(watch));
         observe(&media, seed, &watch, durable.clone());
         let marker = media.clone();
@@ -116,8 +135,12 @@ impl Workload {
             CommitPoint::Before => marker.mark("before a commit of the catalog"),
             CommitPoint::After => marker.mark("after a commit of the catalog"),
         });
-        let queues = ["based", "based", "empty"]
-            .map(|name| (name, Queue::new(store.open_volume(name).unwrap().context(false).unwrap())));
+        let queues = ["based", "based", "empty"].map(|name| {
+            (
+                name,
+                Queue::new(store.open_volume(name).unwrap().context(false).unwrap()),
+            )
+        });
         let faulty = !plan.faults.is_empty();
         for fault in plan.faults {
             media.inject(fault);
@@ -191,14 +214,21 @@ impl Workload {
 
     /// A run of sectors of a disk without a request under way.
     fn free_range(&mut self, disk: &'static str, longest: u64) -> Option<SectorRange> {
-        let sectors = if disk == "based" { BASED_SECTORS } else { EMPTY_SECTORS };
+        let sectors = if disk == "based" {
+            BASED_SECTORS
+        } else {
+            EMPTY_SECTORS
+        };
         let start = self.random.below(sectors);
         let mut count = 1 + self.random.below(longest.min(sectors - start));
         if self.random.chance(64) {
             count = sectors - start;
         }
         let free = (start..start + count).all(|sector| !self.busy.contains(&(disk, sector)));
-        free.then_some(SectorRange { start: Sector(start), count })
+        free.then_some(SectorRange {
+            start: Sector(start),
+            count,
+        })
     }
 
     /// Notes a request and its sectors.
@@ -206,7 +236,8 @@ impl Workload {
         let id = self.next_id;
         self.next_id += 1;
         if let Kind::Change { range, .. } | Kind::Read { range } = &kind {
-            self.busy.extend((range.start.0..range.end().0).map(|sector| (disk, sector)));
+            self.busy
+                .extend((range.start.0..range.end().0).map(|sector| (disk, sector)));
         }
         self.requests.insert(id, Request { disk, kind });
         id
@@ -223,43 +254,85 @@ impl Workload {
 
     fn write(&mut self, index: usize) {
         let disk = self.queues[index].0;
-        let Some(range) = self.free_range(disk, 20) else { return };
+        let Some(range) = self.free_range(disk, 20) else {
+            return;
+        };
         let stable = self.random.chance(25);
         let id = self.note(disk, Kind::Change { range, stable });
         self.issue(disk, range, Value::Stamp(id));
         let number = u64::from(disk == "empty");
-        let memory: Vec<u8> =
-            (range.start.0..range.end().0).flat_map(|sector| stamp(number, sector, id)).collect();
-        let cuts: Vec<usize> = (0..self.random.below(3)).map(|_| self.random.index(memory.len())).collect();
-        let cuts: Vec<usize> = cuts.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        let durability = if stable { Durability::OnCompletion } else { Durability::AfterFlush };
-        self.queues[index].1.submit(Operation::Write(range.start), durability, memory, &cuts, id);
+        let memory: Vec<u8> = (range.start.0..range.end().0)
+            .flat_map(|sector| stamp(number, sector, id))
+            .collect();
+        let cuts: Vec<usize> = (0..self.random.below(3))
+            .map(|_| self.random.index(memory.len()))
+            .collect();
+        let cuts: Vec<usize> = cuts
+            .into_iter()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        let durability = if stable {
+            Durability::OnCompletion
+        } else {
+            Durability::AfterFlush
+        };
+        self.queues[index]
+            .1
+            .submit(Operation::Write(range.start), durability, memory, &cuts, id);
     }
 
     fn zero(&mut self, index: usize, discard: bool) {
         let disk = self.queues[index].0;
-        let Some(range) = self.free_range(disk, 40) else { return };
-        let id = self.note(disk, Kind::Change { range, stable: false });
+        let Some(range) = self.free_range(disk, 40) else {
+            return;
+        };
+        let id = self.note(
+            disk,
+            Kind::Change {
+                range,
+                stable: false,
+            },
+        );
         self.issue(disk, range, Value::Zero);
         let unmap = self.random.chance(128);
-        let operation =
-            if discard { Operation::Discard(range) } else { Operation::WriteZeroes { range, unmap } };
-        self.queues[index].1.submit(operation, Durability::AfterFlush, Vec::new(), &[], id);
+        let operation = if discard {
+            Operation::Discard(range)
+        } else {
+            Operation::WriteZeroes { range, unmap }
+        };
+        self.queues[index]
+            .1
+            .submit(operation, Durability::AfterFlush, Vec::new(), &[], id);
     }
 
     fn read(&mut self, index: usize) {
         let disk = self.queues[index].0;
-        let Some(range) = self.free_range(disk, 40) else { return };
+        let Some(range) = self.free_range(disk, 40) else {
+            return;
+        };
         let id = self.note(disk, Kind::Read { range });
         let memory = vec![0x5a; (range.count * SECTOR_BYTES) as usize];
-        self.queues[index].1.submit(Operation::Read(range.start), Durability::AfterFlush, memory, &[], id);
+        self.queues[index].1.submit(
+            Operation::Read(range.start),
+            Durability::AfterFlush,
+            memory,
+            &[],
+            id,
+        );
     }
 
     fn flush(&mut self, index: usize) {
         let disk = self.queues[index].0;
         let mark = self.watch.lock().unwrap().disks[disk].flush_mark();
         let id = self.note(disk, Kind::Flush(mark));
-        self.queues[index].1.submit(Operation::Flush, Durability::AfterFlush, Vec::new(), &[], id);
+        self.queues[index].1.submit(
+            Operation::Flush,
+            Durability::AfterFlush,
+            Vec::new(),
+            &[],
+            id,
+        );
     }
 
     /// Looks at what has ended, on all queues.
@@ -278,7 +351,10 @@ impl Workload {
         let watch = &mut *watch;
         let disk = watch.disks.get_mut(request.disk).unwrap();
         if !ok && !self.faulty {
-            watch.violations.push(format!("seed {}: request {id} failed on a good disk", self.seed));
+            watch.violations.push(format!(
+                "seed {}: request {id} failed on a good disk",
+                self.seed
+            ));
         }
         match request.kind {
             Kind::Change { range, stable } => {
@@ -331,10 +407,18 @@ impl Workload {
         let name = format!("s{group}");
         for member in &members {
             let mut watch = self.watch.lock().unwrap();
-            watch.disks.get_mut(*member).unwrap().begin_snapshot(&name, group);
+            watch
+                .disks
+                .get_mut(*member)
+                .unwrap()
+                .begin_snapshot(&name, group);
         }
         let names = members.iter().map(|member| (*member).to_owned()).collect();
-        let begun = self.store.as_ref().unwrap().begin_snapshot(&name, &Selection::Volumes(names));
+        let begun = self
+            .store
+            .as_ref()
+            .unwrap()
+            .begin_snapshot(&name, &Selection::Volumes(names));
         match begun {
             Ok(pending) => self.pending = Some((pending, name, members)),
             Err(error) => assert!(self.faulty, "seed {}: {error}", self.seed),
@@ -342,7 +426,9 @@ impl Workload {
     }
 
     fn finish_snapshot(&mut self) {
-        let Some((pending, name, members)) = self.pending.take() else { return };
+        let Some((pending, name, members)) = self.pending.take() else {
+            return;
+        };
         let store = self.store.as_ref().unwrap();
         if !store.snapshot_drained(&pending) {
             self.pending = Some((pending, name, members));
@@ -364,12 +450,19 @@ impl Workload {
     /// A checkpoint between two flushes; with one under way on this thread it would wait for itself.
     fn checkpoint(&mut self) {
         let flushing = self.requests.values().any(|request| {
-            matches!(request.kind, Kind::Flush(_) | Kind::Change { stable: true, .. })
+            matches!(
+                request.kind,
+                Kind::Flush(_) | Kind::Change { stable: true, .. }
+            )
         });
         if flushing || self.pending.is_some() {
             return;
         }
-        let disk = if self.random.chance(128) { "based" } else { "empty" };
+        let disk = if self.random.chance(128) {
+            "based"
+        } else {
+            "empty"
+        };
         let done = self.store.as_ref().unwrap().checkpoint_volume(disk);
         assert!(done.is_ok() || self.faulty, "seed {}: {done:?}", self.seed);
     }
@@ -394,7 +487,10 @@ fn observe(media: &SimMedia, seed: u64, watch: &Arc<Mutex<Watch>>, durable: Memo
             let image = media.crash_image_with(survival);
             let problems = examine(image, durable.crash_image(), &watch.disks, choice);
             watch.violations.extend(problems.into_iter().map(|problem| {
-                format!("seed {seed}, crash point {} ({:?} {}), {survival:?}: {problem}", point.number, point.event, point.path)
+                format!(
+                    "seed {seed}, crash point {} ({:?} {}), {survival:?}: {problem}",
+                    point.number, point.event, point.path
+                )
             }));
         }
     }));

@@ -1,7 +1,8 @@
-//! What the engines must know of files that bypass the page cache: which they are, and what alignment they ask for.
+//! What the engines must know of a file: whether it bypasses the page cache, with what alignment, and whether it lives in
+//! memory.
 //!
-//! A token is the file descriptor with one bit for "direct", so that the common case (a buffered file, or a transfer that
-//! is aligned to sectors) needs no look-up. Only a transfer that is not asks [`DirectFiles`].
+//! A token is the file descriptor with a bit for each of these, so that the common case (a buffered file, or a transfer
+//! that is aligned to sectors) needs no look-up. Only a transfer that is not asks [`DirectFiles`].
 
 use std::collections::HashMap;
 use std::io;
@@ -11,15 +12,21 @@ use std::sync::{Mutex, PoisonError};
 use crate::file::FileToken;
 use crate::units::SECTOR_BYTES;
 
-/// Set in the token of a direct file. Linux allows more descriptors than this, but no real limit comes near it.
+/// Set in the token of a direct file.
 const DIRECT_BIT: i32 = 1 << 30;
+/// Set in the token of a file that has no device below it (tmpfs): its transfers never wait for one.
+const MEMORY_BIT: i32 = 1 << 29;
+/// Descriptors have to stay below the bits. Linux allows more, but no real limit comes near it.
+const DESCRIPTORS: std::ops::Range<RawFd> = 0..MEMORY_BIT;
 
-/// The token of an open file; fails for a descriptor that leaves no place for the bit.
-pub(in crate::file) fn token(fd: RawFd, direct: bool) -> io::Result<FileToken> {
-    if !(0..DIRECT_BIT).contains(&fd) {
+/// The token of an open file; fails for a descriptor that leaves no place for the bits.
+pub(in crate::file) fn token(fd: RawFd, direct: bool, in_memory: bool) -> io::Result<FileToken> {
+    if !DESCRIPTORS.contains(&fd) {
         return Err(io::Error::from_raw_os_error(libc::EMFILE));
     }
-    Ok(FileToken(if direct { fd | DIRECT_BIT } else { fd }))
+    let direct = if direct { DIRECT_BIT } else { 0 };
+    let in_memory = if in_memory { MEMORY_BIT } else { 0 };
+    Ok(FileToken(fd | direct | in_memory))
 }
 
 /// The descriptor in a token. A negative token stays negative: the kernel answers EBADF.
@@ -27,8 +34,13 @@ pub(in crate::file) fn descriptor(token: FileToken) -> RawFd {
     if token.0 < 0 {
         token.0
     } else {
-        token.0 & !DIRECT_BIT
+        token.0 & !(DIRECT_BIT | MEMORY_BIT)
     }
+}
+
+/// Whether the token is one of a file in memory.
+pub(in crate::file) fn is_in_memory(token: FileToken) -> bool {
+    token.0 >= 0 && token.0 & MEMORY_BIT != 0
 }
 
 /// Whether the token is one of a direct file.

@@ -29,9 +29,10 @@ impl HostFile {
     pub(super) fn new(
         fd: OwnedFd,
         direct: Option<Direct>,
+        in_memory: bool,
         files: &Arc<DirectFiles>,
     ) -> io::Result<Self> {
-        let token = direct::token(fd.as_raw_fd(), direct.is_some())?;
+        let token = direct::token(fd.as_raw_fd(), direct.is_some(), in_memory)?;
         let mut buffered_twin = None;
         if let Some(direct) = direct {
             buffered_twin = direct.buffered_twin;

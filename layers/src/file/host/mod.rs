@@ -117,14 +117,16 @@ impl Media for HostMedia {
     fn open(&self, path: &Path, mode: OpenMode, direct: bool) -> io::Result<Arc<dyn File>> {
         let opened = open::open(&self.root, checked(path)?, mode, direct)?;
         if let Some(reason) = opened.fallback {
+            // Without the file's name: the next file has another one, and the same reason.
             self.note(format!(
-                "files of this store are opened through the page cache: {reason} (first seen: {})",
-                self.display_path(path).display()
+                "files in {} are opened through the page cache: {reason}",
+                self.root_path.display()
             ));
         }
         Ok(Arc::new(file::HostFile::new(
             opened.fd,
             opened.direct,
+            opened.in_memory,
             &self.direct,
         )?))
     }
@@ -214,5 +216,36 @@ impl Media for HostMedia {
         let new = notes.all.get(notes.told..).unwrap_or_default().to_vec();
         notes.told = notes.all.len();
         new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn each_note_is_given_out_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let media = HostMedia::new(directory.path().to_owned(), HostOptions::default()).unwrap();
+        media.note("first".to_owned());
+        media.note("first".to_owned());
+        media.note("second".to_owned());
+        assert_eq!(media.notes(), ["first", "second"]);
+        media.note("first".to_owned());
+        media.note("third".to_owned());
+        assert_eq!(media.notes(), ["third"]);
+        assert!(media.notes().is_empty());
+    }
+
+    #[test]
+    fn relative_paths_stay_inside() {
+        for path in ["", ".", "layers", "layers/x/data", "/else/where", "/a/../b"] {
+            checked(Path::new(path)).unwrap();
+        }
+        for path in ["..", "a/../..", "layers/../../x"] {
+            checked(Path::new(path)).unwrap_err();
+        }
     }
 }

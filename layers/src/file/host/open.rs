@@ -12,6 +12,8 @@ use super::uninterrupted;
 use crate::file::OpenMode;
 use crate::units::SECTOR_BYTES;
 
+/// Magic numbers of file systems that have no device: tmpfs, ramfs.
+const IN_MEMORY: [rustix::fs::FsWord; 2] = [0x0102_1994, 0x8584_58f6];
 /// A sector, as a size in memory.
 const SECTOR: usize = 512;
 
@@ -22,7 +24,9 @@ pub(super) struct Opened {
     pub fd: OwnedFd,
     /// Set if it is direct.
     pub direct: Option<Direct>,
-    /// Why it is not, although that was asked for.
+    /// Whether it lies in a file system without a device.
+    pub in_memory: bool,
+    /// Why it is not direct, although that was asked for.
     pub fallback: Option<String>,
 }
 
@@ -50,10 +54,12 @@ pub(super) fn open(
         OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
     };
     let fd = open_regular(root, path, access)?;
+    let in_memory = IN_MEMORY.contains(&uninterrupted(|| rustix::fs::fstatfs(&fd))?.f_type);
     if !direct {
         return Ok(Opened {
             fd,
             direct: None,
+            in_memory,
             fallback: None,
         });
     }
@@ -61,11 +67,13 @@ pub(super) fn open(
         Ok(direct) => Ok(Opened {
             fd,
             direct: Some(direct),
+            in_memory,
             fallback: None,
         }),
         Err(Refusal::Unable(reason)) => Ok(Opened {
             fd,
             direct: None,
+            in_memory,
             fallback: Some(reason),
         }),
         Err(Refusal::Failed(error)) => Err(error),

@@ -11,6 +11,12 @@
 //! - A write of other than whole sectors: through the page cache, by the file's buffered twin. The kernel keeps both
 //!   views the same: it flushes the pages before a direct read, and drops them after a direct write.
 //! - EINVAL although all looked aligned: the same help once more with the alignment of a page.
+//!
+//! A write through the twin must not run at the same time as another write to the same page of the file: the kernel would
+//! fill the page, and write it back, with the other one's old bytes. Requests of whole sectors never come here.
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::RawFd;

@@ -39,3 +39,33 @@ pub(in crate::file) fn write_zeroes(fd: RawFd, offset: u64, len: u64) -> io::Res
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn zeroes_stay_inside_the_file() {
+        let file = tempfile::tempfile().unwrap();
+        let len = 3 * CHUNK_BYTES + 777;
+        file.write_all_at(&vec![9; len], 0).unwrap();
+        write_zeroes(file.as_raw_fd(), 100, CHUNK_BYTES as u64 + 50).unwrap();
+        write_zeroes(file.as_raw_fd(), (len - 10) as u64, u64::MAX).unwrap();
+        write_zeroes(file.as_raw_fd(), len as u64 + 5000, 10).unwrap();
+        let mut bytes = vec![1; len + 1];
+        assert_eq!(
+            file.read_at(&mut bytes, 0).unwrap(),
+            len,
+            "the length changed"
+        );
+        for (at, byte) in bytes.iter().take(len).enumerate() {
+            let zeroed = (100..CHUNK_BYTES + 150).contains(&at) || at >= len - 10;
+            assert_eq!(*byte, if zeroed { 0 } else { 9 }, "byte {at}");
+        }
+    }
+}

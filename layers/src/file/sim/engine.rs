@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::SimMedia;
+use super::crash::Flight;
 use super::observe::Event;
-use super::world::{Flight, errno, in_range};
+use super::world::{errno, in_range};
 use crate::file::{Engine, IoDone, IoOp, Segment};
 
 /// See the module's text.

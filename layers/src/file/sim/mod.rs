@@ -36,6 +36,7 @@
 //! names of directories with unsynced changes.
 
 mod content;
+mod crash;
 mod disk;
 mod engine;
 mod faults;

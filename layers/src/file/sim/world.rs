@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::content::Content;
-use super::disk::{Change, Disk};
+use super::crash::Flight;
+use super::disk::Disk;
 use super::faults::{Fate, FaultEffect, FaultPoint, Plan, Survival};
 use super::names::{FIRST_INODE, Inode, Names};
-use super::observe::Event;
 use super::random::Random;
 use crate::file::{FileStat, OpenMode};
 
@@ -18,38 +18,25 @@ pub(super) type Ended<T> = (io::Result<T>, Arc<str>);
 
 /// A file that somebody holds open.
 #[derive(Clone, Copy, Debug)]
-struct OpenFile {
-    inode: Inode,
-    writable: bool,
-}
-
-/// A change that an engine has begun and not completed.
-#[derive(Debug)]
-pub(super) enum Flight {
-    /// Bytes for an offset of an open file.
-    Write {
-        token: i32,
-        offset: u64,
-        bytes: Vec<u8>,
-    },
-    /// A range of an open file.
-    Punch { token: i32, offset: u64, len: u64 },
+pub(super) struct OpenFile {
+    pub(super) inode: Inode,
+    pub(super) writable: bool,
 }
 
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct World {
-    pub random: Random,
-    pub plan: Plan,
-    names: Names,
-    disks: BTreeMap<Inode, Disk>,
-    next_inode: Inode,
-    open: BTreeMap<i32, OpenFile>,
+    pub(super) random: Random,
+    pub(super) plan: Plan,
+    pub(super) names: Names,
+    pub(super) disks: BTreeMap<Inode, Disk>,
+    pub(super) next_inode: Inode,
+    pub(super) open: BTreeMap<i32, OpenFile>,
     next_token: i32,
-    flights: BTreeMap<u64, Flight>,
-    next_flight: u64,
+    pub(super) flights: BTreeMap<u64, Flight>,
+    pub(super) next_flight: u64,
     /// Counts changes; stands in for the time of day.
-    clock_ns: i64,
+    pub(super) clock_ns: i64,
     /// Files at which unreachable ones are looked for.
     sweep_at: usize,
 }
@@ -75,71 +62,6 @@ impl World {
             clock_ns: 1,
             sweep_at: 64,
         }
-    }
-
-    /// The world as found after a crash at this instant.
-    pub(super) fn after_crash(&self, survival: Survival) -> Self {
-        let mut fate = Fate::new(survival);
-        let names = self.names.after_crash(&mut fate);
-        let reachable = names.reachable();
-        let mut disks = BTreeMap::new();
-        for (inode, disk) in &self.disks {
-            if reachable.contains(inode) {
-                let under_way = self.under_way(*inode, survival);
-                disks.insert(*inode, disk.after_crash(&under_way, &mut fate));
-            }
-        }
-        let seed = if let Survival::Seeded(seed) = survival {
-            seed
-        } else {
-            0
-        };
-        Self {
-            names,
-            disks,
-            next_inode: self.next_inode,
-            clock_ns: self.clock_ns,
-            ..Self::new(seed)
-        }
-    }
-
-    /// The changes of a file that engines have begun and not completed.
-    fn under_way(&self, inode: Inode, survival: Survival) -> Vec<Change> {
-        let mut changes = Vec::new();
-        if survival == Survival::Nothing {
-            return changes;
-        }
-        let Some(disk) = self.disks.get(&inode) else {
-            return changes;
-        };
-        let of_this = |token: &i32| {
-            self.open
-                .get(token)
-                .is_some_and(|open| open.inode == inode && open.writable)
-        };
-        for flight in self.flights.values() {
-            match flight {
-                Flight::Write {
-                    token,
-                    offset,
-                    bytes,
-                } if of_this(token) => {
-                    changes.push(disk.write_change(*offset, bytes));
-                }
-                Flight::Punch { token, offset, len } if of_this(token) => {
-                    changes.extend(disk.punch_changes(*offset, *len));
-                }
-                Flight::Write { .. } | Flight::Punch { .. } => {}
-            }
-        }
-        if let Survival::Seeded(seed) = survival {
-            // They have no order among each other.
-            let mut random = Random::new(seed);
-            for end in (1..changes.len()).rev() {
-                changes.swap(end, random.index(end + 1));
-            }
-        }
-        changes
     }
 
     fn tick(&mut self) -> i64 {
@@ -213,14 +135,14 @@ impl World {
             .ok_or_else(|| errno(libc::EBADF))
     }
 
-    fn disk_mut(&mut self, token: i32) -> io::Result<&mut Disk> {
+    pub(super) fn disk_mut(&mut self, token: i32) -> io::Result<&mut Disk> {
         let open = self.open.get(&token).ok_or_else(|| errno(libc::EBADF))?;
         self.disks
             .get_mut(&open.inode)
             .ok_or_else(|| errno(libc::EBADF))
     }
 
-    fn writable(&self, token: i32) -> io::Result<()> {
+    pub(super) fn writable(&self, token: i32) -> io::Result<()> {
         let open = self.open.get(&token).ok_or_else(|| errno(libc::EBADF))?;
         if open.writable {
             Ok(())
@@ -336,45 +258,6 @@ impl World {
             }
         });
         (result, path)
-    }
-
-    /// An engine's change begins. Some of a write's sectors may be changed from now on.
-    pub(super) fn begin_flight(&mut self, flight: Flight) -> u64 {
-        let some = self.random.chance(64);
-        let mut random = Random::new(self.random.number());
-        if let (
-            true,
-            Flight::Write {
-                token,
-                offset,
-                bytes,
-            },
-        ) = (some, &flight)
-            && self.writable(*token).is_ok()
-            && in_range(*offset, bytes.len() as u64).is_ok()
-            && let Ok(disk) = self.disk_mut(*token)
-        {
-            disk.write_some(*offset, bytes, || random.chance(128));
-        }
-        let number = self.next_flight;
-        self.next_flight += 1;
-        self.flights.insert(number, flight);
-        number
-    }
-
-    /// An engine's change ends.
-    pub(super) fn end_flight(&mut self, number: u64) -> (Event, Ended<()>) {
-        match self.flights.remove(&number) {
-            Some(Flight::Write {
-                token,
-                offset,
-                bytes,
-            }) => (Event::Written, self.write(token, &bytes, offset)),
-            Some(Flight::Punch { token, offset, len }) => {
-                (Event::Punched, self.punch(token, offset, len))
-            }
-            None => (Event::Written, (Err(errno(libc::EBADF)), "".into())),
-        }
     }
 
     /// Makes a directory.

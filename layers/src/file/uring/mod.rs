@@ -6,14 +6,15 @@
 //!   of twice the depth cannot overflow.
 //! - `submit` only writes an entry into shared memory; `kick` hands all of them over in one system call. Transfers that
 //!   the page cache can serve are carried out inside that call, and their completions lie in shared memory afterwards.
-//! - With deferred task work other completions appear only when the owner enters the kernel. `reap` does so only if the
-//!   kernel raised its flag for it; the ring's descriptor is readable from then on.
-//! - Operations that end without the kernel (nothing to transfer, nonsense) go through the ring as a no-op, so that
+//! - Other completions are posted when the submitting thread enters the kernel, or waits in it. For a thread that only
+//!   looks at shared memory the kernel raises a flag, on which `reap` enters.
+//! - Files in memory (tmpfs) are read and written by plain system calls in `submit`: they have nothing to wait for, but the
+//!   kernel would hand each transfer to another thread, at three times the cost.
+//! - Operations that end without the ring (these; nothing to transfer, nonsense) go through the ring as a no-op, so that
 //!   [`Engine::wake_fd`] announces them as well.
 //!
 //! # Threads
-//! The ring belongs to the thread that kicks first. It may be dropped by another one only after that thread has ended:
-//! the drop waits for that, since only then has the kernel let go of the memory.
+//! The engine may move between threads at any time, and any of them may drop it.
 //!
 //! # Invariant
 //! `unsubmitted <= in_ring`, and `in_ring` slots have exactly one entry each in one of the two queues or in the kernel.
@@ -27,9 +28,9 @@ use std::time::Duration;
 
 use io_uring::{EnterFlags, IoUring, opcode, squeue, types};
 
-use super::host::direct::DirectFiles;
+use super::host::direct::{self, DirectFiles};
 use super::host::transfer::{Call, Step, Transfer};
-use super::{Engine, IoDone, IoOp};
+use super::{Engine, IoDone, IoOp, posix};
 
 /// Operations under way at most, whatever the caller asks for.
 const DEPTH_MAX: u32 = 4096;
@@ -40,8 +41,6 @@ const SUBMIT_RETRIES_MAX: u32 = 10_000;
 pub struct UringEngine {
     /// The ring.
     ring: IoUring,
-    /// Whether the ring must still be enabled by its owner.
-    disabled: bool,
     /// One for each operation that can be under way.
     slots: Vec<Slot>,
     /// Indices of free slots; the one freed last is used first.
@@ -84,7 +83,7 @@ impl UringEngine {
     /// What the kernel says if it has no io_uring, forbids it, or lacks an operation.
     pub(in crate::file) fn new(depth: u32, files: Arc<DirectFiles>) -> io::Result<Self> {
         let depth = depth.clamp(1, DEPTH_MAX);
-        let setup::Ring { ring, disabled } = setup::make(depth)?;
+        let ring = setup::make(depth)?;
         let slot = || Slot {
             user: 0,
             transfer: Transfer::idle(),
@@ -92,7 +91,6 @@ impl UringEngine {
         };
         Ok(Self {
             ring,
-            disabled,
             slots: std::iter::repeat_with(slot).take(depth as usize).collect(),
             free: (0..depth).rev().collect(),
             in_ring: 0,
@@ -104,10 +102,6 @@ impl UringEngine {
 
     /// Hands the queued entries over and waits for `want` completions.
     fn enter(&mut self, want: usize) -> io::Result<()> {
-        if self.disabled {
-            self.ring.submitter().register_enable_rings()?;
-            self.disabled = false;
-        }
         let mut retries = 0;
         loop {
             match self.ring.submit_and_wait(want) {
@@ -242,11 +236,20 @@ impl Engine for UringEngine {
             return;
         };
         slot.user = user;
+        let (IoOp::Read { file, .. }
+        | IoOp::Write { file, .. }
+        | IoOp::SyncData { file }
+        | IoOp::Punch { file, .. }) = op;
+        let in_memory = direct::is_in_memory(file);
         // SAFETY: the caller's promise is the one that `begin` asks for; it holds until the completion is reaped, which is
         // after `advance` said `Done`.
         let entry = match unsafe { slot.transfer.begin(op, &self.files) } {
-            Step::Again => entry(slot.transfer.call(), index),
-            Step::Done(result) => {
+            Step::Again if !in_memory => entry(slot.transfer.call(), index),
+            step => {
+                let result = match step {
+                    Step::Done(result) => result,
+                    Step::Again => posix::finish(&mut slot.transfer, &self.files),
+                };
                 slot.verdict = Some(result);
                 opcode::Nop::new().build().user_data(u64::from(index))
             }
@@ -332,8 +335,8 @@ impl Drop for UringEngine {
             if let Err(error) = answer
                 && error.raw_os_error() != Some(libc::EINTR)
             {
-                // Another thread owns the ring. When that thread ends, the kernel finishes its operations
-                // and posts their completions, which are seen above.
+                // The kernel is short of something. Going on without the completions is no choice, since the
+                // memory would be freed under its hands.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }

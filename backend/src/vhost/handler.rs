@@ -1,0 +1,771 @@
+//! The state of one device for one front-end, and what each vhost-user message does to it.
+//!
+//! The crate `vhost` reads and checks messages and calls the trait implemented here; one thread does, one message after the
+//! other. Rings are served by workers, which are started when the first ring is, and told what changes by commands
+//! that are answered once the change has taken effect.
+//!
+//! # Life of a ring
+//! ```text
+//! stopped --(size, addresses, memory, kick, enabled)--> attached to a worker --(first kick)--> served
+//!    ^                                                     |         ^
+//!    +------------ GET_VRING_BASE, RESET_DEVICE -----------+         | SET_VRING_ENABLE 1
+//!                                                          +-- SET_VRING_ENABLE 0 --> disabled
+//! ```
+//! Leaving a worker drains the ring: everything under way completes first, and nothing is touched afterwards.
+//!
+//! INVARIANT: size, addresses, base and features do not change from the first attachment of a ring to its stop; a ring
+//! is attached only if everything it needs is there; `memory` and `log` are what all workers use.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use stratablk_layers::volume::Durability;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+
+use super::channel::Channel;
+use super::config_space::{ConfigSpace, ConfigWrite, judge_write};
+use super::dirty_log::DirtyLog;
+use super::event::{Event, Kick};
+use super::features;
+use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
+use crate::signal::Signal;
+use crate::virtio::ring::{RingAddresses, RingLayout, UsedLog};
+use crate::worker::command::{QueueSetup, WorkerHandle};
+use crate::worker::counters::Counters;
+use crate::worker::disk::DiskSource;
+use crate::worker::{WorkerSetup, start};
+
+/// What others may know of a session, and use of it, while it lasts.
+#[derive(Debug, Default)]
+pub struct SessionState {
+    /// Rings that workers serve.
+    rings: AtomicU32,
+    /// Virtio features that the front-end took.
+    features: AtomicU64,
+    /// The way back to the front-end. The lock also orders notifications and the stop of the last ring.
+    channel: Mutex<Option<Channel>>,
+}
+
+impl SessionState {
+    /// Rings that workers serve.
+    pub fn rings(&self) -> u32 {
+        self.rings.load(Ordering::Relaxed)
+    }
+
+    /// Virtio features that the front-end took.
+    pub fn features(&self) -> u64 {
+        self.features.load(Ordering::Relaxed)
+    }
+
+    /// Locks the channel. It is whole even if a thread panicked with the lock.
+    fn channel(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the front-end that the configuration changed, if it has asked for such messages and rings are running: while
+    /// all are stopped, the device is suspended and says nothing.
+    ///
+    /// # Errors
+    /// The front-end does not read its messages.
+    pub fn config_changed(&self) -> io::Result<()> {
+        let channel = self.channel();
+        match &*channel {
+            Some(channel) if self.rings() > 0 => channel.config_changed(),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a handler is made with.
+#[derive(Debug)]
+pub struct HandlerSetup<D> {
+    /// The disk.
+    pub disk: Arc<D>,
+    /// Whether it may not be changed.
+    pub read_only: bool,
+    /// How many rings the device has.
+    pub queues: u16,
+    /// One a worker that may be started.
+    pub counters: Vec<Arc<Counters>>,
+    /// What others see of the session.
+    pub state: Arc<SessionState>,
+    /// Written if a worker ends by a panic.
+    pub trouble: Arc<Signal>,
+}
+
+/// What the front-end has said of a ring.
+#[derive(Debug, Default)]
+struct Ring {
+    /// Entries; 0: not said yet.
+    size: u16,
+    /// Where its parts lie.
+    addresses: Option<RingAddresses>,
+    /// The guest address at which changes of the used ring are logged.
+    log_address: Option<u64>,
+    /// The next available entry.
+    base: u16,
+    /// How the guest says that there is work.
+    kick: Option<Arc<Kick>>,
+    /// How to tell the guest that work is done.
+    call: Option<Arc<Event>>,
+    /// How to tell the front-end that the ring broke.
+    err: Option<Arc<Event>>,
+    /// Whether the front-end enabled it.
+    enabled: bool,
+    /// Whether it was attached since it was last stopped. Its set-up is frozen then.
+    started: bool,
+    /// Whether a worker has it.
+    attached: bool,
+}
+
+/// The device, as one front-end sees it. Dropping it completes everything that is under way and ends the workers.
+pub struct Handler<D: DiskSource> {
+    /// What it was made with.
+    setup: HandlerSetup<D>,
+    /// One a counter; started when the first of their rings is.
+    workers: Vec<Option<WorkerHandle>>,
+    /// The rings.
+    rings: Vec<Ring>,
+    /// Guest memory.
+    memory: Arc<GuestMemory>,
+    /// The dirty log that the front-end set, whether or not it is to be written.
+    log: Option<Arc<DirtyLog>>,
+    /// Virtio features that the front-end took; `None` before it has.
+    features: Option<u64>,
+    /// Protocol features that the front-end took.
+    protocol: u64,
+    /// Whether the front-end has read the features, without which the crate sends no acknowledgements.
+    features_read: bool,
+    /// Whether the device caches writes until a flush, as far as the driver may choose.
+    writeback: bool,
+    /// Whether the front-end has claimed the device.
+    owned: bool,
+    /// Whether the message just handled brought a channel.
+    channel_came: bool,
+}
+
+/// A refusal of what the front-end asked for. The session goes on if the front-end can be told.
+fn refuse(what: impl Into<String>) -> Error {
+    Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, what.into()))
+}
+
+/// An answer of the host's.
+fn host(error: io::Error) -> Error {
+    Error::ReqHandlerError(error)
+}
+
+/// A region as a message describes it.
+fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {
+    RegionSpec {
+        guest: region.guest_phys_addr,
+        user: region.user_addr,
+        len: region.memory_size,
+        offset: region.mmap_offset,
+    }
+}
+
+impl<D: DiskSource> Handler<D> {
+    /// A device that no front-end has said anything to yet.
+    pub fn new(setup: HandlerSetup<D>) -> Self {
+        Self {
+            workers: setup.counters.iter().map(|_| None).collect(),
+            rings: (0..setup.queues).map(|_| Ring::default()).collect(),
+            setup,
+            memory: Arc::new(GuestMemory::default()),
+            log: None,
+            features: None,
+            protocol: 0,
+            features_read: false,
+            writeback: true,
+            owned: false,
+            channel_came: false,
+        }
+    }
+
+    /// Whether the front-end has claimed the device.
+    pub fn is_owned(&self) -> bool {
+        self.owned
+    }
+
+    /// Whether the crate acknowledges messages that ask for it.
+    pub fn acknowledges(&self) -> bool {
+        self.features_read && self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    /// Completes everything that is under way and ends the workers.
+    pub fn finish(&mut self) {
+        self.workers.clear();
+    }
+
+    /// Uses this socket as the way back to the front-end, if the message just handled brought one.
+    pub fn adopt_channel(&mut self, socket: Option<OwnedFd>) {
+        if std::mem::take(&mut self.channel_came) {
+            *self.setup.state.channel() = socket.map(Channel::new);
+        }
+    }
+
+    /// A protocol feature that the front-end took?
+    fn has_protocol(&self, feature: VhostUserProtocolFeatures) -> bool {
+        self.protocol & feature.bits() != 0
+    }
+
+    /// The virtio features that the front-end took.
+    fn acked(&self) -> u64 {
+        self.features.unwrap_or(0)
+    }
+
+    /// The ring with this number.
+    fn ring(&mut self, index: impl Into<u32>) -> Result<(u16, &mut Ring)> {
+        let index = index.into();
+        let refused = || refuse(format!("there is no ring {index}"));
+        let number = u16::try_from(index).map_err(|_| refused())?;
+        let ring = self
+            .rings
+            .get_mut(usize::from(number))
+            .ok_or_else(refused)?;
+        Ok((number, ring))
+    }
+
+    /// The worker that serves this ring, if it was started.
+    fn worker(&self, index: u16) -> Option<&WorkerHandle> {
+        let count = self.workers.len().max(1);
+        self.workers.get(usize::from(index) % count)?.as_ref()
+    }
+
+    /// The worker that serves this ring, which is started if need be.
+    fn worker_or_start(&mut self, index: u16) -> Result<&WorkerHandle> {
+        let count = self.workers.len().max(1);
+        let place = usize::from(index) % count;
+        let counters = self
+            .setup
+            .counters
+            .get(place)
+            .ok_or_else(|| refuse("there is no worker"))?;
+        let setup = WorkerSetup {
+            disk: Arc::clone(&self.setup.disk),
+            read_only: self.setup.read_only,
+            memory: Arc::clone(&self.memory),
+            log: self.log_in_use(),
+            durability: self.durability(),
+            counters: Arc::clone(counters),
+            trouble: Arc::clone(&self.setup.trouble),
+        };
+        let worker = self
+            .workers
+            .get_mut(place)
+            .ok_or_else(|| refuse("there is no worker"))?;
+        if worker.is_none() {
+            *worker = Some(start(format!("worker-{place}"), setup).map_err(host)?);
+        }
+        worker.as_ref().ok_or_else(|| refuse("there is no worker"))
+    }
+
+    /// The dirty log, while it is to be written.
+    fn log_in_use(&self) -> Option<Arc<DirtyLog>> {
+        let wanted = self.acked() & features::LOG_ALL != 0;
+        self.log.clone().filter(|_| wanted)
+    }
+
+    /// Where changes of a ring's used ring are logged.
+    fn used_log(&self, ring: &Ring) -> Option<UsedLog> {
+        Some(UsedLog {
+            log: self.log_in_use()?,
+            address: ring.log_address?,
+        })
+    }
+
+    /// What writes promise.
+    ///
+    /// SPEC: virtio 1.2, 5.2.6.2. With CONFIG_WCE the driver chooses; without, a driver that sends flushes gets a cache that
+    /// is written back, and one that does not (it took no FLUSH) gets writes that are stable when they complete.
+    fn durability(&self) -> Durability {
+        let acked = self.acked();
+        let cached = if acked & features::CONFIG_WCE != 0 {
+            self.writeback
+        } else {
+            acked & features::FLUSH != 0
+        };
+        if cached {
+            Durability::AfterFlush
+        } else {
+            Durability::OnCompletion
+        }
+    }
+
+    /// Tells all workers what writes promise now.
+    fn send_durability(&self) -> Result<()> {
+        let durability = self.durability();
+        for worker in self.workers.iter().flatten() {
+            worker.set_durability(durability).map_err(host)?;
+        }
+        Ok(())
+    }
+
+    /// Tells all workers what to log now.
+    fn send_log(&self) -> Result<()> {
+        for worker in self.workers.iter().flatten() {
+            let rings = (0u16..)
+                .zip(&self.rings)
+                .map(|(index, ring)| (index, self.used_log(ring)))
+                .collect();
+            worker.set_log(self.log_in_use(), rings).map_err(host)?;
+        }
+        Ok(())
+    }
+
+    /// Where a ring lies in memory, if everything is known of it.
+    fn layout(&self, memory: &GuestMemory, ring: &Ring) -> Option<RingLayout> {
+        RingLayout::resolve(memory, ring.size, ring.addresses.as_ref()?)
+    }
+
+    /// Uses other memory from now on. Returns when no request uses the memory before.
+    fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
+        if self.log_in_use().is_some_and(|log| !log.covers(&memory)) {
+            return Err(refuse("the dirty log is too small for this memory"));
+        }
+        let memory = Arc::new(memory);
+        for worker in self.workers.iter().flatten() {
+            let layouts = (0u16..)
+                .zip(&self.rings)
+                .filter(|(_, ring)| ring.attached)
+                .map(|(index, ring)| (index, self.layout(&memory, ring)))
+                .collect();
+            worker
+                .set_memory(Arc::clone(&memory), layouts)
+                .map_err(host)?;
+        }
+        self.memory = memory;
+        self.attach_all()
+    }
+
+    /// Attaches every ring that can be.
+    fn attach_all(&mut self) -> Result<()> {
+        (0..self.setup.queues).try_for_each(|index| self.attach(index))
+    }
+
+    /// Gives a ring to its worker if everything it needs is there.
+    fn attach(&mut self, index: u16) -> Result<()> {
+        let Some(ring) = self.rings.get(usize::from(index)) else {
+            return Ok(());
+        };
+        let Some(kick) = ring.kick.clone() else {
+            return Ok(());
+        };
+        let ready = ring.enabled
+            && !ring.attached
+            && ring.size > 0
+            && ring.addresses.is_some()
+            && self.features.is_some()
+            && !self.memory.is_empty();
+        if !ready {
+            return Ok(());
+        }
+        let Some(layout) = self.layout(&self.memory, ring) else {
+            if let Some(err) = &ring.err {
+                err.signal();
+            }
+            return Err(refuse(format!("ring {index} does not lie in guest memory")));
+        };
+        let setup = QueueSetup {
+            index,
+            layout,
+            base: ring.base,
+            event_idx: self.acked() & features::EVENT_IDX != 0,
+            indirect: self.acked() & features::INDIRECT != 0,
+            log: self.used_log(ring),
+            kick,
+            call: ring.call.clone(),
+            err: ring.err.clone(),
+            // A ring that somebody served before may hold entries whose kick was taken then.
+            look: ring.base != 0 || ring.started,
+        };
+        self.worker_or_start(index)?.attach(setup).map_err(host)?;
+        if let Some(ring) = self.rings.get_mut(usize::from(index)) {
+            ring.attached = true;
+            ring.started = true;
+        }
+        self.setup.state.rings.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes a ring from its worker, after everything under way on it has completed. Nothing of it is touched afterwards.
+    fn detach(&mut self, index: u16) -> Result<()> {
+        let attached = self
+            .rings
+            .get(usize::from(index))
+            .is_some_and(|ring| ring.attached);
+        if !attached {
+            return Ok(());
+        }
+        let base = match self.worker(index) {
+            Some(worker) => worker.detach(index).map_err(host)?,
+            None => None,
+        };
+        if let Some(ring) = self.rings.get_mut(usize::from(index)) {
+            ring.attached = false;
+            ring.base = base.unwrap_or(ring.base);
+        }
+        let _no_notification = self.setup.state.channel();
+        self.setup.state.rings.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes all rings from their workers.
+    fn detach_all(&mut self) -> Result<()> {
+        (0..self.setup.queues).try_for_each(|index| self.detach(index))
+    }
+
+    /// Refuses to change what is frozen while a ring is in use.
+    fn frozen(ring: &Ring, index: u16, what: &str) -> Result<()> {
+        if ring.started {
+            return Err(refuse(format!(
+                "the {what} of ring {index} cannot change while it is in use; stop it by GET_VRING_BASE first"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What the configuration space tells.
+    fn config_space(&self) -> ConfigSpace {
+        ConfigSpace {
+            capacity: self.setup.disk.capacity(),
+            queues: self.setup.queues,
+            writable: !self.setup.read_only,
+            writeback: self.writeback,
+        }
+    }
+}
+
+impl<D: DiskSource> Drop for Handler<D> {
+    fn drop(&mut self) {
+        self.finish();
+        *self.setup.state.channel() = None;
+        self.setup.state.rings.store(0, Ordering::Relaxed);
+        self.setup.state.features.store(0, Ordering::Relaxed);
+    }
+}
+
+impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
+    fn set_owner(&mut self) -> Result<()> {
+        self.owned = true;
+        Ok(())
+    }
+
+    /// The specification lets us ignore this or disable all rings with it.
+    fn reset_owner(&mut self) -> Result<()> {
+        self.detach_all()?;
+        for ring in &mut self.rings {
+            ring.enabled = false;
+        }
+        Ok(())
+    }
+
+    /// Back to the state before SET_FEATURES, with connection, protocol features and memory as they are.
+    fn reset_device(&mut self) -> Result<()> {
+        self.detach_all()?;
+        for ring in &mut self.rings {
+            *ring = Ring {
+                call: ring.call.take(),
+                err: ring.err.take(),
+                ..Ring::default()
+            };
+        }
+        self.features = None;
+        self.writeback = true;
+        self.setup.state.features.store(0, Ordering::Relaxed);
+        self.send_log()?;
+        self.send_durability()
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        self.features_read = true;
+        Ok(features::offered(self.setup.read_only))
+    }
+
+    fn set_features(&mut self, acked: u64) -> Result<()> {
+        let unknown = acked & !features::offered(self.setup.read_only);
+        if unknown != 0 {
+            return Err(refuse(format!("features {unknown:#x} were not offered")));
+        }
+        let before = self.features;
+        let changed = before.unwrap_or(0) ^ acked;
+        let in_use = self.rings.iter().any(|ring| ring.started);
+        if in_use && changed & !features::LOG_ALL != 0 {
+            return Err(refuse("features cannot change while a ring is in use"));
+        }
+        let log = self.log.as_ref().filter(|_| acked & features::LOG_ALL != 0);
+        if log.is_some_and(|log| !log.covers(&self.memory)) {
+            return Err(refuse("the dirty log is too small for the memory"));
+        }
+        self.features = Some(acked);
+        self.setup.state.features.store(acked, Ordering::Relaxed);
+        let cache = features::FLUSH | features::CONFIG_WCE;
+        if before.is_none() || changed & cache != 0 {
+            // SPEC: virtio 1.2, 5.2.5.2: a driver that sends no flushes must find the cache off.
+            self.writeback = acked & cache != features::CONFIG_WCE;
+        }
+        if acked & features::PROTOCOL_FEATURES == 0 {
+            for ring in &mut self.rings {
+                ring.enabled = true;
+            }
+        }
+        self.send_durability()?;
+        self.send_log()?;
+        self.attach_all()
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<Vec<u64>>> {
+        let specs: Vec<RegionSpec> = regions.iter().map(spec_of).collect();
+        let memory = GuestMemory::from_table(&specs, files).map_err(|e| refuse(e.to_string()))?;
+        self.set_memory(memory)?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
+        let (index, ring) = self.ring(index)?;
+        if !RingLayout::size_is_valid(size) {
+            return Err(refuse(format!(
+                "ring {index} cannot have {size} entries; a power of two up to 1024 would do"
+            )));
+        }
+        let size = u16::try_from(size).map_err(|_| refuse("ring size"))?;
+        if size != ring.size {
+            Self::frozen(ring, index, "size")?;
+        }
+        ring.size = size;
+        self.attach(index)
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        log: u64,
+    ) -> Result<()> {
+        let (index, ring) = self.ring(index)?;
+        let addresses = RingAddresses {
+            descriptors: descriptor,
+            available,
+            used,
+        };
+        if ring.addresses != Some(addresses) {
+            Self::frozen(ring, index, "addresses")?;
+        }
+        ring.addresses = Some(addresses);
+        ring.log_address = flags
+            .contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG)
+            .then_some(log);
+        let (known, attached) = (ring.size > 0, ring.attached);
+        let ring = self.rings.get(usize::from(index));
+        let lies = ring.is_some_and(|ring| self.layout(&self.memory, ring).is_some());
+        if known && !self.memory.is_empty() && !lies {
+            if let Some(ring) = self.rings.get_mut(usize::from(index)) {
+                ring.addresses = None;
+            }
+            return Err(refuse(format!("ring {index} does not lie in guest memory")));
+        }
+        if attached {
+            self.send_log()?;
+        }
+        self.attach(index)
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let (index, ring) = self.ring(index)?;
+        Self::frozen(ring, index, "base")?;
+        ring.base = u16::try_from(base)
+            .map_err(|_| refuse(format!("the base of ring {index} is more than 16 bits")))?;
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let (number, _) = self.ring(index)?;
+        self.detach(number)?;
+        let (_, ring) = self.ring(index)?;
+        ring.started = false;
+        // The ring starts again with a new kick; a left-over one must not start it.
+        ring.kick = None;
+        Ok(VhostUserVringState::new(index, u32::from(ring.base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let (index, ring) = self.ring(index)?;
+        let kick = Arc::new(match fd {
+            Some(file) => Kick::Event(Event::new(file).map_err(host)?),
+            None => Kick::Poll,
+        });
+        ring.kick = Some(Arc::clone(&kick));
+        if ring.attached {
+            let worker = self.worker(index).ok_or_else(|| refuse("no worker"))?;
+            return worker.set_kick(index, kick).map_err(host);
+        }
+        self.attach(index)
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let (index, ring) = self.ring(index)?;
+        let call = fd.map(Event::new).transpose().map_err(host)?.map(Arc::new);
+        ring.call.clone_from(&call);
+        match (ring.attached, self.worker(index)) {
+            (true, Some(worker)) => worker.set_call(index, call).map_err(host),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let (index, ring) = self.ring(index)?;
+        let err = fd.map(Event::new).transpose().map_err(host)?.map(Arc::new);
+        ring.err.clone_from(&err);
+        match (ring.attached, self.worker(index)) {
+            (true, Some(worker)) => worker.set_err(index, err).map_err(host),
+            _ => Ok(()),
+        }
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(features::protocol())
+    }
+
+    fn set_protocol_features(&mut self, acked: u64) -> Result<()> {
+        // The crate takes what the message says, whatever we answer.
+        self.protocol = acked;
+        let unknown = acked & !features::protocol().bits();
+        if unknown != 0 {
+            return Err(refuse(format!(
+                "protocol features {unknown:#x} were not offered"
+            )));
+        }
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(u64::from(self.setup.queues))
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let (index, ring) = self.ring(index)?;
+        ring.enabled = enable;
+        if enable {
+            self.attach(index)
+        } else {
+            self.detach(index)
+        }
+    }
+
+    fn get_config(
+        &mut self,
+        offset: u32,
+        size: u32,
+        _flags: VhostUserConfigFlags,
+    ) -> Result<Vec<u8>> {
+        Ok(self.config_space().read(offset, size))
+    }
+
+    fn set_config(&mut self, offset: u32, buf: &[u8], flags: VhostUserConfigFlags) -> Result<()> {
+        match judge_write(offset, buf, flags.is_empty()) {
+            ConfigWrite::Writeback(on) if self.acked() & features::CONFIG_WCE != 0 => {
+                self.writeback = on;
+                self.send_durability()
+            }
+            ConfigWrite::Writeback(_) => {
+                Err(refuse("writeback cannot be chosen without CONFIG_WCE"))
+            }
+            ConfigWrite::Nothing => Ok(()),
+            ConfigWrite::Refused => Err(refuse(format!(
+                "{} bytes at {offset} of the configuration space cannot be written",
+                buf.len()
+            ))),
+        }
+    }
+
+    /// The session has looked at the socket in the message before, and hands it over by `adopt_channel`.
+    fn set_backend_req_fd(&mut self, _backend: Backend) {
+        self.channel_came = self.has_protocol(VhostUserProtocolFeatures::CONFIG);
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MEMORY_SLOTS_MAX as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        fd: File,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<u64>> {
+        let memory = self
+            .memory
+            .with_region(spec_of(region), &fd)
+            .map_err(|e| refuse(e.to_string()))?;
+        drop(fd);
+        self.set_memory(memory)?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let memory = self
+            .memory
+            .without_region(spec_of(region))
+            .map_err(|e| refuse(e.to_string()))?;
+        self.set_memory(memory)
+    }
+
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(host)?;
+        drop(file);
+        if self.acked() & features::LOG_ALL != 0 && !log.covers(&self.memory) {
+            return Err(refuse("the dirty log is too small for the memory"));
+        }
+        self.log = Some(Arc::new(log));
+        self.send_log()
+    }
+
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(refuse("INFLIGHT_SHMFD was not offered"))
+    }
+
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
+        Err(refuse("INFLIGHT_SHMFD was not offered"))
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        Err(refuse("this is no GPU"))
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        Err(refuse("SHARED_OBJECT was not offered"))
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        Err(refuse("DEVICE_STATE was not offered"))
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(refuse("DEVICE_STATE was not offered"))
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(refuse("SHMEM was not offered"))
+    }
+}

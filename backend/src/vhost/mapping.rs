@@ -1,0 +1,194 @@
+//! A front-end's file mapped into this process: guest memory or a dirty log.
+//!
+//! The mapping outlives the file descriptor, which its owner may (and should) close at once. The bytes belong to another
+//! process, so they are only ever reached through raw pointers with atomic or volatile accesses, never as a
+//! Rust reference to plain data. A file that is too short for what was asked is refused, because touching a page past its
+//! end would raise SIGBUS; `vm-memory`'s own mapping keeps the descriptor open, hence this one.
+
+use std::fs::File;
+use std::io;
+use std::ptr::NonNull;
+
+use rustix::fs::FileType;
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// `f_type` of hugetlbfs, whose mappings must start at a multiple of its page size.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+/// A shared, writable mapping of a part of a file. Unmapped on drop.
+#[derive(Debug)]
+pub struct Mapping {
+    /// The first mapped byte, at a page boundary of the file.
+    map: NonNull<u8>,
+    /// Bytes mapped, from `map` on.
+    mapped: usize,
+    /// Bytes between `map` and the first byte that was asked for.
+    skip: usize,
+    /// Bytes that were asked for.
+    len: usize,
+}
+
+#[expect(
+    unsafe_code,
+    reason = "a mapping is not tied to the thread that made it"
+)]
+// SAFETY:
+// - The pages belong to the mapping alone, so any thread may unmap them.
+// - `Mapping` hands out raw pointers only; whoever uses them answers for the accesses.
+unsafe impl Send for Mapping {}
+#[expect(
+    unsafe_code,
+    reason = "a mapping is not tied to the thread that made it"
+)]
+// SAFETY: `&Mapping` only computes addresses from fields that never change.
+unsafe impl Sync for Mapping {}
+
+/// An error of our own making.
+fn refused(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}
+
+impl Mapping {
+    /// Maps `len` bytes of `file` from byte `offset`. The offset need not be aligned.
+    ///
+    /// # Errors
+    /// `InvalidInput` if this is no regular file or it does not hold `offset + len` bytes; otherwise the host's answer.
+    pub fn shared(file: &File, offset: u64, len: u64) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(refused("the descriptor is no regular file or memfd".into()));
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let end = offset.checked_add(len);
+        if len == 0 || end.is_none_or(|end| end > size) {
+            return Err(refused(format!(
+                "{len} bytes at {offset} do not lie in a file of {size} bytes"
+            )));
+        }
+        let page = mapping_granule(file)?;
+        let skip = offset % page;
+        let too_large = |_| refused("the mapping does not fit in this process".into());
+        let mapped = usize::try_from(len + skip).map_err(too_large)?;
+        let len = usize::try_from(len).map_err(too_large)?;
+        if isize::try_from(mapped).is_err() {
+            return Err(refused("the mapping does not fit in this process".into()));
+        }
+        // On hugetlbfs both ends must be multiples of the huge page.
+        let page_usize = usize::try_from(page).map_err(too_large)?;
+        let mapped = mapped
+            .checked_next_multiple_of(page_usize)
+            .ok_or_else(|| refused("the mapping does not fit in this process".into()))?;
+        #[expect(unsafe_code, reason = "mapping a front-end's memory")]
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing that exists.
+        let map = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                mapped,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                file,
+                offset - skip,
+            )
+        }?;
+        let map = NonNull::new(map.cast::<u8>())
+            .ok_or_else(|| refused("the kernel mapped at address 0".into()))?;
+        Ok(Self {
+            map,
+            mapped,
+            skip: usize::try_from(skip).map_err(too_large)?,
+            len,
+        })
+    }
+
+    /// Bytes that were asked for.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never: an empty mapping cannot be made.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The address of byte `offset`, if `len` bytes from there lie inside.
+    #[inline]
+    pub fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(len)?;
+        if end > self.len {
+            return None;
+        }
+        #[expect(unsafe_code, reason = "pointer arithmetic inside a mapping")]
+        // SAFETY: `skip + offset` is at most `skip + self.len`, which is at most the `mapped` bytes of one mapping.
+        Some(unsafe { self.map.add(self.skip + offset) })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        #[expect(unsafe_code, reason = "unmapping what `shared` mapped")]
+        // SAFETY:
+        // - `map` and `mapped` are those of the mapping made in `shared`, and nobody else unmaps it.
+        // - Pointers from `at` must not outlive the `Arc` that their users hold.
+        let unmapped = unsafe { rustix::mm::munmap(self.map.as_ptr().cast(), self.mapped) };
+        debug_assert!(unmapped.is_ok(), "munmap of a mapping of ours failed");
+    }
+}
+
+/// What offsets of mappings of this file must be multiples of.
+fn mapping_granule(file: &File) -> io::Result<u64> {
+    let stat = rustix::fs::fstatfs(file)?;
+    let page = rustix::param::page_size() as u64;
+    let huge = u64::try_from(stat.f_type).is_ok_and(|kind| kind == HUGETLBFS_MAGIC);
+    match u64::try_from(stat.f_bsize) {
+        Ok(size) if huge && size.is_power_of_two() => Ok(size.max(page)),
+        _ => Ok(page),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+    use super::*;
+
+    fn memfd(len: u64) -> File {
+        let fd = rustix::fs::memfd_create("mapping", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(len).unwrap();
+        file
+    }
+
+    #[test]
+    fn maps_at_an_unaligned_offset() {
+        use std::os::unix::fs::FileExt;
+        let file = memfd(16384);
+        file.write_all_at(b"needle", 5000).unwrap();
+        let map = Mapping::shared(&file, 5000, 6).unwrap();
+        drop(file);
+        let start = map.at(0, 6).unwrap();
+        #[expect(unsafe_code, reason = "reads the mapped bytes")]
+        // SAFETY: six bytes from `start` lie in the mapping, and nobody writes them.
+        let bytes: [u8; 6] = unsafe { start.cast::<[u8; 6]>().read() };
+        assert_eq!(&bytes, b"needle");
+        assert!(map.at(1, 6).is_none());
+        assert!(map.at(usize::MAX, 2).is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_is_refused() {
+        let file = memfd(8192);
+        for (offset, len) in [
+            (0, 8193),
+            (8192, 1),
+            (u64::MAX, 2),
+            (4096, u64::MAX),
+            (0, 0),
+        ] {
+            assert!(
+                Mapping::shared(&file, offset, len).is_err(),
+                "{offset} {len}"
+            );
+        }
+        assert!(Mapping::shared(&File::open("/dev/zero").unwrap(), 0, 4096).is_err());
+        assert!(Mapping::shared(&File::open("/").unwrap(), 0, 1).is_err());
+    }
+}

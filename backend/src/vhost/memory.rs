@@ -1,0 +1,337 @@
+//! Guest memory: the regions that a front-end shares, and the way from its addresses to ours.
+//!
+//! A [`GuestMemory`] never changes. A new memory table, an added or a removed region makes a new one, which shares
+//! the mappings that stay; workers swap to it between two batches, and requests that are under way keep the one that their
+//! addresses came from. So an address that was translated once stays valid as long as its holder keeps the `Arc`.
+//!
+//! INVARIANT: regions are sorted by guest address; neither guest nor front-end addresses of two regions overlap; no
+//! range wraps around.
+
+use std::fs::File;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::mapping::Mapping;
+
+/// How many regions may be shared at once, and the answer to GET_MAX_MEM_SLOTS.
+pub const MEMORY_SLOTS_MAX: usize = 509;
+
+/// A region as a message describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionSpec {
+    /// Its first guest-physical address.
+    pub guest: u64,
+    /// Its first address in the front-end's own address space, which ring addresses are given in.
+    pub user: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// Where it starts in its file.
+    pub offset: u64,
+}
+
+/// Why a memory table was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Ranges wrap around or are empty.
+    #[error("region at guest address {guest:#x} with {len:#x} bytes is empty or wraps around")]
+    Range {
+        /// First guest address.
+        guest: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Two regions share addresses.
+    #[error("region at guest address {guest:#x} overlaps another one")]
+    Overlap {
+        /// First guest address of the later one.
+        guest: u64,
+    },
+    /// More regions than slots.
+    #[error("more than {MEMORY_SLOTS_MAX} memory regions")]
+    TooMany,
+    /// A table with another number of descriptors than regions.
+    #[error("{regions} regions came with {files} descriptors")]
+    Descriptors {
+        /// Regions of the message.
+        regions: usize,
+        /// Descriptors that came with it.
+        files: usize,
+    },
+    /// No such region to remove.
+    #[error("no region at guest address {guest:#x} with that size and user address")]
+    Unknown {
+        /// Its guest address.
+        guest: u64,
+    },
+    /// The file could not be mapped.
+    #[error("cannot map the region at guest address {guest:#x}: {source}")]
+    Map {
+        /// Its guest address.
+        guest: u64,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// One region, mapped.
+#[derive(Clone, Debug)]
+struct Region {
+    /// What the front-end said of it.
+    spec: RegionSpec,
+    /// Its bytes.
+    mapping: Arc<Mapping>,
+}
+
+/// A piece of guest memory that is contiguous in this process.
+#[derive(Clone, Copy, Debug)]
+pub struct HostRun {
+    /// Its first byte.
+    pub base: NonNull<u8>,
+    /// Its bytes: at least 1, at most what was asked for.
+    pub len: usize,
+}
+
+/// All the memory of a guest that its front-end shares with us, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct GuestMemory {
+    /// Sorted by guest address.
+    regions: Vec<Region>,
+}
+
+impl GuestMemory {
+    /// Maps a whole table. The files are closed on return.
+    ///
+    /// # Errors
+    /// Any [`MemoryError`]; nothing stays mapped then.
+    pub fn from_table(specs: &[RegionSpec], files: Vec<File>) -> Result<Self, MemoryError> {
+        if specs.len() != files.len() {
+            return Err(MemoryError::Descriptors {
+                regions: specs.len(),
+                files: files.len(),
+            });
+        }
+        let mut memory = Self::default();
+        for (spec, file) in specs.iter().zip(files) {
+            memory = memory.with_region(*spec, &file)?;
+        }
+        Ok(memory)
+    }
+
+    /// The same memory with one region more. The caller closes the file.
+    ///
+    /// # Errors
+    /// Any [`MemoryError`].
+    pub fn with_region(&self, spec: RegionSpec, file: &File) -> Result<Self, MemoryError> {
+        let ends = (
+            spec.guest.checked_add(spec.len),
+            spec.user.checked_add(spec.len),
+        );
+        let (Some(_), Some(_), true) = (ends.0, ends.1, spec.len > 0) else {
+            return Err(MemoryError::Range {
+                guest: spec.guest,
+                len: spec.len,
+            });
+        };
+        if self.regions.len() >= MEMORY_SLOTS_MAX {
+            return Err(MemoryError::TooMany);
+        }
+        let clash = |region: &Region| {
+            overlap(region.spec.guest, region.spec.len, spec.guest, spec.len)
+                || overlap(region.spec.user, region.spec.len, spec.user, spec.len)
+        };
+        if self.regions.iter().any(clash) {
+            return Err(MemoryError::Overlap { guest: spec.guest });
+        }
+        let mapping =
+            Mapping::shared(file, spec.offset, spec.len).map_err(|source| MemoryError::Map {
+                guest: spec.guest,
+                source,
+            })?;
+        let mut regions = self.regions.clone();
+        let place = regions.partition_point(|region| region.spec.guest < spec.guest);
+        regions.insert(
+            place,
+            Region {
+                spec,
+                mapping: Arc::new(mapping),
+            },
+        );
+        Ok(Self { regions })
+    }
+
+    /// The same memory without one region, which is named by its addresses and its size (its offset does not matter).
+    ///
+    /// # Errors
+    /// `Unknown`.
+    pub fn without_region(&self, spec: RegionSpec) -> Result<Self, MemoryError> {
+        let same = |region: &Region| {
+            region.spec.guest == spec.guest
+                && region.spec.user == spec.user
+                && region.spec.len == spec.len
+        };
+        let place = self
+            .regions
+            .iter()
+            .position(same)
+            .ok_or(MemoryError::Unknown { guest: spec.guest })?;
+        let mut regions = self.regions.clone();
+        regions.remove(place);
+        Ok(Self { regions })
+    }
+
+    /// Where guest address `guest` lies, and how many of `len` bytes follow it contiguously. `None` if it lies nowhere or
+    /// `len` is 0.
+    #[inline]
+    pub fn translate(&self, guest: u64, len: u64) -> Option<HostRun> {
+        let after = self
+            .regions
+            .partition_point(|region| region.spec.guest <= guest);
+        let region = self.regions.get(after.checked_sub(1)?)?;
+        let offset = guest - region.spec.guest;
+        let run = len.min(region.spec.len.checked_sub(offset)?);
+        if run == 0 {
+            return None;
+        }
+        let run = usize::try_from(run).ok()?;
+        let base = region.mapping.at(usize::try_from(offset).ok()?, run)?;
+        Some(HostRun { base, len: run })
+    }
+
+    /// Where a part of a ring lies that the front-end names by an address of its own. The whole part must lie in one region
+    /// and be aligned in this process.
+    pub fn ring_part(&self, user: u64, len: usize, align: usize) -> Option<NonNull<u8>> {
+        let region = self.regions.iter().find(|region| {
+            user.checked_sub(region.spec.user)
+                .is_some_and(|offset| offset < region.spec.len)
+        })?;
+        let offset = usize::try_from(user - region.spec.user).ok()?;
+        let base = region.mapping.at(offset, len)?;
+        base.as_ptr().addr().is_multiple_of(align).then_some(base)
+    }
+
+    /// The highest guest address, or `None` without memory.
+    pub fn last_address(&self) -> Option<u64> {
+        let last = self.regions.last()?;
+        Some(last.spec.guest + (last.spec.len - 1))
+    }
+
+    /// Whether there is no memory at all.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+}
+
+/// Whether two ranges, neither empty nor wrapping around, share a byte.
+fn overlap(a: u64, a_len: u64, b: u64, b_len: u64) -> bool {
+    a < b + b_len && b < a + a_len
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+    use super::*;
+
+    fn memfd(len: u64) -> File {
+        let fd = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(fd);
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn spec(guest: u64, user: u64, len: u64) -> RegionSpec {
+        RegionSpec {
+            guest,
+            user,
+            len,
+            offset: 0,
+        }
+    }
+
+    #[test]
+    fn translation_stops_at_the_end_of_a_region() {
+        let memory = GuestMemory::from_table(
+            &[
+                spec(0x20000, 0x7000_0000, 0x1000),
+                spec(0x10000, 0x6000_0000, 0x2000),
+            ],
+            vec![memfd(0x1000), memfd(0x2000)],
+        )
+        .unwrap();
+        assert!(memory.translate(0xffff, 1).is_none());
+        assert_eq!(memory.translate(0x10000, 0x9000).unwrap().len, 0x2000);
+        assert_eq!(memory.translate(0x11fff, 2).unwrap().len, 1);
+        assert!(memory.translate(0x12000, 1).is_none());
+        assert!(memory.translate(0x10000, 0).is_none());
+        assert!(memory.translate(u64::MAX, u64::MAX).is_none());
+        assert_eq!(memory.last_address(), Some(0x20fff));
+        assert!(memory.ring_part(0x6000_0000, 0x2000, 16).is_some());
+        assert!(memory.ring_part(0x6000_0000, 0x2001, 16).is_none());
+        assert!(memory.ring_part(0x6000_0004, 16, 16).is_none());
+        assert!(memory.ring_part(0x5fff_ffff, 1, 1).is_none());
+    }
+
+    #[test]
+    fn overlaps_wrap_arounds_and_short_files_are_refused() {
+        let memory =
+            GuestMemory::from_table(&[spec(0x1000, 0x9000, 0x1000)], vec![memfd(0x1000)]).unwrap();
+        let refuse = |spec: RegionSpec, file: File| memory.with_region(spec, &file).unwrap_err();
+        assert!(matches!(
+            refuse(spec(0x1fff, 0x20000, 0x1000), memfd(0x1000)),
+            MemoryError::Overlap { .. }
+        ));
+        assert!(matches!(
+            refuse(spec(0x5000, 0x9fff, 0x1000), memfd(0x1000)),
+            MemoryError::Overlap { .. }
+        ));
+        assert!(matches!(
+            refuse(spec(u64::MAX, 0x20000, 0x1000), memfd(0x1000)),
+            MemoryError::Range { .. }
+        ));
+        assert!(matches!(
+            refuse(spec(0x5000, u64::MAX, 0x1000), memfd(0x1000)),
+            MemoryError::Range { .. }
+        ));
+        assert!(matches!(
+            refuse(spec(0x5000, 0x20000, 0), memfd(0x1000)),
+            MemoryError::Range { .. }
+        ));
+        assert!(matches!(
+            refuse(spec(0x5000, 0x20000, 0x1001), memfd(0x1000)),
+            MemoryError::Map { .. }
+        ));
+        assert!(matches!(
+            GuestMemory::from_table(&[spec(0, 0, 0x1000)], vec![]).unwrap_err(),
+            MemoryError::Descriptors { .. }
+        ));
+    }
+
+    #[test]
+    fn removal_matches_addresses_and_size_but_not_the_offset() {
+        let memory =
+            GuestMemory::from_table(&[spec(0x1000, 0x9000, 0x1000)], vec![memfd(0x1000)]).unwrap();
+        assert!(memory.without_region(spec(0x1000, 0x9000, 0x800)).is_err());
+        assert!(memory.without_region(spec(0x1000, 0x8000, 0x1000)).is_err());
+        let other_offset = RegionSpec {
+            offset: 77,
+            ..spec(0x1000, 0x9000, 0x1000)
+        };
+        assert!(memory.without_region(other_offset).unwrap().is_empty());
+    }
+
+    #[test]
+    fn slots_are_bounded() {
+        let file = memfd(0x1000);
+        let mut memory = GuestMemory::default();
+        for slot in 0..MEMORY_SLOTS_MAX as u64 {
+            memory = memory
+                .with_region(spec(slot * 0x1000, slot * 0x1000, 0x1000), &file)
+                .unwrap();
+        }
+        let one_more = spec(0x1000_0000, 0x1000_0000, 0x1000);
+        assert!(matches!(
+            memory.with_region(one_more, &file).unwrap_err(),
+            MemoryError::TooMany
+        ));
+    }
+}

@@ -1,0 +1,16 @@
+//! The vhost-user side: what a front-end negotiates, shares and asks for.
+//!
+//! A [`session`] reads one front-end's messages, each of them with a deadline, and hands them to the [`handler`], which
+//! keeps the state of the device and commands the workers. [`features`] and [`config_space`] say what the device is,
+//! [`memory`], [`mapping`] and [`dirty_log`] are what the front-end shares, [`channel`] is the way back to it.
+//! Nothing here touches a request; nothing here imports a layer's map or file.
+
+pub mod channel;
+pub mod config_space;
+pub mod dirty_log;
+pub mod event;
+pub mod features;
+pub mod handler;
+pub mod mapping;
+pub mod memory;
+pub mod session;

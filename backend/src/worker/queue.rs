@@ -1,0 +1,127 @@
+//! One ring as its worker has it: the ring, what is under way on it, and its event fds.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use crate::vhost::event::{Event, Kick};
+use crate::virtio::complete::InFlight;
+use crate::virtio::ring::{Broken, SplitRing};
+
+use super::command::QueueSetup;
+
+/// Where a ring is in its life.
+#[derive(Debug)]
+pub enum Phase {
+    /// Waiting for the first kick.
+    Armed,
+    /// Served.
+    Started,
+    /// Nothing more is taken, because of the driver; what is under way completes.
+    Broken,
+    /// Nothing more is taken; when all is completed, the next available entry goes there.
+    Draining(mpsc::Sender<Option<u16>>),
+}
+
+/// One ring.
+#[derive(Debug)]
+pub struct Queue {
+    /// Which of the device's rings it is.
+    pub index: u16,
+    /// The ring.
+    pub ring: SplitRing,
+    /// What is under way.
+    pub in_flight: InFlight,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Whether indirect descriptors were negotiated.
+    pub indirect: bool,
+    /// How the guest says that there is work.
+    pub kick: Arc<Kick>,
+    /// How to tell the guest that work is done.
+    pub call: Option<Arc<Event>>,
+    /// How to tell the front-end that the ring broke.
+    pub err: Option<Arc<Event>>,
+    /// Whether the guest wanted a signal while there was no call to signal.
+    signal_owed: bool,
+}
+
+impl Queue {
+    /// A ring as a command describes it.
+    pub fn new(setup: QueueSetup) -> Self {
+        let size = setup.layout.size();
+        let polled = matches!(*setup.kick, Kick::Poll);
+        Self {
+            index: setup.index,
+            ring: SplitRing::new(setup.layout, setup.base, setup.event_idx, setup.log),
+            in_flight: InFlight::new(size),
+            phase: if setup.look || polled {
+                Phase::Started
+            } else {
+                Phase::Armed
+            },
+            indirect: setup.indirect,
+            kick: setup.kick,
+            call: setup.call,
+            err: setup.err,
+            signal_owed: false,
+        }
+    }
+
+    /// Whether requests are taken from it.
+    pub fn is_served(&self) -> bool {
+        matches!(self.phase, Phase::Started)
+    }
+
+    /// Whether it must be looked at without being kicked.
+    pub fn is_polled(&self) -> bool {
+        self.is_served() && matches!(*self.kick, Kick::Poll)
+    }
+
+    /// The guest kicked.
+    pub fn kicked(&mut self) {
+        if matches!(self.phase, Phase::Armed) {
+            self.phase = Phase::Started;
+        }
+    }
+
+    /// The driver broke the ring. Requests under way complete, nothing more is taken.
+    pub fn break_off(&mut self, why: Broken) {
+        tracing::warn!(ring = self.index, %why, "the guest broke a ring; it is no longer served");
+        if !matches!(self.phase, Phase::Draining(_)) {
+            self.phase = Phase::Broken;
+        }
+        if let Some(err) = &self.err {
+            err.signal();
+        }
+    }
+
+    /// Makes used elements visible and tells the guest if it wants to know. Returns whether it was told.
+    pub fn publish(&mut self) -> bool {
+        if !self.ring.has_unpublished() || !self.ring.publish() {
+            return false;
+        }
+        self.signal()
+    }
+
+    /// Tells the guest that work is done, now or when there is a way to.
+    fn signal(&mut self) -> bool {
+        match &self.call {
+            Some(call) => {
+                call.signal();
+                true
+            }
+            None => {
+                self.signal_owed = true;
+                false
+            }
+        }
+    }
+
+    /// Signals another call from now on.
+    pub fn set_call(&mut self, call: Option<Arc<Event>>) {
+        self.call = call;
+        if self.call.is_some() && std::mem::take(&mut self.signal_owed) {
+            self.signal();
+        }
+    }
+}

@@ -1,0 +1,462 @@
+//! The maps against a naive model: one value a sector, in a plain vector.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use proptest::prelude::*;
+use roaring::RoaringTreemap;
+
+use crate::limits::{DISK_SECTORS_MAX, SLOT_MAX};
+use crate::map::active::{ActiveMap, Change, ClusterState};
+use crate::map::radix::{REGION_CLUSTERS, SPAN_CLUSTERS};
+use crate::map::record::{MapRecord, RecordKind};
+use crate::map::set::SectorSet;
+use crate::map::table::{Resolve, Table};
+use crate::units::{CLUSTER_SECTORS, Cluster, LayerSlot, Sector, SectorMask, SectorRange};
+
+/// Clusters of the disks of these tests: some whole regions and a part of one.
+const CLUSTERS: u64 = 3 * REGION_CLUSTERS + 100;
+/// Clusters of 1 TiB.
+const TEBIBYTE: u64 = 1 << 28;
+
+/// What a layer says about a sector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    /// Nothing.
+    Absent,
+    /// Its file has it.
+    Data,
+    /// Zero.
+    Zero,
+}
+
+/// What may happen to a map.
+#[derive(Clone, Debug)]
+enum Operation {
+    /// A write.
+    Write(SectorRange),
+    /// Zeroing of whole clusters.
+    Zero(u64, u64),
+    /// A flush.
+    Collect,
+}
+
+/// A run of sectors of a test's disk.
+fn range(start: u64, count: u64) -> SectorRange {
+    SectorRange::new(Sector(start), count).unwrap()
+}
+
+/// Some operation, often on the first clusters, so that operations meet.
+fn operation() -> impl Strategy<Value = Operation> {
+    let small = (0..200u64, 1..40u64);
+    let large = (0..CLUSTERS * 8, 1..CLUSTERS * 8);
+    let sectors = prop_oneof![4 => small, 1 => large];
+    let write = sectors
+        .prop_map(|(start, count)| Operation::Write(range(start, count.min(CLUSTERS * 8 - start))));
+    let small = (0..30u64, 1..8u64);
+    let large = (0..CLUSTERS, 1..CLUSTERS);
+    let clusters = prop_oneof![2 => small, 1 => large];
+    let zero =
+        clusters.prop_map(|(first, count)| Operation::Zero(first, count.min(CLUSTERS - first)));
+    prop_oneof![6 => write, 2 => zero, 1 => Just(Operation::Collect)]
+}
+
+/// Says something about a run of sectors in a model.
+fn say(model: &mut [Said], range: SectorRange, said: Said) {
+    let first = usize::try_from(range.start.0).unwrap();
+    let count = usize::try_from(range.count).unwrap();
+    model[first..first + count].fill(said);
+}
+
+/// What a model says about a cluster, as masks of data and of zeroes.
+fn masks(model: &[Said], cluster: u64) -> (SectorMask, SectorMask) {
+    let first = usize::try_from(cluster * CLUSTER_SECTORS).unwrap();
+    let mask = |said| {
+        (0..8).fold(0, |mask, bit| {
+            mask | u8::from(model[first + bit] == said) << bit
+        })
+    };
+    (SectorMask(mask(Said::Data)), SectorMask(mask(Said::Zero)))
+}
+
+/// A set must say what the model says, sector by sector and in runs.
+fn assert_set(set: &SectorSet, model: &[Said]) {
+    for cluster in 0..CLUSTERS {
+        assert_eq!(
+            set.cluster(Cluster(cluster)),
+            masks(model, cluster),
+            "cluster {cluster}"
+        );
+    }
+    let mut runs = vec![Said::Absent; model.len()];
+    for (said, from) in [
+        (Said::Data, set.data_runs().collect::<Vec<_>>()),
+        (Said::Zero, set.zero_runs().collect()),
+    ] {
+        assert!(
+            from.windows(2).all(|pair| pair[0].end() < pair[1].start),
+            "runs are as long as possible"
+        );
+        from.iter().for_each(|range| say(&mut runs, *range, said));
+    }
+    assert!(runs == model, "runs");
+    let count = |said| model.iter().filter(|sector| **sector == said).count() as u64;
+    assert_eq!(set.data_sectors(), count(Said::Data));
+    assert_eq!(set.zero_sectors(), count(Said::Zero));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn a_map_and_its_journal_say_what_was_done(operations in prop::collection::vec(operation(), 1..60)) {
+        let map = ActiveMap::new(CLUSTERS);
+        let table = Table::new(CLUSTERS);
+        let mut model = vec![Said::Absent; usize::try_from(CLUSTERS * 8).unwrap()];
+        let mut journal = SectorSet::empty();
+        for operation in &operations {
+            match *operation {
+                Operation::Write(range) => {
+                    let change = map.write(range);
+                    let first = range.start.cluster();
+                    table.refresh(LayerSlot(1), &map, first, range.end().0.div_ceil(8) - first.0, change);
+                    say(&mut model, range, Said::Data);
+                }
+                Operation::Zero(first, count) => {
+                    let change = map.zero(Cluster(first), count);
+                    table.refresh(LayerSlot(1), &map, Cluster(first), count, change);
+                    say(&mut model, range(first * 8, count * 8), Said::Zero);
+                }
+                Operation::Collect => {
+                    let records = map.collect();
+                    assert!(records.windows(2).all(|pair| pair[0].range.end() <= pair[1].range.start), "in order");
+                    records.iter().for_each(|record| journal.apply(record));
+                    assert_set(&journal, &model);
+                    assert!(map.collect().is_empty(), "nothing is left");
+                }
+            }
+        }
+        map.collect().iter().for_each(|record| journal.apply(record));
+        assert_set(&journal, &model);
+        assert_set(&map.to_set(), &model);
+        for cluster in 0..CLUSTERS {
+            let state = map.get(Cluster(cluster));
+            assert_eq!((state.data, state.zero()), masks(&model, cluster));
+            let slot = if state.is_absent() { LayerSlot::NONE } else { LayerSlot(1) };
+            assert_eq!(table.get(Cluster(cluster)), Resolve { slot, mask: state.data });
+        }
+        // Opened again, everything is the same and journaled.
+        let (data, zero) = journal.to_portable();
+        let reopened = SectorSet::from_portable(&data, &zero).unwrap();
+        assert_eq!(reopened, journal);
+        assert_eq!(reopened.to_portable(), (data, zero), "written the same way");
+        let again = ActiveMap::from_set(CLUSTERS, &reopened);
+        assert!((0..CLUSTERS).all(|cluster| again.get(Cluster(cluster)) == map.get(Cluster(cluster))));
+        assert!(again.collect().is_empty());
+        let loaded = Table::new(CLUSTERS);
+        loaded.load_layer(LayerSlot(1), &reopened);
+        assert!(loaded.runs(Cluster(0), CLUSTERS).eq(table.runs(Cluster(0), CLUSTERS)));
+    }
+
+    #[test]
+    fn a_table_of_layers_answers_as_the_newest_that_speaks(layers in prop::collection::vec(prop::collection::vec(operation(), 1..8), 1..6)) {
+        let table = Table::new(CLUSTERS);
+        let mut newest = vec![Resolve::default(); usize::try_from(CLUSTERS).unwrap()];
+        for (slot, operations) in (1..).map(LayerSlot).zip(&layers) {
+            let map = ActiveMap::new(CLUSTERS);
+            for operation in operations {
+                match *operation {
+                    Operation::Write(range) => { let _ = map.write(range); }
+                    Operation::Zero(first, count) => { let _ = map.zero(Cluster(first), count); }
+                    Operation::Collect => {}
+                }
+            }
+            table.load_layer(slot, &map.to_set());
+            for (cluster, newest) in (0..).zip(&mut newest) {
+                let state = map.get(Cluster(cluster));
+                if !state.is_absent() {
+                    *newest = Resolve { slot, mask: state.data };
+                }
+            }
+        }
+        let found = (0..CLUSTERS).map(|cluster| table.get(Cluster(cluster)));
+        assert!(found.eq(newest.iter().copied()));
+        let mut at = 0;
+        for run in table.runs(Cluster(0), CLUSTERS) {
+            assert_eq!(run.first.0, at);
+            let here = usize::try_from(at).unwrap();
+            at += run.count;
+            let there = usize::try_from(at).unwrap();
+            assert!(newest[here..there].iter().all(|newest| *newest == run.resolve));
+            assert!(newest.get(there) != Some(&run.resolve), "as long as possible");
+        }
+        assert_eq!(at, CLUSTERS);
+    }
+
+    #[test]
+    fn portable_bytes_are_those_of_a_roaring_treemap(starts in prop::collection::vec((0..DISK_SECTORS_MAX, 1..1u64 << 23), 0..12)) {
+        let mut set = SectorSet::empty();
+        let mut treemap = RoaringTreemap::new();
+        for (start, count) in starts {
+            let range = range(start, count.min(DISK_SECTORS_MAX - start));
+            set.apply(&MapRecord { kind: RecordKind::Data, range });
+            treemap.insert_range(range.start.0..range.end().0);
+        }
+        assert_eq!(set.data_sectors(), treemap.len());
+        let (data, zero) = set.to_portable();
+        assert_eq!(RoaringTreemap::deserialize_from(&data[..]).unwrap(), treemap);
+        let mut theirs = Vec::new();
+        treemap.serialize_into(&mut theirs).unwrap();
+        assert_eq!(SectorSet::from_portable(&theirs, &zero).unwrap(), set);
+    }
+
+    #[test]
+    fn foreign_bytes_are_refused_or_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(set) = SectorSet::from_portable(&bytes, &[0; 8]) {
+            assert!(set.data_runs().all(|run| run.end().0 <= DISK_SECTORS_MAX + 8));
+        }
+    }
+
+    #[test]
+    fn damaged_bytes_are_refused_or_read_without_panic(
+        operations in prop::collection::vec(operation(), 1..20),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let map = ActiveMap::new(CLUSTERS);
+        for operation in &operations {
+            match *operation {
+                Operation::Write(range) => { let _ = map.write(range); }
+                Operation::Zero(first, count) => { let _ = map.zero(Cluster(first), count); }
+                Operation::Collect => {}
+            }
+        }
+        let (mut data, mut zero) = map.to_set().to_portable();
+        assert!(SectorSet::from_portable(&data[..cut.index(data.len())], &zero).is_err(), "cut short");
+        let long: Vec<u8> = zero.iter().copied().chain([0]).collect();
+        assert!(SectorSet::from_portable(&data, &long).is_err(), "too long");
+        for (index, byte) in damage {
+            let all = data.len() + zero.len();
+            let at = index.index(all);
+            *data.iter_mut().chain(&mut zero).nth(at).unwrap() = byte;
+        }
+        if let Ok(set) = SectorSet::from_portable(&data, &zero) {
+            let clusters = ActiveMap::from_set(CLUSTERS, &set);
+            assert!((0..CLUSTERS).all(|cluster| {
+                let state = clusters.get(Cluster(cluster));
+                (state.data, state.zero()) == set.cluster(Cluster(cluster))
+            }));
+        }
+    }
+}
+
+#[test]
+fn a_uniform_tebibyte_costs_next_to_nothing() {
+    let table = Table::new(TEBIBYTE);
+    table.load_layer(LayerSlot(1), &SectorSet::everything(Sector(TEBIBYTE * 8)));
+    assert_eq!(table.get(Cluster(TEBIBYTE - 1)).mask, SectorMask::ALL);
+    assert!(table.memory_bytes() <= 1 << 20, "{}", table.memory_bytes());
+    let map = ActiveMap::new(TEBIBYTE);
+    assert_eq!(map.zero(Cluster(0), TEBIBYTE), Change::Words);
+    table.refresh(LayerSlot(2), &map, Cluster(0), TEBIBYTE, Change::Words);
+    assert_eq!(table.runs(Cluster(0), TEBIBYTE).count(), 1);
+    assert_eq!(
+        map.collect(),
+        [MapRecord {
+            kind: RecordKind::Zero,
+            range: range(0, TEBIBYTE * 8)
+        }]
+    );
+    assert!(table.memory_bytes() + map.memory_bytes() <= 1 << 20);
+    assert_eq!(map.to_set().zero_sectors(), TEBIBYTE * 8);
+}
+
+#[test]
+fn a_touched_span_costs_at_most_its_words() {
+    let table = Table::new(TEBIBYTE);
+    let map = ActiveMap::new(TEBIBYTE);
+    let empty = (table.memory_bytes(), map.memory_bytes());
+    // Every other cluster of one span: no region of it is uniform.
+    for cluster in (0..SPAN_CLUSTERS).step_by(2) {
+        let change = map.write(range(cluster * 8, 8));
+        table.refresh(LayerSlot(1), &map, Cluster(cluster), 1, change);
+    }
+    let node = 512 * 8;
+    assert_eq!(table.memory_bytes() - empty.0, SPAN_CLUSTERS * 4 + node);
+    assert_eq!(map.memory_bytes() - empty.1, SPAN_CLUSTERS * 2 + node);
+}
+
+#[test]
+fn overwriting_a_uniform_region_as_a_whole_needs_no_leaf() {
+    let table = Table::new(4 * REGION_CLUSTERS);
+    let map = ActiveMap::new(4 * REGION_CLUSTERS);
+    let before = table.memory_bytes();
+    let change = map.write(range(REGION_CLUSTERS * 8, REGION_CLUSTERS * 8));
+    table.refresh(
+        LayerSlot(3),
+        &map,
+        Cluster(REGION_CLUSTERS),
+        REGION_CLUSTERS,
+        change,
+    );
+    assert_eq!(table.memory_bytes() - before, 512 * 8, "a node, no leaf");
+    assert_eq!(
+        map.write(range(REGION_CLUSTERS * 8 + 3, 9)),
+        Change::Nothing
+    );
+    assert_eq!(table.runs(Cluster(0), 4 * REGION_CLUSTERS).count(), 3);
+}
+
+#[test]
+fn the_last_regions_end_is_covered_with_the_disk() {
+    let map = ActiveMap::new(SPAN_CLUSTERS + 5);
+    let before = map.memory_bytes();
+    assert_eq!(map.zero(Cluster(0), SPAN_CLUSTERS + 5), Change::Words);
+    assert_eq!(
+        map.memory_bytes(),
+        before,
+        "the last span is short and covered all the same"
+    );
+    assert_eq!(
+        map.zero(Cluster(0), u64::MAX),
+        Change::Nothing,
+        "clipped at the end"
+    );
+    assert_eq!(
+        map.collect().first().unwrap().range.count,
+        (SPAN_CLUSTERS + 5) * 8
+    );
+}
+
+#[test]
+fn overwriting_zeroed_sectors_of_a_full_cluster_forgets_the_zeroes() {
+    let map = ActiveMap::new(1);
+    assert_eq!(map.zero(Cluster(0), 1), Change::Words);
+    assert_eq!(map.zero(Cluster(0), 1), Change::Nothing);
+    assert_eq!(map.get(Cluster(0)), ClusterState::ZERO);
+    assert_eq!(map.write(range(0, 7)), Change::Words);
+    assert_eq!(map.get(Cluster(0)).zero(), SectorMask(0x80));
+    assert_eq!(map.write(range(7, 1)), Change::Words);
+    let full = ClusterState {
+        data: SectorMask::ALL,
+        rest_zero: false,
+    };
+    assert_eq!(map.get(Cluster(0)), full);
+    assert_eq!(map.write(range(0, 8)), Change::Nothing);
+}
+
+#[test]
+fn a_late_refresh_of_an_older_layer_changes_nothing() {
+    let (older, newer) = (ActiveMap::new(8), ActiveMap::new(8));
+    let table = Table::new(8);
+    let first = older.write(range(0, 64));
+    let second = newer.write(range(8, 8));
+    table.refresh(LayerSlot(SLOT_MAX), &newer, Cluster(0), 8, second);
+    table.refresh(LayerSlot(7), &older, Cluster(0), 8, first);
+    let slots: Vec<_> = table
+        .runs(Cluster(0), 8)
+        .map(|run| (run.resolve.slot.0, run.count))
+        .collect();
+    assert_eq!(slots, [(7, 1), (SLOT_MAX, 1), (7, 6)]);
+}
+
+#[test]
+#[should_panic(expected = "slot 0 is none of a layer's")]
+fn slot_zero_is_refused() {
+    Table::new(1).load_layer(LayerSlot::NONE, &SectorSet::empty());
+}
+
+#[test]
+fn a_base_that_ends_in_a_cluster_holds_a_part_of_it() {
+    let base = SectorSet::everything(Sector(19));
+    assert_eq!(
+        base.cluster(Cluster(2)),
+        (SectorMask(0b111), SectorMask::NONE)
+    );
+    assert_eq!(
+        base.cluster(Cluster(3)),
+        (SectorMask::NONE, SectorMask::NONE)
+    );
+    let table = Table::new(4);
+    table.load_layer(LayerSlot(1), &base);
+    assert_eq!(table.get(Cluster(2)).mask, SectorMask(0b111));
+    assert_eq!(table.get(Cluster(3)).slot, LayerSlot::NONE);
+    let (data, zero) = base.to_portable();
+    assert_eq!(SectorSet::from_portable(&data, &zero).unwrap(), base);
+}
+
+#[test]
+fn terabytes_are_put_in_and_taken_out_by_runs() {
+    let tebibyte = TEBIBYTE * 8;
+    let mut set = SectorSet::empty();
+    let mut apply = |kind, start, count| {
+        set.apply(&MapRecord {
+            kind,
+            range: range(start, count),
+        })
+    };
+    // In an order that would shift a list of containers most: the upper half first, then the lower one.
+    apply(RecordKind::Data, tebibyte + 3, tebibyte);
+    apply(RecordKind::Data, 5, tebibyte);
+    apply(RecordKind::Zero, 1 << 20, 2 * tebibyte - (2 << 20));
+    apply(RecordKind::Data, 0, 32 * tebibyte);
+    apply(RecordKind::Zero, 0, tebibyte);
+    assert_eq!(
+        (set.data_sectors(), set.zero_sectors()),
+        (31 * tebibyte, tebibyte)
+    );
+    assert_eq!(set.data_runs().count(), 1);
+    let (data, zero) = set.to_portable();
+    assert!(
+        data.len() < 16 << 20 && zero.len() < 1 << 20,
+        "{} {}",
+        data.len(),
+        zero.len()
+    );
+    assert_eq!(SectorSet::from_portable(&data, &zero).unwrap(), set);
+}
+
+#[test]
+fn sets_that_cannot_be_are_refused() {
+    let portable = |runs: &[(u64, u64)]| {
+        let mut treemap = RoaringTreemap::new();
+        for (start, count) in runs {
+            treemap.insert_range(*start..*start + *count);
+        }
+        let mut bytes = Vec::new();
+        treemap.serialize_into(&mut bytes).unwrap();
+        bytes
+    };
+    let refused = |data: &[u8], zero: &[u8], why: &str| {
+        let what = SectorSet::from_portable(data, zero).unwrap_err();
+        assert!(what.contains(why), "{what}");
+    };
+    let empty = portable(&[]);
+    refused(
+        &portable(&[(0, 9)]),
+        &portable(&[(8, 8)]),
+        "both data and zeroes",
+    );
+    refused(
+        &portable(&[(0, 2)]),
+        &portable(&[(4, 4)]),
+        "neither all nor none",
+    );
+    refused(
+        &portable(&[(0, 4)]),
+        &portable(&[(4, 4), (18, 6)]),
+        "cluster 2",
+    );
+    assert!(SectorSet::from_portable(&portable(&[(0, 4), (14, 2)]), &portable(&[(4, 10)])).is_ok());
+    refused(
+        &portable(&[(DISK_SECTORS_MAX + 8, 1)]),
+        &empty,
+        "beyond the largest disk",
+    );
+    assert!(SectorSet::from_portable(&portable(&[(DISK_SECTORS_MAX + 7, 1)]), &empty).is_ok());
+    refused(&empty, &[], "ends too early");
+    refused(&u64::MAX.to_le_bytes(), &empty, "ends too early");
+    let mut twice = portable(&[(0, 4)]);
+    twice.extend_from_within(8..);
+    twice[0] = 2;
+    refused(&twice, &empty, "do not rise");
+}
