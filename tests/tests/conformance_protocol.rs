@@ -601,8 +601,11 @@ fn c30_odd_get_config_is_refused() {
         let front_end = greeted(&server);
         if let Some(reply) = front_end.try_ask(code::GET_CONFIG, &payload, &[]) {
             let honest = payload.len() == 12 + 8 && reply.payload.len() == payload.len();
+            // No bytes of the configuration: without its header, or with one that says so.
+            let nothing = reply.payload.is_empty()
+                || reply.payload.len() == 12 && reply.payload[4..8] == [0; 4];
             assert!(
-                reply.payload.is_empty() || name == "unknown flags" && honest,
+                nothing || name == "unknown flags" && honest,
                 "{name}: {reply:?}"
             );
         }
@@ -1225,6 +1228,9 @@ fn c33_logging_starts_and_stops_on_the_fly() {
                 .set_log_base(second.bytes, 0, second.as_fd())
                 .is_some()
         );
+        // The used index is marked after it was stored as well (a mark that was collected before would be lost), so a mark of
+        // the read before may have come after the last look.
+        first.take();
         run_read(&mut guest, round);
         assert!(first.take().is_empty(), "marks in the old log");
         assert!(second.take().len() >= 2, "no marks in the new log");

@@ -7,6 +7,8 @@ use stratablk_layers::units::{CLUSTER_SECTORS, SECTOR_BYTES, Sector};
 
 /// Bytes of the structure without the fields of features that are not offered.
 pub const CONFIG_BYTES: usize = 60;
+/// Bytes that a front-end may ask for, the zeroes behind the structure included: VHOST_USER_MAX_CONFIG_SIZE.
+pub const CONFIG_WINDOW_BYTES: u32 = 256;
 /// Where `writeback` lies.
 pub const WRITEBACK_OFFSET: u32 = 32;
 
@@ -66,7 +68,7 @@ impl ConfigSpace {
         bytes
     }
 
-    /// `size` bytes from `offset`; zeroes past the structure. The caller bounds `size`.
+    /// `size` bytes from `offset`; zeroes past the structure. The caller bounds both.
     pub fn read(&self, offset: u32, size: u32) -> Vec<u8> {
         let bytes = self.bytes();
         let field = |place: usize| bytes.get(place).copied().unwrap_or(0);
