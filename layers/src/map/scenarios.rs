@@ -76,7 +76,10 @@ impl Pace {
 }
 
 /// A contested thing and the pace of those who fight over it.
-fn contested<T>(thing: T) -> (Arc<(T, Pace)>, Arc<(T, Pace)>) {
+type Contested<T> = Arc<(T, Pace)>;
+
+/// Such a thing for two threads.
+fn contested<T>(thing: T) -> (Contested<T>, Contested<T>) {
     let mine = Arc::new((thing, Pace::new()));
     (Arc::clone(&mine), mine)
 }
