@@ -7,8 +7,6 @@ use stratablk_layers::units::{CLUSTER_SECTORS, SECTOR_BYTES, Sector};
 
 /// Bytes of the structure without the fields of features that are not offered.
 pub const CONFIG_BYTES: usize = 60;
-/// Bytes that a front-end may ask for, the zeroes behind the structure included: VHOST_USER_MAX_CONFIG_SIZE.
-pub const CONFIG_WINDOW_BYTES: u32 = 256;
 /// Where `writeback` lies.
 pub const WRITEBACK_OFFSET: u32 = 32;
 

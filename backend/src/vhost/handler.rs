@@ -31,7 +31,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::channel::Channel;
-use super::config_space::{CONFIG_WINDOW_BYTES, ConfigSpace, ConfigWrite, judge_write};
+use super::config_space::{ConfigSpace, ConfigWrite, judge_write};
 use super::dirty_log::DirtyLog;
 use super::event::{Event, Kick};
 use super::features;
@@ -674,11 +674,6 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
         size: u32,
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
-        if offset.saturating_add(size) > CONFIG_WINDOW_BYTES {
-            return Err(refuse(format!(
-                "the configuration space ends before {size} bytes at {offset}"
-            )));
-        }
         Ok(self.config_space().read(offset, size))
     }
 
