@@ -21,6 +21,8 @@ pub mod poll;
 mod queue;
 
 #[cfg(test)]
+pub(crate) mod test_disk;
+#[cfg(test)]
 mod tests;
 
 use std::io;
