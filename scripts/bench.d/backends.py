@@ -37,10 +37,10 @@ class Server:
         """Of the program itself: taskset has replaced itself by it."""
         return self.process.pid
 
-    def wait_for(self, path):
-        """Waits until something listens on a Unix socket, without connecting to it where that would count as a session."""
+    def wait_for(self, path, ready):
+        """Waits until `ready(path)`."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not listens(path):
+        while not ready(path):
             if self.process.poll() is not None:
                 raise Failed(f"{self.process.args}: ended with {self.process.returncode}\n{self.log()}")
             if time.monotonic() > deadline:
@@ -63,8 +63,14 @@ class Server:
                 self.process.wait()
 
 
+def answers(path):
+    """Whether a connection to the socket at `path` is taken."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 def listens(path):
-    """Whether a socket listens at `path`: by the kernel's table, so that the server sees nothing."""
+    """The same by the kernel's table, for servers to which a connection is a session. They bound to that very path."""
     path = str(path)
     with open("/proc/net/unix", encoding="utf-8", errors="replace") as table:
         for line in table:
@@ -111,7 +117,7 @@ class QsdDisk:
              f"type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={self.socket},"
              f"writable=on,num-queues={QUEUES},iothread=io0"],
             cpu, work / f"{name}.log")
-        self.server.wait_for(self.socket)
+        self.server.wait_for(self.socket, listens)
 
     @property
     def pid(self):
@@ -131,7 +137,7 @@ class StratablkStore:
         self.store = work / f"{name}.store"
         self.control = self.store / "control.sock"
         self.server = Server([program, "serve", "--store", self.store], cpu, work / f"{name}.log")
-        self.server.wait_for(self.control)
+        self.server.wait_for(self.control, answers)
 
     def cli(self, *arguments):
         """A command of the CLI."""
@@ -143,7 +149,6 @@ class StratablkStore:
         self.cli("volume", "create", name, *source)
         path = self.work / f"{self.store.name}.{name}.sock"
         self.cli("volume", "attach", name, "--socket", path, "--queues", QUEUES)
-        self.server.wait_for(path)
         return StratablkDisk(self, name, path, label)
 
     def stop(self):
