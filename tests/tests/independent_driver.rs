@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stratablk_tests::daemon::{Daemon, temp_dir};
 use stratablk_tests::load::cut::{self, Cut, History};
@@ -28,7 +28,7 @@ const SNAPSHOTS: usize = 6;
 /// Writes between two snapshots, at least.
 const WRITES_BETWEEN: usize = 2000;
 /// Whatever takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running daemon on a store of its own.
 struct Served {
@@ -106,6 +106,7 @@ impl Writer<'_> {
                 idle.extend((0..self.disks.len()).map(|disk| (disk, queue, slot)));
             }
         }
+        let mut progress = Instant::now();
         loop {
             let stopping = stop.load(Ordering::Relaxed);
             if !stopping {
@@ -125,7 +126,15 @@ impl Writer<'_> {
                     }
                 }
             }
-            for (number, queue, done) in self.poll() {
+            let ended = self.poll();
+            if !ended.is_empty() {
+                progress = Instant::now();
+            }
+            assert!(
+                progress.elapsed() < PATIENCE,
+                "no write completed for {PATIENCE:?}"
+            );
+            for (number, queue, done) in ended {
                 let sequence = under_way[number][queue][done.slot];
                 self.history.complete(sequence);
                 let block = self.history.write(sequence).unwrap().block;
