@@ -57,6 +57,11 @@ impl Chain {
         self.layers.last()
     }
 
+    /// Whether the layer in a slot was sealed when the chain was made, so that its words in the resolve table are final.
+    pub fn was_sealed(&self, slot: LayerSlot) -> bool {
+        slot < self.first_unsealed
+    }
+
     /// The layers that a flush has to look at, oldest first; those sealed since are among them and have nothing to do.
     pub fn unsealed(&self) -> impl Iterator<Item = &Arc<Layer>> {
         let skip = usize::try_from(self.first_unsealed.0.saturating_sub(1)).unwrap_or(usize::MAX);

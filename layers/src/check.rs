@@ -99,7 +99,8 @@ pub struct CheckOptions {
 }
 
 /// The advice where a layer's own bytes are lost.
-const FIX_RESTORE: &str = "restore the layer's directory from a backup; volumes and snapshots over it cannot be opened until then";
+const FIX_RESTORE: &str = "restore the layer's directory from a backup; \
+    volumes and snapshots over it cannot be opened until then";
 /// The advice where the catalog is lost and the layers are not.
 const FIX_REBUILD: &str = "make a new catalog from the layers with `check --rebuild-catalog`; the old one is kept beside it";
 
@@ -388,7 +389,8 @@ fn compare(state: &CatalogState, row: &LayerRow, header: &MapHeader, report: &mu
             Severity::Error,
             Some(row.id),
             format!("{what}: the catalog says {catalog}, the map's header says {map}"),
-            "if the catalog is an old copy, make a new one with `check --rebuild-catalog`; if the layer is, restore its directory",
+            "if the catalog is an old copy, make a new one with `check --rebuild-catalog`; \
+             if the layer is, restore its directory",
         );
     }
     if row.state == LayerState::Sealing {
@@ -466,7 +468,8 @@ fn check_data(
 
 /// The raw image against what the store remembers of it.
 fn check_base(media: &Arc<dyn Media>, layer: LayerId, base: &RawBase, report: &mut Report) {
-    let fix = "a base must never change: restore the image, with its time of modification; or create new volumes from it as it is now";
+    let fix = "a base must never change: restore the image, with its time of modification; \
+               or create new volumes from it as it is now";
     match media.stat(&base.path) {
         Err(error) => report.add(
             Severity::Error,
@@ -515,7 +518,8 @@ fn check_recovery(layer: LayerId, recovery: &Recovery, report: &mut Report) {
             Severity::Warning,
             Some(layer),
             format!(
-                "the journal of {} ends with {} bytes of a flush that was cut off and never acknowledged; {} records up to commit {} are good",
+                "the journal of {} ends with {} bytes of a flush that was cut off and never acknowledged; \
+                 {} records up to commit {} are good",
                 map_path(layer).display(),
                 recovery.dropped_bytes,
                 recovery.records,

@@ -2,8 +2,16 @@
 //!
 //! The resolve table answers for whole clusters in one load. Only where the newest layer holds part of a cluster are
 //! older maps asked, newest first; that is rare and the only work that grows with the depth of a chain.
+//!
+//! INVARIANT: the mask in a word is believed only for a layer that was sealed before the table was looked at (the chain
+//! knows which). While writes to a cluster overlap, a slow refresh may put an older mask back for a moment, even after a
+//! newer write was acknowledged; the slot never falls. So for a layer that takes writes, or did so until a moment
+//! ago, the word says which layer, and the layer's own map says which sectors.
+
+use std::ops::Range;
 
 use crate::chain::Chain;
+use crate::layer::LayerMap;
 use crate::map::Table;
 use crate::units::{CLUSTER_SECTORS, Cluster, LayerSlot, Sector, SectorMask, SectorRange};
 
@@ -54,7 +62,11 @@ pub fn resolve(
         }
         let from = run.first.first_sector().0.max(range.start.0);
         let to = ((run.first.0 + run.count) * CLUSTER_SECTORS).min(range.end().0);
-        if word.slot == LayerSlot::NONE || word.mask == SectorMask::NONE {
+        if word.slot == LayerSlot::NONE {
+            push(parts, Source::Zero, from, to);
+        } else if !chain.was_sealed(word.slot) {
+            resolve_unsealed(chain, word.slot, run.first, run.count, from..to, parts);
+        } else if word.mask == SectorMask::NONE {
             push(parts, Source::Zero, from, to);
         } else if word.mask == SectorMask::ALL {
             push(parts, Source::Layer(word.slot), from, to);
@@ -66,6 +78,44 @@ pub fn resolve(
         }
     }
     Ok(())
+}
+
+/// Appends the parts of the sectors `wanted`, which lie in `count` clusters from `first`, and of which the layer in `slot`
+/// is the newest to say anything.
+fn resolve_unsealed(
+    chain: &Chain,
+    slot: LayerSlot,
+    first: Cluster,
+    count: u64,
+    wanted: Range<u64>,
+    parts: &mut Vec<Part>,
+) {
+    let Some(layer) = chain.layer(slot) else {
+        return push(parts, Source::Zero, wanted.start, wanted.end);
+    };
+    let map = layer.map();
+    let LayerMap::Active(map) = &**map else {
+        // Sealed since the chain was made.
+        for sector in wanted {
+            let source = resolve_sector(chain, slot, SectorMask::NONE, Sector(sector));
+            push(parts, source, sector, sector + 1);
+        }
+        return;
+    };
+    for (first, count, state) in map.runs(first, count) {
+        let from = first.first_sector().0.max(wanted.start);
+        let to = ((first.0 + count) * CLUSTER_SECTORS).min(wanted.end);
+        if state.data == SectorMask::ALL {
+            push(parts, Source::Layer(slot), from, to);
+        } else if state.data == SectorMask::NONE && state.rest_zero {
+            push(parts, Source::Zero, from, to);
+        } else {
+            for sector in from..to {
+                let source = resolve_sector(chain, slot, state.data, Sector(sector));
+                push(parts, source, sector, sector + 1);
+            }
+        }
+    }
 }
 
 /// The source of one sector of a cluster whose newest layer, in `slot`, holds the sectors of `mask`.

@@ -112,7 +112,7 @@ fn random_operations_of_4_kib() {
                 if direct && file.alignment() == 1 {
                     continue;
                 }
-                let mut engine = media.engine(DEPTH as u32).unwrap();
+                let mut engine = media.engine(u32::try_from(DEPTH).unwrap()).unwrap();
                 let engine_name = if io_uring { "uring" } else { "posix" };
                 for write in [false, true] {
                     let (rate, busy_rate) = run(engine.as_mut(), file.as_ref(), write, span);

@@ -42,15 +42,19 @@ fn config_u32(guest: &Guest, offset: u32) -> u32 {
 
 /// A buffer cut at these places (bytes from its start, ascending).
 fn cut(buffer: Buffer, places: &[u32]) -> Vec<Buffer> {
-    let mut pieces = Vec::new();
-    let (mut rest, mut done) = (buffer, 0);
-    for &place in places {
-        let [piece, tail] = rest.split(place - done);
-        pieces.push(piece);
-        (rest, done) = (tail, place);
-    }
-    pieces.push(rest);
-    pieces
+    let bounds: Vec<u32> = [&[0], places, &[buffer.len]].concat();
+    let piece = |from: u32, to: u32| {
+        let gpa = buffer.gpa + u64::from(from);
+        Buffer {
+            gpa,
+            len: to - from,
+            writable: buffer.writable,
+        }
+    };
+    bounds
+        .windows(2)
+        .map(|pair| piece(pair[0], pair[1]))
+        .collect()
 }
 
 /// The areas of a request, each in one piece of memory, to be cut into descriptors at will.

@@ -483,6 +483,21 @@ mod tests {
     }
 
     #[test]
+    fn a_header_may_be_cut_anywhere() {
+        let guest = TestGuest::new(8);
+        for cut in 1..16u32 {
+            header(&guest, VIRTIO_BLK_T_IN, 9);
+            guest.descriptor(0, HEADER, cut, NEXT, 1);
+            guest.descriptor(1, HEADER + u64::from(cut), 16 - cut, NEXT, 2);
+            guest.descriptor(2, DATA, 1024, NEXT | WRITE, 3);
+            guest.descriptor(3, STATUS, 1, WRITE, 0);
+            let (request, _) = judge(&guest, &DISK);
+            assert_eq!(request.task, Task::Read(Sector(9)), "{cut}");
+            assert_eq!(request.used_on_success, 1025);
+        }
+    }
+
+    #[test]
     fn the_status_is_the_last_writable_byte() {
         let guest = TestGuest::new(4);
         header(&guest, VIRTIO_BLK_T_FLUSH, 0);

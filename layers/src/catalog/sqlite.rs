@@ -109,7 +109,8 @@ impl SqliteCatalog {
             return Err(Error::Corrupt {
                 path,
                 what: format!(
-                    "it is missing, while {} holds {orphans} layers; put it back, or make a new one from the layers with `check --rebuild-catalog`",
+                    "it is missing, while {} holds {orphans} layers; put it back, or \
+                     make a new one from the layers with `check --rebuild-catalog`",
                     layers.display()
                 ),
             });
@@ -233,7 +234,8 @@ impl Catalog for SqliteCatalog {
         if let Some(cause) = &self.failed {
             return Err(Error::Busy {
                 what: format!(
-                    "catalog {} takes no more changes, since an earlier failure ({cause}) left it open what it holds; restart the daemon",
+                    "catalog {} takes no more changes, since an earlier failure \
+                     ({cause}) left it open what it holds; restart the daemon",
                     self.path.display()
                 ),
             });

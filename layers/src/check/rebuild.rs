@@ -172,7 +172,8 @@ fn add_volume(
     }
     match state.volumes.entry(header.volume.clone()) {
         Entry::Occupied(other) => Err(format!(
-            "layers {} and {} both say that they are the active layer of volume {:?} (created at {} and {} ns since 1970); move away the directory of the one that is a leftover",
+            "layers {} and {} both say that they are the active layer of volume {:?} \
+             (created at {} and {} ns since 1970); move away the directory of the one that is a leftover",
             other.get().active,
             header.layer,
             header.volume,

@@ -24,7 +24,9 @@ use crate::limits;
 use crate::mailbox::{Mail, Mailbox, Waiter};
 use crate::map::{ActiveMap, Change};
 use crate::resolve::{Part, Source, resolve};
-use crate::units::{CLUSTER_SECTORS, Cluster, SECTOR_BYTES, Sector, SectorRange};
+use crate::units::{
+    CLUSTER_SECTORS, Cluster, LayerSlot, SECTOR_BYTES, Sector, SectorMask, SectorRange,
+};
 use crate::volume::{Completion, Durability, Operation, RequestError, Volume};
 
 use era::Eras;
@@ -412,7 +414,8 @@ impl QueueContext {
         self.publish(request, first, count, |map| map.write(range))
     }
 
-    /// Makes whole clusters zero, where anybody says anything about them.
+    /// Makes whole clusters zero, but for those that no layer says anything about or that a sealed layer says are zero. The
+    /// masks of unsealed layers are not believed here: see `resolve`.
     fn publish_zero(
         &mut self,
         request: usize,
@@ -420,8 +423,11 @@ impl QueueContext {
         count: u64,
     ) -> std::result::Result<(), RequestError> {
         let volume = Arc::clone(&self.volume);
+        let chain = Arc::clone(self.eras.chain());
         for run in volume.table().runs(first, count) {
-            let reads_zero = run.resolve.slot.0 == 0 || run.resolve.mask.0 == 0;
+            let word = run.resolve;
+            let reads_zero = word.slot == LayerSlot::NONE
+                || (chain.was_sealed(word.slot) && word.mask == SectorMask::NONE);
             if !reads_zero {
                 self.publish(request, run.first, run.count, |map| {
                     map.zero(run.first, run.count)

@@ -5,6 +5,7 @@
 //! the map says so is safe at any crash: the sectors then hold zeroes, the value of the request under way.
 
 use crate::file::{IoOp, Segment};
+use crate::layer::LayerMap;
 use crate::resolve::{Source, resolve};
 use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, SECTOR_BYTES, Sector, SectorRange};
 use crate::volume::RequestError;
@@ -85,14 +86,10 @@ impl QueueContext {
 
     /// Makes whole clusters zero.
     fn zero_clusters(&mut self, request: usize, first: Cluster, count: u64, unmap: bool) {
-        let active = self.eras.chain().active_slot();
-        let holds_data = unmap
-            && self
-                .volume
-                .table()
-                .runs(first, count)
-                .any(|run| run.resolve.slot == active && run.resolve.mask.0 != 0);
-        if holds_data && let Some(file) = self.era_file(request) {
+        if unmap
+            && self.active_holds_data(first, count)
+            && let Some(file) = self.era_file(request)
+        {
             let (offset, len) = (first.0 * CLUSTER_BYTES, count * CLUSTER_BYTES);
             self.push(
                 Step::Punch {
@@ -105,6 +102,18 @@ impl QueueContext {
         } else if let Err(error) = self.publish_zero(request, first, count) {
             self.note_error(request, error);
         }
+    }
+
+    /// Whether the active layer's file holds data of any of these clusters. Its own map is asked: the masks in the resolve
+    /// table may be late.
+    fn active_holds_data(&self, first: Cluster, count: u64) -> bool {
+        let layer = self.eras.chain().active();
+        layer.is_some_and(|layer| match &**layer.map() {
+            LayerMap::Active(map) => map
+                .runs(first, count)
+                .any(|(_, _, state)| state.data.0 != 0),
+            LayerMap::Sealed(_) => false,
+        })
     }
 
     /// Remembers the first failure of a request.

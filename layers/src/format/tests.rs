@@ -153,7 +153,11 @@ fn sample() -> (Header, Vec<u8>) {
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_decoded(map in map_header(), records in proptest::collection::vec(record(), 0..10), groups in groups()) {
+    fn what_is_encoded_is_decoded(
+        map in map_header(),
+        records in proptest::collection::vec(record(), 0..10),
+        groups in groups(),
+    ) {
         let differencing = map.kind == LayerKind::Differencing;
         let groups = if map.state == MapState::Active { groups } else { Vec::new() };
         let (header, bytes) = image(&map, &records, &groups);
@@ -228,7 +232,10 @@ proptest! {
     }
 
     #[test]
-    fn a_journal_reads_the_same_in_pieces_of_any_size(sizes in proptest::collection::vec(1usize..100, 1..40), flip in 0usize..288) {
+    fn a_journal_reads_the_same_in_pieces_of_any_size(
+        sizes in proptest::collection::vec(1usize..100, 1..40),
+        flip in 0usize..288,
+    ) {
         let (header, mut bytes) = sample();
         let start = usize::try_from(header.checkpoint.journal_offset()).unwrap();
         bytes[start + flip] ^= 1;

@@ -76,9 +76,12 @@ impl Pace {
 }
 
 /// A contested thing and the pace of those who fight over it.
-fn contested<T>(thing: T) -> [Arc<(T, Pace)>; 2] {
+type Contested<T> = Arc<(T, Pace)>;
+
+/// Such a thing for two threads.
+fn contested<T>(thing: T) -> (Contested<T>, Contested<T>) {
     let mine = Arc::new((thing, Pace::new()));
-    [Arc::clone(&mine), mine]
+    (Arc::clone(&mine), mine)
 }
 
 /// Sectors `index .. index + count` of the contested cluster.
@@ -126,7 +129,7 @@ fn coarse_against_fine(count: u64) {
 
 /// A reader meets a writer that puts new levels in: it sees the old word or the new one, and never the old one again.
 fn old_or_new() {
-    let [mine, other] = contested(Radix::<u32>::new(SPAN_CLUSTERS, 7));
+    let (mine, other) = contested(Radix::<u32>::new(SPAN_CLUSTERS, 7));
     let thread = thread::spawn(move || {
         let (radix, pace) = &*other;
         pace.step();
@@ -180,7 +183,7 @@ fn flush_after_acknowledgement(mine: SectorRange) {
 /// An earlier flush collects the region while a write changes another word of it. The next flush must have the write,
 /// though its region's bit was set when it looked.
 fn flush_against_flush() {
-    let [mine, other] = contested(ActiveMap::new(REGION_CLUSTERS));
+    let (mine, other) = contested(ActiveMap::new(REGION_CLUSTERS));
     let (map, pace) = &*mine;
     let _ = map.write(SectorRange {
         start: Sector(CLUSTER_SECTORS),
@@ -206,7 +209,7 @@ fn flush_against_flush() {
 /// One thread zeroes `count` clusters, the other writes into one of them and flushes: applied in order, the two
 /// collections give the map.
 fn flush_against_zero(count: u64) {
-    let [mine, other] = contested(ActiveMap::new(REGION_CLUSTERS));
+    let (mine, other) = contested(ActiveMap::new(REGION_CLUSTERS));
     let thread = thread::spawn(move || {
         let (map, pace) = &*other;
         pace.step();
@@ -327,7 +330,7 @@ fn writers_of_one_cluster() {
 
 /// A write of the old generation completes late, after one of the new generation or in its midst: the newer slot stays.
 fn late_write_of_older_generation() {
-    let [mine, other] = contested(Table::new(REGION_CLUSTERS));
+    let (mine, other) = contested(Table::new(REGION_CLUSTERS));
     let thread = thread::spawn(move || {
         let (table, pace) = &*other;
         let map = ActiveMap::new(REGION_CLUSTERS);

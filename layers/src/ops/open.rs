@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 
 use crate::catalog::{Change, LayerRow, LayerState};
 use crate::chain::Chain;
+use crate::check::base_change;
 use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
 use crate::layer::{Layer, LayerMap};
@@ -168,22 +169,12 @@ impl Store {
             .media
             .stat(&base.path)
             .map_err(self.io("open base", &base.path))?;
-        let changed = |what: String| Error::BaseChanged {
-            path: base.path.clone(),
-            layer,
-            what,
-        };
-        if stat.len != base.len {
-            return Err(changed(format!(
-                "size was {} bytes, is {}",
-                base.len, stat.len
-            )));
-        }
-        if stat.mtime_ns != base.mtime_ns {
-            return Err(changed(format!(
-                "modification time was {} ns, is {} ns since 1970",
-                base.mtime_ns, stat.mtime_ns
-            )));
+        if let Some(what) = base_change(base, &stat) {
+            return Err(Error::BaseChanged {
+                path: base.path.clone(),
+                layer,
+                what,
+            });
         }
         self.media
             .open(&base.path, OpenMode::ReadOnly, self.options.direct_io)
@@ -265,7 +256,9 @@ impl Store {
             .list(&paths::layers())
             .map_err(self.io("list", &paths::layers()))?;
         for name in names {
-            let Ok(id) = uuid::Uuid::parse_str(&name).map(LayerId) else {
+            // Only the spelling that the store itself uses: anything else is not its own to remove.
+            let id = uuid::Uuid::parse_str(&name).map(LayerId);
+            let Some(id) = id.ok().filter(|id| id.to_string() == name) else {
                 continue;
             };
             if self.inner().catalog.state().layers.contains_key(&id) {

@@ -143,6 +143,8 @@ impl Store {
         for (volume, _) in &pending.members {
             volume.settle();
         }
+        // Workers look at the chain when the clock has changed: from here on they know the old layers as sealed.
+        self.clock.advance();
         let stalls = pending
             .members
             .iter()

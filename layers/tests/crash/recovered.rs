@@ -146,9 +146,7 @@ fn live_again(
         let durable = expected.get(name);
         // What was found once, unflushed, may be gone at the second cut; what was written and flushed since may not.
         for (sector, value) in found.iter().enumerate() {
-            let wanted = durable
-                .and_then(|values| values.get(sector))
-                .copied();
+            let wanted = durable.and_then(|values| values.get(sector)).copied();
             let rewritten = matches!(wanted, Some(Value::Stamp(id)) if id >= 1 << 40);
             if rewritten && wanted != Some(*value) {
                 problems.push(format!(
