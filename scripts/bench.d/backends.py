@@ -37,10 +37,12 @@ class Server:
         """Of the program itself: taskset has replaced itself by it."""
         return self.process.pid
 
-    def wait_for(self, path):
-        """Waits until something listens on a Unix socket, without connecting to it where that would count as a session."""
+    def wait_for(self, path, ready=None):
+        """Waits until something listens on a Unix socket: by the kernel's table, so that the server sees no session, or by
+        another test."""
+        ready = ready or listens
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not listens(path):
+        while not ready(path):
             if self.process.poll() is not None:
                 raise Failed(f"{self.process.args}: ended with {self.process.returncode}\n{self.log()}")
             if time.monotonic() > deadline:
@@ -73,6 +75,16 @@ def listens(path):
             if len(fields) >= 8 and fields[7] == path and int(fields[3], 16) & 0x10000:
                 return True
     return False
+
+
+def answers(path):
+    """Whether a server accepts connections at `path`."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 class Load:
@@ -131,7 +143,8 @@ class StratablkStore:
         self.store = work / f"{name}.store"
         self.control = self.store / "control.sock"
         self.server = Server([program, "serve", "--store", self.store], cpu, work / f"{name}.log")
-        self.server.wait_for(self.control)
+        # The control socket gets its name after it listens, so the kernel's table knows it by another one.
+        self.server.wait_for(self.control, answers)
 
     def cli(self, *arguments):
         """A command of the CLI."""

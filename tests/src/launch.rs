@@ -1,7 +1,8 @@
 //! Starts a back-end on an image of its own and ends it with the test.
 //!
 //! The back-end is `stratablk`, from `$STRATABLK_BIN` or from beside the test programs. With `STRATABLK_TEST_SERVER=qsd`
-//! it is `qemu-storage-daemon` instead, which shows whether a test or the back-end is wrong.
+//! it is `qemu-storage-daemon` instead, which shows whether a test or the back-end is wrong. `STRATABLK_TEST_ARGS` holds
+//! more arguments for `stratablk serve`, for instance `--no-io-uring`.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
@@ -231,6 +232,9 @@ fn spawn(dir: &Path, options: ServerOptions) -> Process {
             command.arg("--queues").arg(options.queues.to_string());
             if options.read_only {
                 command.arg("--read-only");
+            }
+            if let Ok(more) = std::env::var("STRATABLK_TEST_ARGS") {
+                command.args(more.split_whitespace());
             }
             command
         }

@@ -115,6 +115,11 @@ impl Region {
         self.file.as_fd()
     }
 
+    /// Cuts its file to nothing under everybody who has mapped it. Nobody here may touch it afterwards.
+    pub fn shrink(&self) {
+        ftruncate(&self.file, 0).expect("a memfd can be cut");
+    }
+
     /// Whether the whole range lies inside.
     fn holds(&self, gpa: u64, bytes: u64) -> bool {
         let end = self.info.gpa + self.info.bytes;
