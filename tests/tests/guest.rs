@@ -379,7 +379,7 @@ fn what_a_guest_deletes_or_discards_is_given_back_and_never_shows_the_base_again
     let script = r#"
 mkfs.ext4 -q -F /dev/vda
 mount /dev/vda /mnt/d
-head -c 32M /dev/urandom >/mnt/d/large
+head -c $((32 << 20)) /dev/urandom >/mnt/d/large
 sync
 echo "written"; read -r _
 rm /mnt/d/large
@@ -538,9 +538,9 @@ fn two_guests_write_at_once_to_two_clones_of_one_image_and_never_meet() {
         .args(["-q", "-F", "-d"])
         .args([&seed, &image])
         .arg("64M")
-        .status()
+        .output()
         .unwrap();
-    assert!(made.success());
+    assert!(made.status.success(), "{made:?}");
     host.watch(image);
     host.line("volume create golden --base @/golden.img").ok();
     host.line("snapshot create released golden").ok();
