@@ -243,14 +243,14 @@ impl QueueContext {
         let mut pieces = std::mem::take(&mut self.pieces);
         for part in &parts {
             slicer.take(part.range.count * SECTOR_BYTES, &mut pieces);
-            let layer = match part.source {
+            let file = match part.source {
                 Source::Zero => None,
-                Source::Layer(slot) => chain.layer(slot),
+                Source::Layer(slot) => chain.file(slot),
             };
-            match layer {
+            match file {
                 None => zero::fill(&pieces),
-                Some(layer) => {
-                    let (file, offset) = (layer.data().token(), part.range.start.0 * SECTOR_BYTES);
+                Some(file) => {
+                    let offset = part.range.start.0 * SECTOR_BYTES;
                     self.push(
                         Step::Read { request },
                         IoOp::Read {
