@@ -38,7 +38,15 @@ class Server:
         return self.process.pid
 
     def wait_for(self, path, ready):
-        """Waits until `ready(path)`."""
+        """Waits until `ready(path)`. Nothing is left behind if that fails."""
+        try:
+            self.wait_until_ready(path, ready)
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_until_ready(self, path, ready):
+        """The wait itself."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not ready(path):
             if self.process.poll() is not None:
