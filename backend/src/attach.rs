@@ -5,6 +5,9 @@
 
 pub mod socket;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;

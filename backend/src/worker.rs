@@ -21,6 +21,8 @@ pub mod poll;
 mod queue;
 
 #[cfg(test)]
+pub(crate) mod test_disk;
+#[cfg(test)]
 mod tests;
 
 use std::io;
@@ -234,7 +236,6 @@ impl<D: DiskSource> Worker<D> {
         for fd in context.wake_fds() {
             waits.add(fd, EVENT_DISK, false)?;
         }
-        let processors = thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             context,
             queues: Vec::new(),
@@ -251,7 +252,7 @@ impl<D: DiskSource> Worker<D> {
             inbox,
             waits,
             counters: setup.counters,
-            budget: PollBudget::new(processors),
+            budget: PollBudget::for_this_machine(),
             stopping: false,
             chain: Chain::default(),
             ranges: Vec::new(),

@@ -145,6 +145,7 @@ class StratablkStore:
         self.store = work / f"{name}.store"
         self.control = self.store / "control.sock"
         self.server = Server([program, "serve", "--store", self.store], cpu, work / f"{name}.log")
+        # The control socket gets its name after it listens, so the kernel's table knows it by another one.
         self.server.wait_for(self.control, answers)
 
     def cli(self, *arguments):

@@ -66,7 +66,7 @@ impl ConfigSpace {
         bytes
     }
 
-    /// `size` bytes from `offset`; zeroes past the structure. The caller bounds `size`.
+    /// `size` bytes from `offset`; zeroes past the structure. The caller bounds both.
     pub fn read(&self, offset: u32, size: u32) -> Vec<u8> {
         let bytes = self.bytes();
         let field = |place: usize| bytes.get(place).copied().unwrap_or(0);

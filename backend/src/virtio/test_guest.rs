@@ -53,31 +53,50 @@ pub fn memfd(len: u64) -> File {
     file
 }
 
+/// The two regions of a guest.
+const REGIONS: [RegionSpec; 2] = [
+    RegionSpec {
+        guest: 0,
+        user: USER,
+        len: FIRST,
+        offset: 0,
+    },
+    RegionSpec {
+        guest: FIRST,
+        user: USER + 0x1000_0000,
+        len: ALL - FIRST,
+        offset: FIRST,
+    },
+];
+
+/// Maps the two regions of a guest.
+fn map(file: &File) -> Arc<GuestMemory> {
+    let files = vec![file.try_clone().unwrap(), file.try_clone().unwrap()];
+    Arc::new(GuestMemory::from_table(&REGIONS, files).unwrap())
+}
+
 impl TestGuest {
     /// A guest whose ring has `size` entries.
     pub fn new(size: u16) -> Self {
         let file = memfd(ALL);
-        let first = RegionSpec {
-            guest: 0,
-            user: USER,
-            len: FIRST,
-            offset: 0,
-        };
-        let second = RegionSpec {
-            guest: FIRST,
-            user: USER + 0x1000_0000,
-            len: ALL - FIRST,
-            offset: FIRST,
-        };
-        let files = vec![file.try_clone().unwrap(), file.try_clone().unwrap()];
-        let memory = Arc::new(GuestMemory::from_table(&[first, second], files).unwrap());
         Self {
+            memory: map(&file),
             file,
-            memory,
             size,
             avail: Cell::new(0),
             used: Cell::new(0),
         }
+    }
+
+    /// The same memory, mapped once more.
+    pub fn map_again(&self) -> Arc<GuestMemory> {
+        map(&self.file)
+    }
+
+    /// The regions as a front-end shares them.
+    pub fn regions(&self) -> ([RegionSpec; 2], [File; 2]) {
+        let file = || self.file.try_clone().unwrap();
+        (REGIONS, [file(), file()])
     }
 
     pub fn memory(&self) -> &Arc<GuestMemory> {

@@ -1,13 +1,15 @@
 //! How long a worker looks at its rings before it sleeps.
 //!
 //! A short wait is cheaper looked at than slept through; a long one wastes a processor that a guest may need. The
-//! length of the last sleep tells which it was: had it been shorter than [`POLL_MAX`], looking would have caught it, so the
-//! budget grows; otherwise it shrinks, down to nothing.
+//! length of the last sleep tells which it was: after a short one the budget grows, since looking would probably have
+//! caught what came (most of a short sleep is the time that waking takes); after a long one it shrinks, down to nothing.
 
 use std::time::Duration;
 
 /// The longest that a worker looks.
 pub const POLL_MAX: Duration = Duration::from_micros(50);
+/// The longest sleep that counts as short: a wait of `POLL_MAX` and what waking a thread may cost on top.
+const SLEEP_SHORT: Duration = Duration::from_micros(150);
 /// Where looking starts, and below which it ends.
 const POLL_MIN: Duration = Duration::from_micros(4);
 
@@ -29,6 +31,14 @@ impl PollBudget {
         }
     }
 
+    /// A budget for this machine, whichever of its processors this process may use: a guest may run on the others.
+    pub fn for_this_machine() -> Self {
+        let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
+        // "0-3" or "0,2": anything but a single number is more than one. Where nobody says, one is assumed.
+        let several = online.is_ok_and(|list| list.trim().parse::<u32>().is_err());
+        Self::new(if several { 2 } else { 1 })
+    }
+
     /// How long to look now.
     pub fn length(&self) -> Duration {
         self.now
@@ -39,7 +49,7 @@ impl PollBudget {
         if !self.enabled {
             return;
         }
-        self.now = if time <= POLL_MAX {
+        self.now = if time <= SLEEP_SHORT {
             (self.now * 2).clamp(POLL_MIN, POLL_MAX)
         } else {
             let half = self.now / 2;

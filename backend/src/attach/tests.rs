@@ -1,0 +1,418 @@
+//! Tests of an attachment through its socket, over a disk that answers when told to.
+
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use rustix::event::EventfdFlags;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+use super::*;
+use crate::virtio::test_guest::TestGuest;
+use crate::worker::test_disk::FakeDisk;
+
+/// How long anything may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+const GET_FEATURES: u32 = 1;
+const SET_FEATURES: u32 = 2;
+const SET_OWNER: u32 = 3;
+const SET_MEM_TABLE: u32 = 5;
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_ADDR: u32 = 9;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+const SET_VRING_ENABLE: u32 = 18;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const SET_BACKEND_REQ_FD: u32 = 21;
+/// Protocol features: MQ, REPLY_ACK, BACKEND_REQ, CONFIG.
+const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9;
+/// VERSION_1 and the protocol features bit.
+const FEATURES: u64 = 1 << 32 | 1 << 30;
+
+/// A front-end.
+struct FrontEnd(UnixStream);
+
+impl FrontEnd {
+    /// Sends bytes with descriptors.
+    fn send_raw(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+        }
+        let buffers = [IoSlice::new(bytes)];
+        rustix::net::sendmsg(&self.0, &buffers, &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    fn send(&self, code: u32, flags: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) {
+        self.send_raw(&message(code, flags, payload), fds).unwrap();
+    }
+
+    /// The payload of the next reply; `None` if the connection is closed instead.
+    fn reply(&self) -> Option<Vec<u8>> {
+        let mut header = [0; 12];
+        (&self.0).read_exact(&mut header).ok()?;
+        let [.., s0, s1, s2, s3] = header;
+        let len = u32::from_le_bytes([s0, s1, s2, s3]);
+        let mut payload = vec![0; usize::try_from(len).unwrap()];
+        (&self.0).read_exact(&mut payload).ok()?;
+        Some(payload)
+    }
+
+    /// Sends a message that asks for an acknowledgement. `None`: the connection was closed instead.
+    fn told(&self, code: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Option<bool> {
+        self.send(code, 9, payload, fds);
+        Some(self.reply()? == [0; 8])
+    }
+
+    fn ask(&self, code: u32, payload: &[u8]) -> Vec<u8> {
+        self.send(code, 1, payload, &[]);
+        self.reply().unwrap()
+    }
+
+    /// Claims the device and negotiates.
+    fn greet(&self) {
+        self.ask(GET_FEATURES, &[]);
+        self.send(SET_PROTOCOL_FEATURES, 1, &PROTOCOL.to_le_bytes(), &[]);
+        assert_eq!(self.told(SET_OWNER, &[], &[]), Some(true));
+        assert_eq!(
+            self.told(SET_FEATURES, &FEATURES.to_le_bytes(), &[]),
+            Some(true)
+        );
+    }
+
+    /// Starts ring 0 in this guest's memory. Returns its kick.
+    fn start_ring(&self, guest: &TestGuest) -> OwnedFd {
+        let (regions, files) = guest.regions();
+        let mut table = Vec::new();
+        table.extend(u32::try_from(regions.len()).unwrap().to_le_bytes());
+        table.extend([0; 4]);
+        for region in regions {
+            for word in [region.guest, region.len, region.user, region.offset] {
+                table.extend(word.to_le_bytes());
+            }
+        }
+        let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+        assert_eq!(self.told(SET_MEM_TABLE, &table, &fds), Some(true));
+        let addresses = guest.addresses();
+        assert_eq!(self.told(SET_VRING_NUM, &state(0, 16), &[]), Some(true));
+        let mut address = state(0, 0);
+        for word in [
+            addresses.descriptors,
+            addresses.used,
+            addresses.available,
+            0,
+        ] {
+            address.extend(word.to_le_bytes());
+        }
+        assert_eq!(self.told(SET_VRING_ADDR, &address, &[]), Some(true));
+        let kick = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        assert_eq!(
+            self.told(SET_VRING_KICK, &[0; 8], &[kick.as_fd()]),
+            Some(true)
+        );
+        assert_eq!(self.told(SET_VRING_ENABLE, &state(0, 1), &[]), Some(true));
+        kick
+    }
+}
+
+fn message(code: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    let mut bytes = Vec::new();
+    for word in [code, flags, len] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend(payload);
+    bytes
+}
+
+/// The payload of a message about a ring.
+fn state(index: u32, value: u32) -> Vec<u8> {
+    [index.to_le_bytes(), value.to_le_bytes()].concat()
+}
+
+/// An attachment to a fake disk.
+struct Bench {
+    disk: Arc<FakeDisk>,
+    handle: Option<AttachmentHandle>,
+    path: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(patience: Patience) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let disk = FakeDisk::new(true);
+        let options = AttachOptions {
+            queues: 2,
+            patience,
+            ..AttachOptions::default()
+        };
+        let source = SocketSource::Listen(path.clone());
+        let handle = start_disk(Arc::clone(&disk), source, options).unwrap();
+        Self {
+            disk,
+            handle: Some(handle),
+            path,
+            _dir: dir,
+        }
+    }
+
+    fn connect(&self) -> FrontEnd {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        FrontEnd(stream)
+    }
+
+    fn handle(&self) -> &AttachmentHandle {
+        self.handle.as_ref().unwrap()
+    }
+
+    /// Stops, which must not take long.
+    fn stop(&mut self) {
+        let start = Instant::now();
+        self.handle.take().unwrap().stop();
+        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(!self.path.exists());
+    }
+
+    /// A front-end is served.
+    fn assert_serves(&self) {
+        self.connect().greet();
+    }
+}
+
+/// Nobody waits this long in a test.
+const FOR_EVER: Patience = Patience {
+    message: Duration::from_secs(3600),
+    rival: Duration::from_secs(3600),
+};
+
+#[test]
+fn stopping_waits_for_no_front_end() {
+    let connects: [fn(&Bench) -> Option<FrontEnd>; 5] = [
+        |_| None,
+        |bench| Some(bench.connect()),
+        |bench| {
+            let front_end = bench.connect();
+            front_end
+                .send_raw(&message(SET_OWNER, 1, &[])[..5], &[])
+                .unwrap();
+            Some(front_end)
+        },
+        |bench| {
+            let front_end = bench.connect();
+            front_end
+                .send_raw(&message(SET_FEATURES, 1, &[0; 8])[..15], &[])
+                .unwrap();
+            Some(front_end)
+        },
+        |bench| {
+            let front_end = bench.connect();
+            front_end.greet();
+            Some(front_end)
+        },
+    ];
+    for connect in connects {
+        let mut bench = Bench::new(FOR_EVER);
+        let front_end = connect(&bench);
+        bench.stop();
+        if let Some(front_end) = front_end {
+            assert_eq!(front_end.reply(), None, "closed");
+        }
+    }
+}
+
+#[test]
+fn a_front_end_that_never_reads_holds_up_no_stop() {
+    let mut bench = Bench::new(FOR_EVER);
+    let front_end = bench.connect();
+    front_end.greet();
+    front_end.0.set_nonblocking(true).unwrap();
+    let question = message(GET_FEATURES, 1, &[]);
+    let start = Instant::now();
+    // Both directions fill up; then nothing more is taken for a while.
+    let mut refusals = 0;
+    while refusals < 1000 {
+        assert!(start.elapsed() < DEADLINE);
+        match (&front_end.0).write_all(&question) {
+            Ok(()) => refusals = 0,
+            Err(_) => {
+                refusals += 1;
+                std::thread::yield_now();
+            }
+        }
+    }
+    bench.stop();
+}
+
+#[test]
+fn an_unfinished_message_has_a_deadline() {
+    let bench = Bench::new(Patience {
+        message: Duration::from_millis(50),
+        rival: Duration::from_secs(3600),
+    });
+    for bytes in [
+        &message(SET_OWNER, 1, &[])[..5],
+        &message(SET_FEATURES, 1, &[0; 8])[..15],
+        &[],
+    ] {
+        let front_end = bench.connect();
+        if !bytes.is_empty() {
+            front_end.send_raw(bytes, &[]).unwrap();
+        }
+        assert_eq!(front_end.reply(), None, "closed");
+    }
+    bench.assert_serves();
+}
+
+#[test]
+fn a_message_may_come_in_pieces() {
+    let bench = Bench::new(Patience::default());
+    let front_end = bench.connect();
+    for byte in message(GET_FEATURES, 1, &[]) {
+        front_end.send_raw(&[byte], &[]).unwrap();
+    }
+    assert!(front_end.reply().is_some());
+    front_end.greet();
+    for byte in message(SET_FEATURES, 9, &FEATURES.to_le_bytes()) {
+        front_end.send_raw(&[byte], &[]).unwrap();
+    }
+    assert_eq!(front_end.reply(), Some(vec![0; 8]));
+    // A header in two pieces, of which the first brings a descriptor.
+    let kick = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let bytes = message(SET_VRING_KICK, 9, &[0; 8]);
+    front_end.send_raw(&bytes[..4], &[kick.as_fd()]).unwrap();
+    front_end.send_raw(&bytes[4..], &[]).unwrap();
+    assert_eq!(front_end.reply(), Some(vec![0; 8]));
+}
+
+#[test]
+fn a_silent_front_end_makes_way_for_the_next_but_a_greeted_one_does_not() {
+    let bench = Bench::new(Patience {
+        message: Duration::from_secs(3600),
+        rival: Duration::from_millis(50),
+    });
+    let silent = bench.connect();
+    let next = bench.connect();
+    next.greet();
+    assert_eq!(silent.reply(), None, "closed");
+    let rival = bench.connect();
+    rival.send(GET_FEATURES, 1, &[], &[]);
+    rival
+        .0
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    assert_eq!(rival.reply(), None, "not served");
+    assert_eq!(next.told(SET_OWNER, &[], &[]), Some(true), "still served");
+    drop(next);
+    rival.0.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert!(rival.reply().is_some());
+}
+
+#[test]
+fn a_refused_message_costs_the_session_only_if_it_cannot_be_told() {
+    let bench = Bench::new(Patience::default());
+    let front_end = bench.connect();
+    front_end.greet();
+    assert_eq!(
+        front_end.told(SET_VRING_NUM, &state(0, 3), &[]),
+        Some(false)
+    );
+    assert_eq!(
+        front_end.told(SET_VRING_NUM, &state(7, 16), &[]),
+        Some(false)
+    );
+    assert_eq!(
+        front_end.told(SET_VRING_NUM, &state(0, 16), &[]),
+        Some(true)
+    );
+    front_end.send(SET_VRING_NUM, 1, &state(0, 3), &[]);
+    assert_eq!(front_end.reply(), None, "closed");
+    bench.assert_serves();
+}
+
+#[test]
+fn a_resize_is_told_while_rings_run_and_not_otherwise() {
+    let bench = Bench::new(Patience::default());
+    bench.handle().notify_resize().unwrap();
+    let front_end = bench.connect();
+    front_end.greet();
+    let (theirs, ours) = UnixStream::pair().unwrap();
+    let told = front_end.told(SET_BACKEND_REQ_FD, &[], &[ours.as_fd()]);
+    assert_eq!(told, Some(true));
+    drop(ours);
+    bench.handle().notify_resize().unwrap();
+    let guest = TestGuest::new(16);
+    let _kick = front_end.start_ring(&guest);
+    assert_eq!(bench.handle().status().rings_running, 1);
+    bench.handle().notify_resize().unwrap();
+    front_end.ask(GET_VRING_BASE, &state(0, 0));
+    bench.handle().notify_resize().unwrap();
+    drop(front_end);
+    let mut messages = Vec::new();
+    (&theirs).read_to_end(&mut messages).unwrap();
+    assert_eq!(
+        messages,
+        message(2, 1, &[]),
+        "one message, while the ring was running"
+    );
+}
+
+#[test]
+fn a_panic_of_a_worker_ends_its_session_and_no_other() {
+    let bench = Bench::new(Patience::default());
+    let front_end = bench.connect();
+    front_end.greet();
+    let guest = TestGuest::new(16);
+    let kick = front_end.start_ring(&guest);
+    bench.disk.state().panic = true;
+    guest.offer(0);
+    rustix::io::write(&kick, &[1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    assert_eq!(front_end.reply(), None, "closed");
+    bench.disk.state().panic = false;
+    bench.assert_serves();
+}
+
+#[test]
+fn one_connection_can_be_inherited() {
+    let (theirs, ours) = UnixStream::pair().unwrap();
+    let disk = FakeDisk::new(true);
+    let handle = start_disk(
+        disk,
+        SocketSource::Fd(ours.into()),
+        AttachOptions::default(),
+    )
+    .unwrap();
+    theirs.set_read_timeout(Some(DEADLINE)).unwrap();
+    let front_end = FrontEnd(theirs);
+    front_end.greet();
+    assert!(handle.status().connected && !handle.status().ended);
+    drop(front_end);
+    let start = Instant::now();
+    while !handle.status().ended {
+        assert!(start.elapsed() < DEADLINE);
+        std::thread::yield_now();
+    }
+    assert_eq!(handle.status().sessions, 1);
+}
+
+#[test]
+fn impossible_numbers_of_queues_are_refused() {
+    for queues in [0, QUEUES_MAX + 1, u16::MAX] {
+        let (_theirs, ours) = UnixStream::pair().unwrap();
+        let options = AttachOptions {
+            queues,
+            ..AttachOptions::default()
+        };
+        let refused = start_disk(FakeDisk::new(true), SocketSource::Fd(ours.into()), options);
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}
