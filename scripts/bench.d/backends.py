@@ -37,10 +37,16 @@ class Server:
         """Of the program itself: taskset has replaced itself by it."""
         return self.process.pid
 
-    def wait_for(self, path, ready=None):
-        """Waits until something listens on a Unix socket: by the kernel's table, so that the server sees no session, or by
-        another test."""
-        ready = ready or listens
+    def wait_for(self, path, ready):
+        """Waits until `ready(path)`. Nothing is left behind if that fails."""
+        try:
+            self.wait_until_ready(path, ready)
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_until_ready(self, path, ready):
+        """The wait itself."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not ready(path):
             if self.process.poll() is not None:
@@ -65,8 +71,14 @@ class Server:
                 self.process.wait()
 
 
+def answers(path):
+    """Whether a connection to the socket at `path` is taken."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 def listens(path):
-    """Whether a socket listens at `path`: by the kernel's table, so that the server sees nothing."""
+    """The same by the kernel's table, for servers to which a connection is a session. They bound to that very path."""
     path = str(path)
     with open("/proc/net/unix", encoding="utf-8", errors="replace") as table:
         for line in table:
@@ -75,16 +87,6 @@ def listens(path):
             if len(fields) >= 8 and fields[7] == path and int(fields[3], 16) & 0x10000:
                 return True
     return False
-
-
-def answers(path):
-    """Whether a server accepts connections at `path`."""
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(str(path))
-        except OSError:
-            return False
-    return True
 
 
 class Load:
@@ -123,7 +125,7 @@ class QsdDisk:
              f"type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={self.socket},"
              f"writable=on,num-queues={QUEUES},iothread=io0"],
             cpu, work / f"{name}.log")
-        self.server.wait_for(self.socket)
+        self.server.wait_for(self.socket, listens)
 
     @property
     def pid(self):
@@ -156,7 +158,6 @@ class StratablkStore:
         self.cli("volume", "create", name, *source)
         path = self.work / f"{self.store.name}.{name}.sock"
         self.cli("volume", "attach", name, "--socket", path, "--queues", QUEUES)
-        self.server.wait_for(path)
         return StratablkDisk(self, name, path, label)
 
     def stop(self):
