@@ -19,6 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CLUSTER = 64 << 10
 RAW_QD32 = Target(1.0, "no slower than a plain file at depth")
 FIRST_WRITE = Target(2.0, "a first write copies nothing")
+# Clusters that a layer owns where each snapshot saw a few writes.
+FEW_CLUSTERS = 4
 DEEP = Target(0.95, "reads cost the same at any depth")
 
 
@@ -86,9 +88,10 @@ class Bench:
         self.load.run(disk, "--rw", "read", "--pattern", "seq", "--block", "128K", "--depth", 8,
                       "--working-set", self.scale.warm_bytes, "--count", count)
 
-    def write_layer(self, disk, layer, depth):
-        """Writes what layer `layer` of `depth` owns: scattered clusters, the same ones in every back-end."""
-        count = self.scale.layer_clusters // depth
+    def write_layer(self, disk, layer, depth, count=None):
+        """Writes what layer `layer` of `depth` owns: scattered clusters, the same ones in every back-end. Half of the
+        working set lies in the layers, or `count` clusters in each."""
+        count = count or self.scale.layer_clusters // depth
         self.load.run(disk, "--rw", "write", "--pattern", "once", "--block", CLUSTER, "--stride", CLUSTER,
                       "--working-set", self.scale.warm_bytes, "--skip", layer * count, "--count", count,
                       "--depth", 1, seed=self.layout_seed)
@@ -117,13 +120,13 @@ class Bench:
                     stack.pop_all()
         return disk, layers[1:]
 
-    def stratablk_chain(self, store, name, depth):
+    def stratablk_chain(self, store, name, depth, count=None):
         """A volume over the base with `depth` layers that own clusters, made by taking snapshots."""
         disk = store.disk(name, f"stratablk depth {depth}", base=self.base)
         for layer in range(depth):
             if layer:
                 disk.snapshot()
-            self.write_layer(disk, layer, depth)
+            self.write_layer(disk, layer, depth, count)
         return disk
 
     # -- measuring
@@ -251,12 +254,16 @@ class Bench:
         began = time.monotonic()
         deep = self.stratablk_chain(store, "deep", self.scale.deep)
         print(f"  took {self.scale.deep - 1} snapshots in {time.monotonic() - began:.1f} s", flush=True)
-        for disk in (deep, shallow):
+        # Beside the harsh case, where every second read goes to another of a thousand files, the usual one: each
+        # snapshot saw a few writes.
+        few = self.stratablk_chain(store, "few", self.scale.deep, FEW_CLUSTERS)
+        for disk in (deep, few, shallow):
             self.warm(disk)
         for queue_depth in (1, 32):
-            case = Case(f"read 4K QD{queue_depth}, depth {self.scale.deep} against 1",
-                        self.random("read", queue_depth), target=DEEP)
-            self.measure("depth", case, (deep, shallow), [])
+            for disk, what in ((few, f"{FEW_CLUSTERS} clusters a layer"), (deep, "half in the layers")):
+                case = Case(f"read 4K QD{queue_depth}, depth {self.scale.deep}, {what}",
+                            self.random("read", queue_depth), target=DEEP)
+                self.measure("depth", case, (disk, shallow), [])
 
     def groups(self):
         """The groups by name, in order."""
