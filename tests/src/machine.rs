@@ -162,10 +162,12 @@ impl Machine {
     pub fn finish(mut self) -> Vec<String> {
         drop(self.input.take());
         let ended = self.output.wait_for_end(GUEST_PATIENCE);
-        let status = self.wait();
-        self.ended = true;
-        if ended.is_err() || !status.is_some_and(|status| status.success()) {
-            self.fail(&format!("it ended with {status:?}"));
+        match self.wait() {
+            None => self.fail("it does not end"),
+            Some(status) if ended.is_err() || !status.success() => {
+                self.fail(&format!("it ended with {status}"));
+            }
+            Some(_) => {}
         }
         self.output.seen().to_vec()
     }
@@ -181,7 +183,6 @@ impl Machine {
         };
         kill_process(qemu, Signal::KILL).expect("a process of ours");
         let status = self.wait();
-        self.ended = true;
         // That is how scripts/guest says that QEMU died.
         if status.and_then(|status| status.code()) != Some(125) {
             self.fail(&format!("scripts/guest ended with {status:?}"));
@@ -208,8 +209,9 @@ impl Machine {
         drop(self.input.take());
         // Its number belongs to it until we have taken its status.
         let pidfd = pidfd_open(Pid::from_child(&self.script), PidfdFlags::empty());
-        let [ended] = readable([pidfd.expect("a pidfd").as_fd()], END_PATIENCE);
-        ended.then(|| self.script.wait().expect("a child of ours"))
+        [self.ended] = readable([pidfd.expect("a pidfd").as_fd()], END_PATIENCE);
+        self.ended
+            .then(|| self.script.wait().expect("a child of ours"))
     }
 
     /// Fails the test, with all that is known of this guest.
