@@ -78,7 +78,8 @@ pub enum Error {
     },
     /// The raw base is not the file that the store remembers.
     #[error(
-        "base {path} of layer {layer} changed since it was attached ({what}); a base must never change: restore the file, or create a new volume from it"
+        "base {path} of layer {layer} changed since it was attached ({what}); a base must never change: \
+         restore the file, or create a new volume from it"
     )]
     BaseChanged {
         /// The base's file.

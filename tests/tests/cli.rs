@@ -186,7 +186,7 @@ fn snapshots_and_clones_make_a_tree() {
     f.line("volume create db --size 1M").ok();
     let text = f.line("snapshot create s1 web db").ok();
     assert!(
-        text.starts_with("snapshot s1 of ") && text.contains("no request waited longer than"),
+        text.starts_with("snapshot s1 of ") && text.contains("no request waited"),
         "{text}"
     );
     let report = f.line("snapshot create s2 --all --json").json();

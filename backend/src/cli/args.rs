@@ -99,7 +99,13 @@ pub struct ServeArgs {
     )]
     pub fd: Option<i32>,
     /// One disk: how many virtqueues to offer
-    #[arg(long, value_name = "N", requires = "blk_file", conflicts_with = "store", default_value_t = QUEUES_DEFAULT, value_parser = queues())]
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "blk_file",
+        conflicts_with = "store"
+    )]
+    #[arg(default_value_t = QUEUES_DEFAULT, value_parser = queues())]
     pub queues: u16,
     /// One disk: the guest may only read
     #[arg(long, requires = "blk_file", conflicts_with = "store")]

@@ -185,11 +185,14 @@ pub fn snapshots(list: &[Snapshot], now: Timestamp) -> String {
 /// What taking a snapshot did.
 pub fn report(name: &str, report: &SnapshotReport) -> String {
     let volumes: Vec<_> = report.snapshots.iter().map(|s| s.volume.as_str()).collect();
+    let waited = match report.stall_max_ns {
+        0 => "no request waited".to_owned(),
+        stall => format!("no request waited longer than {}", milliseconds(stall)),
+    };
     format!(
-        "snapshot {name} of {} taken in {}; no request waited longer than {}\n",
+        "snapshot {name} of {} taken in {}; {waited}\n",
         volumes.join(", "),
-        milliseconds(report.elapsed_ns),
-        milliseconds(report.stall_max_ns)
+        milliseconds(report.elapsed_ns)
     )
 }
 

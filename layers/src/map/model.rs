@@ -158,7 +158,9 @@ proptest! {
     }
 
     #[test]
-    fn a_table_of_layers_answers_as_the_newest_that_speaks(layers in prop::collection::vec(prop::collection::vec(operation(), 1..8), 1..6)) {
+    fn a_table_of_layers_answers_as_the_newest_that_speaks(
+        layers in prop::collection::vec(prop::collection::vec(operation(), 1..8), 1..6)
+    ) {
         let table = Table::new(CLUSTERS);
         let mut newest = vec![Resolve::default(); usize::try_from(CLUSTERS).unwrap()];
         for (slot, operations) in (1..).map(LayerSlot).zip(&layers) {
@@ -193,7 +195,9 @@ proptest! {
     }
 
     #[test]
-    fn portable_bytes_are_those_of_a_roaring_treemap(starts in prop::collection::vec((0..DISK_SECTORS_MAX, 1..1u64 << 23), 0..12)) {
+    fn portable_bytes_are_those_of_a_roaring_treemap(
+        starts in prop::collection::vec((0..DISK_SECTORS_MAX, 1..1u64 << 23), 0..12)
+    ) {
         let mut set = SectorSet::empty();
         let mut treemap = RoaringTreemap::new();
         for (start, count) in starts {

@@ -30,7 +30,8 @@ impl Store {
         if !sealed {
             return Err(Error::Busy {
                 what: format!(
-                    "snapshot {volume}@{snapshot} was never completed, since writing it failed; restart the daemon, which completes it"
+                    "snapshot {volume}@{snapshot} was never completed, since writing it failed; \
+                     restart the daemon, which completes it"
                 ),
             });
         }

@@ -109,7 +109,8 @@ impl Store {
         }
         if stat.len == 0 || !stat.len.is_multiple_of(SECTOR_BYTES) {
             return Err(invalid(format!(
-                "{} has {} bytes, which is not a positive multiple of {SECTOR_BYTES}; is it a raw image? (pad it: truncate -s %512 FILE)",
+                "{} has {} bytes, which is not a positive multiple of {SECTOR_BYTES}; is it a raw image? \
+                 (pad it: truncate -s %512 FILE)",
                 path.display(),
                 stat.len
             )));
