@@ -36,8 +36,9 @@ use super::names;
 pub struct PendingSnapshot {
     /// The first generation after the instant.
     generation: Generation,
-    /// The volumes with their old active layers.
-    members: Vec<(Arc<Volume>, Arc<Layer>)>,
+    /// The volumes with their layers to seal, oldest first: the one that was active, and those that an earlier snapshot
+    /// of a group could not seal because another volume had failed.
+    members: Vec<(Arc<Volume>, Vec<Arc<Layer>>)>,
     /// The new catalog rows.
     rows: Vec<SnapshotRow>,
     /// When the command began.
@@ -106,9 +107,8 @@ impl Store {
         let mut members = Vec::with_capacity(open.len());
         for (volume, active) in open.into_iter().zip(actives) {
             let chain = volume.newest_chain();
-            if let Some(old) = chain.active() {
-                members.push((Arc::clone(&volume), Arc::clone(old)));
-            }
+            let unsealed = chain.unsealed().filter(|layer| !layer.is_sealed());
+            members.push((Arc::clone(&volume), unsealed.cloned().collect()));
             self.inner()
                 .layers
                 .insert(active.id(), Arc::downgrade(&active));
@@ -132,12 +132,23 @@ impl Store {
         debug_assert!(self.snapshot_drained(&pending));
         let mut bytes_written = 0;
         let mut changes = Vec::new();
-        for (volume, old) in &pending.members {
-            bytes_written += self.seal(volume, old)?;
-            changes.push(Change::SetLayerState {
-                layer: old.id(),
-                state: LayerState::Sealed,
-            });
+        let mut failure = None;
+        for (volume, layers) in &pending.members {
+            for layer in layers {
+                match self.seal(volume, layer) {
+                    Ok(bytes) => bytes_written += bytes,
+                    Err(error) => {
+                        // The other volumes of the group get as far as they can; this one's newer layers would be of
+                        // no use without this.
+                        failure.get_or_insert(error);
+                        break;
+                    }
+                }
+                changes.push(Change::SetLayerState {
+                    layer: layer.id(),
+                    state: LayerState::Sealed,
+                });
+            }
         }
         self.inner().catalog.commit(&changes)?;
         for (volume, _) in &pending.members {
@@ -145,6 +156,9 @@ impl Store {
         }
         // Workers look at the chain when the clock has changed: from here on they know the old layers as sealed.
         self.clock.advance();
+        if let Some(error) = failure {
+            return Err(error);
+        }
         let stalls = pending
             .members
             .iter()

@@ -259,6 +259,7 @@ impl Workload {
         };
         let stable = self.random.chance(25);
         let id = self.note(disk, Kind::Change { range, stable });
+        trace(|| format!("request {id}: write {disk} {range:?}, stable: {stable}"));
         self.issue(disk, range, Value::Stamp(id));
         let number = u64::from(disk == "empty");
         let memory: Vec<u8> = (range.start.0..range.end().0)
@@ -294,6 +295,7 @@ impl Workload {
                 stable: false,
             },
         );
+        trace(|| format!("request {id}: zero {disk} {range:?}, discard: {discard}"));
         self.issue(disk, range, Value::Zero);
         let unmap = self.random.chance(128);
         let operation = if discard {
@@ -326,6 +328,7 @@ impl Workload {
         let disk = self.queues[index].0;
         let mark = self.watch.lock().unwrap().disks[disk].flush_mark();
         let id = self.note(disk, Kind::Flush(mark));
+        trace(|| format!("request {id}: flush {disk}"));
         self.queues[index].1.submit(
             Operation::Flush,
             Durability::AfterFlush,
@@ -346,6 +349,7 @@ impl Workload {
 
     /// A request has ended: tells the oracle.
     fn ended(&mut self, id: u64, ok: bool, memory: &[u8]) {
+        trace(|| format!("request {id} ended, ok: {ok}"));
         let request = self.requests.remove(&id).unwrap();
         let mut watch = self.watch.lock().unwrap();
         let watch = &mut *watch;
@@ -419,6 +423,7 @@ impl Workload {
             .as_ref()
             .unwrap()
             .begin_snapshot(&name, &Selection::Volumes(names));
+        trace(|| format!("snapshot {name} of {members:?}: {:?}", begun.as_ref().err()));
         match begun {
             Ok(pending) => self.pending = Some((pending, name, members)),
             Err(error) => assert!(self.faulty, "seed {}: {error}", self.seed),
@@ -435,7 +440,9 @@ impl Workload {
             self.poll_all();
             return;
         }
-        match store.finish_snapshot(pending) {
+        let finished = store.finish_snapshot(pending);
+        trace(|| format!("snapshot {name} finished: {:?}", finished.as_ref().err()));
+        match finished {
             Ok(_) => {
                 let mut watch = self.watch.lock().unwrap();
                 for member in members {
@@ -464,7 +471,15 @@ impl Workload {
             "empty"
         };
         let done = self.store.as_ref().unwrap().checkpoint_volume(disk);
+        trace(|| format!("checkpoint of {disk}: {done:?}"));
         assert!(done.is_ok() || self.faulty, "seed {}: {done:?}", self.seed);
+    }
+}
+
+/// Tells what happens, if `STRATABLK_CRASH_TRACE` is set.
+fn trace(what: impl FnOnce() -> String) {
+    if std::env::var_os("STRATABLK_CRASH_TRACE").is_some() {
+        eprintln!("  {}", what());
     }
 }
 
@@ -476,6 +491,7 @@ fn observe(media: &SimMedia, seed: u64, watch: &Arc<Mutex<Watch>>, durable: Memo
         if !watch.violations.is_empty() {
             return;
         }
+        trace(|| format!("point {}: {:?} {}", point.number, point.event, point.path));
         for _ in 0..2 {
             let choice = watch.random.number();
             let survival = match choice % 10 {
