@@ -29,6 +29,7 @@ use vhost::vhost_user::message::{
     VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vm_memory::GuestAddress;
 
 use super::channel::Channel;
 use super::config_space::{ConfigSpace, ConfigWrite, judge_write};
@@ -109,7 +110,7 @@ struct Ring {
     /// Where its parts lie.
     addresses: Option<RingAddresses>,
     /// The guest address at which changes of the used ring are logged.
-    log_address: Option<u64>,
+    log_address: Option<GuestAddress>,
     /// The next available entry.
     base: u16,
     /// How the guest says that there is work.
@@ -165,7 +166,7 @@ fn host(error: io::Error) -> Error {
 /// A region as a message describes it.
 fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {
     RegionSpec {
-        guest: region.guest_phys_addr,
+        guest: GuestAddress(region.guest_phys_addr),
         user: region.user_addr,
         len: region.memory_size,
         offset: region.mmap_offset,
@@ -570,7 +571,7 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
         ring.addresses = Some(addresses);
         ring.log_address = flags
             .contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG)
-            .then_some(log);
+            .then_some(GuestAddress(log));
         let (known, attached) = (ring.size > 0, ring.attached);
         let ring = self.rings.get(usize::from(index));
         let lies = ring.is_some_and(|ring| self.layout(&self.memory, ring).is_some());
