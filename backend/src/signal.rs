@@ -1,13 +1,13 @@
 //! An event fd of our own, by which one thread wakes another that waits for descriptors.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use rustix::event::EventfdFlags;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A flag that can be waited for. Reads and writes never block.
 #[derive(Debug)]
-pub struct Signal(OwnedFd);
+pub struct Signal(EventFd);
 
 impl Signal {
     /// A flag that is down.
@@ -15,8 +15,7 @@ impl Signal {
     /// # Errors
     /// The host has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(fd))
+        Ok(Self(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?))
     }
 
     /// Another handle of the same flag.
@@ -30,20 +29,26 @@ impl Signal {
     /// Puts the flag up: the descriptor is readable.
     pub fn raise(&self) {
         // EAGAIN: the counter is full, so the flag is up.
-        let _ = rustix::io::write(&self.0, &[1, 0, 0, 0, 0, 0, 0, 0]);
+        let _ = self.0.write(1);
     }
 
     /// Takes the flag down.
     pub fn lower(&self) {
-        let mut count = [0u8; 8];
         // EAGAIN: it was down.
-        let _ = rustix::io::read(&self.0, &mut count);
+        let _ = self.0.read();
     }
 }
 
 impl AsFd for Signal {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        #[expect(
+            unsafe_code,
+            reason = "`EventFd` lends its descriptor only as a number"
+        )]
+        // SAFETY: the descriptor is open for as long as the event fd is borrowed, and so is what is returned.
+        unsafe {
+            BorrowedFd::borrow_raw(self.0.as_raw_fd())
+        }
     }
 }
 

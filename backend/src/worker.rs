@@ -361,12 +361,9 @@ impl<D: DiskSource> Worker<D> {
             return false;
         }
         let size = queue.ring.size();
-        #[expect(unsafe_code, reason = "the walk takes the address of a table")]
-        // SAFETY: the layout of the ring was resolved in `memory`, which the worker holds, and so does every slot.
-        let walked = unsafe {
-            self.chain
-                .walk(&self.memory, queue.ring.table(), size, head, queue.indirect)
-        };
+        let walked = self
+            .chain
+            .walk(&self.memory, queue.ring.table(), size, head, queue.indirect);
         let request = match walked {
             Ok(()) => parse(&mut self.chain, &self.disk, &mut self.ranges),
             Err(why) => {

@@ -94,7 +94,7 @@ impl FrontEnd {
         table.extend(u32::try_from(regions.len()).unwrap().to_le_bytes());
         table.extend([0; 4]);
         for region in regions {
-            for word in [region.guest, region.len, region.user, region.offset] {
+            for word in [region.guest.0, region.len, region.user, region.offset] {
                 table.extend(word.to_le_bytes());
             }
         }

@@ -8,6 +8,9 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use vm_memory::GuestAddress;
+use vm_memory::volatile_memory::VolatileMemory;
+
 use super::mapping::Mapping;
 use super::memory::GuestMemory;
 
@@ -43,25 +46,22 @@ impl DirtyLog {
     pub fn covers(&self, memory: &GuestMemory) -> bool {
         memory
             .last_address()
-            .is_none_or(|last| last / LOG_PAGE_BYTES / 8 < self.mapping.len() as u64)
+            .is_none_or(|last| last.0 / LOG_PAGE_BYTES / 8 < self.mapping.len() as u64)
     }
 
     /// Marks the pages that hold `len` bytes from guest address `guest`. Pages outside the log are left out.
     ///
     /// ORDERING: the bits are set with a read-modify-write, so that marks of several workers in one byte do not undo each
     /// other. Relaxed is enough: the release store of the used index that follows publishes them.
-    pub fn mark(&self, guest: u64, len: u64) {
-        let Some(last) = len.checked_sub(1).map(|more| guest.saturating_add(more)) else {
+    pub fn mark(&self, guest: GuestAddress, len: u64) {
+        let Some(last) = len.checked_sub(1).map(|more| guest.0.saturating_add(more)) else {
             return;
         };
-        for page in guest / LOG_PAGE_BYTES..=last / LOG_PAGE_BYTES {
+        for page in guest.0 / LOG_PAGE_BYTES..=last / LOG_PAGE_BYTES {
             let place = usize::try_from(page / 8).unwrap_or(usize::MAX);
-            let Some(byte) = self.mapping.at(place, 1) else {
+            let Ok(byte) = self.mapping.get_atomic_ref::<AtomicU8>(place) else {
                 return;
             };
-            #[expect(unsafe_code, reason = "the log is shared with the front-end")]
-            // SAFETY: `byte` lies in the mapping, which `self` keeps; everybody accesses it atomically.
-            let byte = unsafe { AtomicU8::from_ptr(byte.as_ptr()) };
             byte.fetch_or(1 << (page % 8), Ordering::Relaxed);
         }
     }
@@ -86,12 +86,12 @@ mod tests {
     fn marks_pages_and_nothing_past_the_end() {
         let file = memfd(4);
         let log = DirtyLog::map(&file, 0, 2).unwrap();
-        log.mark(4095, 2);
-        log.mark(9 * 4096, 4096);
-        log.mark(15 * 4096, 1 << 40);
-        log.mark(u64::MAX, 1);
-        log.mark(u64::MAX, u64::MAX);
-        log.mark(12 * 4096, 0);
+        log.mark(GuestAddress(4095), 2);
+        log.mark(GuestAddress(9 * 4096), 4096);
+        log.mark(GuestAddress(15 * 4096), 1 << 40);
+        log.mark(GuestAddress(u64::MAX), 1);
+        log.mark(GuestAddress(u64::MAX), u64::MAX);
+        log.mark(GuestAddress(12 * 4096), 0);
         let mut bits = [0u8; 4];
         file.read_exact_at(&mut bits, 0).unwrap();
         assert_eq!(bits, [0b11, 0b1000_0010, 0, 0]);
@@ -105,7 +105,7 @@ mod tests {
         assert!(DirtyLog::map(&file, 4096, 1).is_err());
         let log = DirtyLog::map(&file, 0, 1).unwrap();
         let spec = |len| RegionSpec {
-            guest: 0,
+            guest: GuestAddress(0),
             user: 0,
             len,
             offset: 0,

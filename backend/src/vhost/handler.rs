@@ -29,6 +29,7 @@ use vhost::vhost_user::message::{
     VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use super::channel::Channel;
 use super::config_space::{ConfigSpace, ConfigWrite, judge_write};
@@ -36,9 +37,10 @@ use super::dirty_log::DirtyLog;
 use super::event::{Event, Kick};
 use super::features;
 use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
+use super::vring::{SessionMemory, Vring};
 use crate::signal::Signal;
 use crate::virtio::ring::{RingAddresses, RingLayout, UsedLog};
-use crate::worker::command::{QueueSetup, WorkerHandle};
+use crate::worker::command::WorkerHandle;
 use crate::worker::counters::Counters;
 use crate::worker::disk::DiskSource;
 use crate::worker::{WorkerSetup, start};
@@ -101,31 +103,6 @@ pub struct HandlerSetup<D> {
     pub trouble: Arc<Signal>,
 }
 
-/// What the front-end has said of a ring.
-#[derive(Debug, Default)]
-struct Ring {
-    /// Entries; 0: not said yet.
-    size: u16,
-    /// Where its parts lie.
-    addresses: Option<RingAddresses>,
-    /// The guest address at which changes of the used ring are logged.
-    log_address: Option<u64>,
-    /// The next available entry.
-    base: u16,
-    /// How the guest says that there is work.
-    kick: Option<Arc<Kick>>,
-    /// How to tell the guest that work is done.
-    call: Option<Arc<Event>>,
-    /// How to tell the front-end that the ring broke.
-    err: Option<Arc<Event>>,
-    /// Whether the front-end enabled it.
-    enabled: bool,
-    /// Whether it was attached since it was last stopped. Its set-up is frozen then.
-    started: bool,
-    /// Whether a worker has it.
-    attached: bool,
-}
-
 /// The device, as one front-end sees it. Dropping it completes everything that is under way and ends the workers.
 pub struct Handler<D: DiskSource> {
     /// What it was made with.
@@ -133,9 +110,9 @@ pub struct Handler<D: DiskSource> {
     /// One a counter; started when the first of their rings is.
     workers: Vec<Option<WorkerHandle>>,
     /// The rings.
-    rings: Vec<Ring>,
+    rings: Vec<Vring>,
     /// Guest memory.
-    memory: Arc<GuestMemory>,
+    memory: SessionMemory,
     /// The dirty log that the front-end set, whether or not it is to be written.
     log: Option<Arc<DirtyLog>>,
     /// Virtio features that the front-end took; `None` before it has.
@@ -165,7 +142,7 @@ fn host(error: io::Error) -> Error {
 /// A region as a message describes it.
 fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {
     RegionSpec {
-        guest: region.guest_phys_addr,
+        guest: GuestAddress(region.guest_phys_addr),
         user: region.user_addr,
         len: region.memory_size,
         offset: region.mmap_offset,
@@ -175,11 +152,12 @@ fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {
 impl<D: DiskSource> Handler<D> {
     /// A device that no front-end has said anything to yet.
     pub fn new(setup: HandlerSetup<D>) -> Self {
+        let memory = SessionMemory::new(GuestMemory::default());
         Self {
             workers: setup.counters.iter().map(|_| None).collect(),
-            rings: (0..setup.queues).map(|_| Ring::default()).collect(),
+            rings: (0..setup.queues).map(|_| Vring::new(&memory)).collect(),
             setup,
-            memory: Arc::new(GuestMemory::default()),
+            memory,
             log: None,
             features: None,
             protocol: 0,
@@ -222,8 +200,13 @@ impl<D: DiskSource> Handler<D> {
         self.features.unwrap_or(0)
     }
 
+    /// Guest memory as it is now.
+    fn memory(&self) -> Arc<GuestMemory> {
+        self.memory.memory().into_inner()
+    }
+
     /// The ring with this number.
-    fn ring(&mut self, index: impl Into<u32>) -> Result<(u16, &mut Ring)> {
+    fn ring(&mut self, index: impl Into<u32>) -> Result<(u16, &mut Vring)> {
         let index = index.into();
         let refused = || refuse(format!("there is no ring {index}"));
         let number = u16::try_from(index).map_err(|_| refused())?;
@@ -252,7 +235,7 @@ impl<D: DiskSource> Handler<D> {
         let setup = WorkerSetup {
             disk: Arc::clone(&self.setup.disk),
             read_only: self.setup.read_only,
-            memory: Arc::clone(&self.memory),
+            memory: self.memory(),
             log: self.log_in_use(),
             durability: self.durability(),
             counters: Arc::clone(counters),
@@ -275,7 +258,7 @@ impl<D: DiskSource> Handler<D> {
     }
 
     /// Where changes of a ring's used ring are logged.
-    fn used_log(&self, ring: &Ring) -> Option<UsedLog> {
+    fn used_log(&self, ring: &Vring) -> Option<UsedLog> {
         Some(UsedLog {
             log: self.log_in_use()?,
             address: ring.log_address?,
@@ -321,28 +304,26 @@ impl<D: DiskSource> Handler<D> {
         Ok(())
     }
 
-    /// Where a ring lies in memory, if everything is known of it.
-    fn layout(&self, memory: &GuestMemory, ring: &Ring) -> Option<RingLayout> {
-        RingLayout::resolve(memory, ring.size, ring.addresses.as_ref()?)
-    }
-
     /// Uses other memory from now on. Returns when no request uses the memory before.
     fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
         if self.log_in_use().is_some_and(|log| !log.covers(&memory)) {
             return Err(refuse("the dirty log is too small for this memory"));
         }
-        let memory = Arc::new(memory);
+        let publication = self.memory.lock();
+        publication
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(memory);
+        let memory = self.memory();
         for worker in self.workers.iter().flatten() {
             let layouts = (0u16..)
                 .zip(&self.rings)
                 .filter(|(_, ring)| ring.attached)
-                .map(|(index, ring)| (index, self.layout(&memory, ring)))
+                .map(|(index, ring)| (index, ring.locate(&memory)))
                 .collect();
             worker
                 .set_memory(Arc::clone(&memory), layouts)
                 .map_err(host)?;
         }
-        self.memory = memory;
         self.attach_all()
     }
 
@@ -359,38 +340,27 @@ impl<D: DiskSource> Handler<D> {
         let Some(kick) = ring.kick.clone() else {
             return Ok(());
         };
-        let ready = ring.enabled
+        let memory = self.memory();
+        let ready = ring.is_enabled()
             && !ring.attached
-            && ring.size > 0
+            && ring.size().is_some()
             && ring.addresses.is_some()
             && self.features.is_some()
-            && !self.memory.is_empty();
+            && !memory.is_empty();
         if !ready {
             return Ok(());
         }
-        let Some(layout) = self.layout(&self.memory, ring) else {
+        let Some(layout) = ring.locate(&memory) else {
             if let Some(err) = &ring.err {
                 err.signal();
             }
             return Err(refuse(format!("ring {index} does not lie in guest memory")));
         };
-        let setup = QueueSetup {
-            index,
-            layout,
-            base: ring.base,
-            event_idx: self.acked() & features::EVENT_IDX != 0,
-            indirect: self.acked() & features::INDIRECT != 0,
-            log: self.used_log(ring),
-            kick,
-            call: ring.call.clone(),
-            err: ring.err.clone(),
-            // A ring that somebody served before may hold entries whose kick was taken then.
-            look: ring.base != 0 || ring.started,
-        };
+        let setup = ring.setup(index, layout, kick, self.acked(), self.used_log(ring));
         self.worker_or_start(index)?.attach(setup).map_err(host)?;
         if let Some(ring) = self.rings.get_mut(usize::from(index)) {
             ring.attached = true;
-            ring.started = true;
+            ring.set_started(true);
         }
         self.setup.state.rings.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -411,7 +381,7 @@ impl<D: DiskSource> Handler<D> {
         };
         if let Some(ring) = self.rings.get_mut(usize::from(index)) {
             ring.attached = false;
-            ring.base = base.unwrap_or(ring.base);
+            ring.set_base(base.unwrap_or(ring.base()));
         }
         let _no_notification = self.setup.state.channel();
         self.setup.state.rings.fetch_sub(1, Ordering::Relaxed);
@@ -424,8 +394,8 @@ impl<D: DiskSource> Handler<D> {
     }
 
     /// Refuses to change what is frozen while a ring is in use.
-    fn frozen(ring: &Ring, index: u16, what: &str) -> Result<()> {
-        if ring.started {
+    fn frozen(ring: &Vring, index: u16, what: &str) -> Result<()> {
+        if ring.is_started() {
             return Err(refuse(format!(
                 "the {what} of ring {index} cannot change while it is in use; stop it by GET_VRING_BASE first"
             )));
@@ -463,7 +433,7 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
     fn reset_owner(&mut self) -> Result<()> {
         self.detach_all()?;
         for ring in &mut self.rings {
-            ring.enabled = false;
+            ring.set_enabled(false);
         }
         Ok(())
     }
@@ -472,11 +442,7 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
     fn reset_device(&mut self) -> Result<()> {
         self.detach_all()?;
         for ring in &mut self.rings {
-            *ring = Ring {
-                call: ring.call.take(),
-                err: ring.err.take(),
-                ..Ring::default()
-            };
+            ring.reset(&self.memory);
         }
         self.features = None;
         self.writeback = true;
@@ -497,12 +463,12 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
         }
         let before = self.features;
         let changed = before.unwrap_or(0) ^ acked;
-        let in_use = self.rings.iter().any(|ring| ring.started);
+        let in_use = self.rings.iter().any(Vring::is_started);
         if in_use && changed & !features::LOG_ALL != 0 {
             return Err(refuse("features cannot change while a ring is in use"));
         }
         let log = self.log.as_ref().filter(|_| acked & features::LOG_ALL != 0);
-        if log.is_some_and(|log| !log.covers(&self.memory)) {
+        if log.is_some_and(|log| !log.covers(&self.memory())) {
             return Err(refuse("the dirty log is too small for the memory"));
         }
         self.features = Some(acked);
@@ -514,7 +480,7 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
         }
         if acked & features::PROTOCOL_FEATURES == 0 {
             for ring in &mut self.rings {
-                ring.enabled = true;
+                ring.set_enabled(true);
             }
         }
         self.send_durability()?;
@@ -542,10 +508,10 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
             )));
         }
         let size = u16::try_from(size).map_err(|_| refuse("ring size"))?;
-        if size != ring.size {
+        if ring.size() != Some(size) {
             Self::frozen(ring, index, "size")?;
         }
-        ring.size = size;
+        ring.set_size(size).map_err(|e| refuse(e.to_string()))?;
         self.attach(index)
     }
 
@@ -570,11 +536,12 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
         ring.addresses = Some(addresses);
         ring.log_address = flags
             .contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG)
-            .then_some(log);
-        let (known, attached) = (ring.size > 0, ring.attached);
+            .then_some(GuestAddress(log));
+        let (known, attached) = (ring.size().is_some(), ring.attached);
         let ring = self.rings.get(usize::from(index));
-        let lies = ring.is_some_and(|ring| self.layout(&self.memory, ring).is_some());
-        if known && !self.memory.is_empty() && !lies {
+        let memory = self.memory();
+        let lies = ring.is_some_and(|ring| ring.locate(&memory).is_some());
+        if known && !memory.is_empty() && !lies {
             if let Some(ring) = self.rings.get_mut(usize::from(index)) {
                 ring.addresses = None;
             }
@@ -589,8 +556,9 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let (index, ring) = self.ring(index)?;
         Self::frozen(ring, index, "base")?;
-        ring.base = u16::try_from(base)
+        let base = u16::try_from(base)
             .map_err(|_| refuse(format!("the base of ring {index} is more than 16 bits")))?;
+        ring.set_base(base);
         Ok(())
     }
 
@@ -598,10 +566,10 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
         let (number, _) = self.ring(index)?;
         self.detach(number)?;
         let (_, ring) = self.ring(index)?;
-        ring.started = false;
+        ring.set_started(false);
         // The ring starts again with a new kick; a left-over one must not start it.
         ring.kick = None;
-        Ok(VhostUserVringState::new(index, u32::from(ring.base)))
+        Ok(VhostUserVringState::new(index, u32::from(ring.base())))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
@@ -660,7 +628,7 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let (index, ring) = self.ring(index)?;
-        ring.enabled = enable;
+        ring.set_enabled(enable);
         if enable {
             self.attach(index)
         } else {
@@ -710,7 +678,7 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<u64>> {
         let memory = self
-            .memory
+            .memory()
             .with_region(spec_of(region), &fd)
             .map_err(|e| refuse(e.to_string()))?;
         drop(fd);
@@ -720,7 +688,7 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let memory = self
-            .memory
+            .memory()
             .without_region(spec_of(region))
             .map_err(|e| refuse(e.to_string()))?;
         self.set_memory(memory)
@@ -729,7 +697,7 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
         let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(host)?;
         drop(file);
-        if self.acked() & features::LOG_ALL != 0 && !log.covers(&self.memory) {
+        if self.acked() & features::LOG_ALL != 0 && !log.covers(&self.memory()) {
             return Err(refuse("the dirty log is too small for the memory"));
         }
         self.log = Some(Arc::new(log));

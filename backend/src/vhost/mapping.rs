@@ -1,16 +1,20 @@
 //! A front-end's file mapped into this process: guest memory or a dirty log.
 //!
 //! The mapping outlives the file descriptor, which its owner may (and should) close at once. The bytes belong to another
-//! process, so they are only ever reached through raw pointers with atomic or volatile accesses, never as a
-//! Rust reference to plain data. A file that is too short for what was asked is refused, because touching a page past its
-//! end would raise SIGBUS; `vm-memory`'s own mapping keeps the descriptor open, hence this one.
+//! process, so they are only ever reached with the volatile and atomic accesses of `vm-memory`, never as a Rust
+//! reference to plain data. A file that is too short for what was asked is refused, because touching a page past its
+//! end would raise SIGBUS.
+//!
+//! `vm-memory` maps a file only if it may keep the descriptor, so the pages are mapped and unmapped here, and lent to its
+//! region in between.
 
 use std::fs::File;
 use std::io;
-use std::ptr::NonNull;
 
 use rustix::fs::FileType;
 use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::MmapRegion;
+use vm_memory::volatile_memory::{Error as VolatileError, VolatileMemory, VolatileSlice};
 
 /// `f_type` of hugetlbfs, whose mappings must start at a multiple of its page size.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -18,30 +22,13 @@ const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 /// A shared, writable mapping of a part of a file. Unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
-    /// The first mapped byte, at a page boundary of the file.
-    map: NonNull<u8>,
-    /// Bytes mapped, from `map` on.
-    mapped: usize,
-    /// Bytes between `map` and the first byte that was asked for.
+    /// What is mapped, from a page boundary of the file on.
+    pages: MmapRegion,
+    /// Bytes between the start of `pages` and the first byte that was asked for.
     skip: usize,
     /// Bytes that were asked for.
     len: usize,
 }
-
-#[expect(
-    unsafe_code,
-    reason = "a mapping is not tied to the thread that made it"
-)]
-// SAFETY:
-// - The pages belong to the mapping alone, so any thread may unmap them.
-// - `Mapping` hands out raw pointers only; whoever uses them answers for the accesses.
-unsafe impl Send for Mapping {}
-#[expect(
-    unsafe_code,
-    reason = "a mapping is not tied to the thread that made it"
-)]
-// SAFETY: `&Mapping` only computes addresses from fields that never change.
-unsafe impl Sync for Mapping {}
 
 /// An error of our own making.
 fn refused(what: String) -> io::Error {
@@ -67,6 +54,7 @@ impl Mapping {
         }
         let page = mapping_granule(file)?;
         let skip = offset % page;
+        let start_in_file = offset - skip;
         let too_large = |_| refused("the mapping does not fit in this process".into());
         let mapped = usize::try_from(len + skip).map_err(too_large)?;
         let len = usize::try_from(len).map_err(too_large)?;
@@ -78,58 +66,61 @@ impl Mapping {
         let mapped = mapped
             .checked_next_multiple_of(page_usize)
             .ok_or_else(|| refused("the mapping does not fit in this process".into()))?;
+        let skip = usize::try_from(skip).map_err(too_large)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         #[expect(unsafe_code, reason = "mapping a front-end's memory")]
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing that exists.
-        let map = unsafe {
+        let start = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
                 mapped,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::NORESERVE,
+                protection,
+                flags,
                 file,
-                offset - skip,
+                start_in_file,
             )
         }?;
-        let map = NonNull::new(map.cast::<u8>())
-            .ok_or_else(|| refused("the kernel mapped at address 0".into()))?;
+        #[expect(unsafe_code, reason = "lending the mapping to `vm-memory`")]
+        // SAFETY:
+        // - `mapped` bytes are mapped at `start` with that protection and those flags, until `drop` unmaps them.
+        // - The region does not unmap what it was given.
+        let pages = unsafe {
+            let (protection, flags) = (protection.bits().cast_signed(), flags.bits().cast_signed());
+            MmapRegion::build_raw(start.cast(), mapped, protection, flags)
+        };
         Ok(Self {
-            map,
-            mapped,
-            skip: usize::try_from(skip).map_err(too_large)?,
+            // Refused only if `start` is not at a page boundary, which the kernel rules out.
+            pages: pages.map_err(io::Error::other)?,
+            skip,
             len,
         })
     }
+}
+
+impl VolatileMemory for Mapping {
+    type B = ();
 
     /// Bytes that were asked for.
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.len
     }
 
-    /// Never: an empty mapping cannot be made.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The address of byte `offset`, if `len` bytes from there lie inside.
     #[inline]
-    pub fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
-        let end = offset.checked_add(len)?;
-        if end > self.len {
-            return None;
-        }
-        #[expect(unsafe_code, reason = "pointer arithmetic inside a mapping")]
-        // SAFETY: `skip + offset` is at most `skip + self.len`, which is at most the `mapped` bytes of one mapping.
-        Some(unsafe { self.map.add(self.skip + offset) })
+    fn get_slice(&self, offset: usize, count: usize) -> Result<VolatileSlice<'_>, VolatileError> {
+        self.compute_end_offset(offset, count)?;
+        self.pages.get_slice(self.skip + offset, count)
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        let start = self.pages.as_ptr().cast();
         #[expect(unsafe_code, reason = "unmapping what `shared` mapped")]
         // SAFETY:
-        // - `map` and `mapped` are those of the mapping made in `shared`, and nobody else unmaps it.
-        // - Pointers from `at` must not outlive the `Arc` that their users hold.
-        let unmapped = unsafe { rustix::mm::munmap(self.map.as_ptr().cast(), self.mapped) };
+        // - Start and size are those of the mapping made in `shared`, and nobody else unmaps it.
+        // - Slices borrow `self`; addresses taken from them must not outlive the `Arc` that their users hold.
+        let unmapped = unsafe { rustix::mm::munmap(start, self.pages.size()) };
         debug_assert!(unmapped.is_ok(), "munmap of a mapping of ours failed");
     }
 }
@@ -164,13 +155,11 @@ mod tests {
         file.write_all_at(b"needle", 5000).unwrap();
         let map = Mapping::shared(&file, 5000, 6).unwrap();
         drop(file);
-        let start = map.at(0, 6).unwrap();
-        #[expect(unsafe_code, reason = "reads the mapped bytes")]
-        // SAFETY: six bytes from `start` lie in the mapping, and nobody writes them.
-        let bytes: [u8; 6] = unsafe { start.cast::<[u8; 6]>().read() };
+        let mut bytes = [0; 6];
+        map.get_slice(0, 6).unwrap().copy_to(&mut bytes);
         assert_eq!(&bytes, b"needle");
-        assert!(map.at(1, 6).is_none());
-        assert!(map.at(usize::MAX, 2).is_none());
+        assert!(map.get_slice(1, 6).is_err());
+        assert!(map.get_slice(usize::MAX, 2).is_err());
     }
 
     #[test]

@@ -9,8 +9,13 @@
 
 use std::fs::File;
 use std::io;
-use std::ptr::NonNull;
 use std::sync::Arc;
+
+use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
+use vm_memory::{
+    Address, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    GuestMemoryRegionBytes, GuestUsize, MemoryRegionAddress,
+};
 
 use super::mapping::Mapping;
 
@@ -21,7 +26,7 @@ pub const MEMORY_SLOTS_MAX: usize = 509;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionSpec {
     /// Its first guest-physical address.
-    pub guest: u64,
+    pub guest: GuestAddress,
     /// Its first address in the front-end's own address space, which ring addresses are given in.
     pub user: u64,
     /// Its bytes.
@@ -34,18 +39,18 @@ pub struct RegionSpec {
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// Ranges wrap around or are empty.
-    #[error("region at guest address {guest:#x} with {len:#x} bytes is empty or wraps around")]
+    #[error("region at guest address {:#x} with {len:#x} bytes is empty or wraps around", guest.0)]
     Range {
         /// First guest address.
-        guest: u64,
+        guest: GuestAddress,
         /// Bytes.
         len: u64,
     },
     /// Two regions share addresses.
-    #[error("region at guest address {guest:#x} overlaps another one")]
+    #[error("region at guest address {:#x} overlaps another one", guest.0)]
     Overlap {
         /// First guest address of the later one.
-        guest: u64,
+        guest: GuestAddress,
     },
     /// More regions than slots.
     #[error("more than {MEMORY_SLOTS_MAX} memory regions")]
@@ -59,16 +64,16 @@ pub enum MemoryError {
         files: usize,
     },
     /// No such region to remove.
-    #[error("no region at guest address {guest:#x} with that size and user address")]
+    #[error("no region at guest address {:#x} with that size and user address", guest.0)]
     Unknown {
         /// Its guest address.
-        guest: u64,
+        guest: GuestAddress,
     },
     /// The file could not be mapped.
-    #[error("cannot map the region at guest address {guest:#x}: {source}")]
+    #[error("cannot map the region at guest address {:#x}: {source}", guest.0)]
     Map {
         /// Its guest address.
-        guest: u64,
+        guest: GuestAddress,
         /// Why.
         source: io::Error,
     },
@@ -76,21 +81,40 @@ pub enum MemoryError {
 
 /// One region, mapped.
 #[derive(Clone, Debug)]
-struct Region {
+pub struct Region {
     /// What the front-end said of it.
     spec: RegionSpec,
     /// Its bytes.
     mapping: Arc<Mapping>,
 }
 
-/// A piece of guest memory that is contiguous in this process.
-#[derive(Clone, Copy, Debug)]
-pub struct HostRun {
-    /// Its first byte.
-    pub base: NonNull<u8>,
-    /// Its bytes: at least 1, at most what was asked for.
-    pub len: usize,
+impl GuestMemoryRegion for Region {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.spec.len
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.spec.guest
+    }
+
+    /// What is written is logged by the workers, see `dirty_log`.
+    fn bitmap(&self) {}
+
+    #[inline]
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_>, GuestMemoryError> {
+        let offset =
+            usize::try_from(offset.0).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
+        Ok(self.mapping.get_slice(offset, count)?)
+    }
 }
+
+impl GuestMemoryRegionBytes for Region {}
 
 /// All the memory of a guest that its front-end shares with us, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -124,7 +148,7 @@ impl GuestMemory {
     /// Any [`MemoryError`].
     pub fn with_region(&self, spec: RegionSpec, file: &File) -> Result<Self, MemoryError> {
         let ends = (
-            spec.guest.checked_add(spec.len),
+            spec.guest.0.checked_add(spec.len),
             spec.user.checked_add(spec.len),
         );
         let (Some(_), Some(_), true) = (ends.0, ends.1, spec.len > 0) else {
@@ -137,7 +161,7 @@ impl GuestMemory {
             return Err(MemoryError::TooMany);
         }
         let clash = |region: &Region| {
-            overlap(region.spec.guest, region.spec.len, spec.guest, spec.len)
+            overlap(region.spec.guest.0, region.spec.len, spec.guest.0, spec.len)
                 || overlap(region.spec.user, region.spec.len, spec.user, spec.len)
         };
         if self.regions.iter().any(clash) {
@@ -180,45 +204,68 @@ impl GuestMemory {
         Ok(Self { regions })
     }
 
-    /// Where guest address `guest` lies, and how many of `len` bytes follow it contiguously. `None` if it lies nowhere or
-    /// `len` is 0.
+    /// The memory at guest address `guest`: as many of `len` bytes from there as are contiguous in this process. `None` if
+    /// the address lies nowhere or `len` is 0.
     #[inline]
-    pub fn translate(&self, guest: u64, len: u64) -> Option<HostRun> {
-        let after = self
-            .regions
-            .partition_point(|region| region.spec.guest <= guest);
-        let region = self.regions.get(after.checked_sub(1)?)?;
-        let offset = guest - region.spec.guest;
-        let run = len.min(region.spec.len.checked_sub(offset)?);
+    pub fn translate(&self, guest: GuestAddress, len: u64) -> Option<VolatileSlice<'_>> {
+        let region = self.find_region(guest)?;
+        let offset = guest.0 - region.spec.guest.0;
+        let run = usize::try_from(len.min(region.spec.len - offset)).ok()?;
         if run == 0 {
             return None;
         }
-        let run = usize::try_from(run).ok()?;
-        let base = region.mapping.at(usize::try_from(offset).ok()?, run)?;
-        Some(HostRun { base, len: run })
+        region.get_slice(MemoryRegionAddress(offset), run).ok()
     }
 
-    /// Where a part of a ring lies that the front-end names by an address of its own. The whole part must lie in one region
+    /// The region that holds an address of the front-end's own, and the place of the address in it.
+    fn find_user(&self, user: u64) -> Option<(&Region, u64)> {
+        self.regions.iter().find_map(|region| {
+            let offset = user.checked_sub(region.spec.user)?;
+            (offset < region.spec.len).then_some((region, offset))
+        })
+    }
+
+    /// The guest address of an address of the front-end's own.
+    pub fn guest_address(&self, user: u64) -> Option<GuestAddress> {
+        let (region, offset) = self.find_user(user)?;
+        region.spec.guest.checked_add(offset)
+    }
+
+    /// A part of a ring that the front-end names by an address of its own. The whole part must lie in one region
     /// and be aligned in this process.
-    pub fn ring_part(&self, user: u64, len: usize, align: usize) -> Option<NonNull<u8>> {
-        let region = self.regions.iter().find(|region| {
-            user.checked_sub(region.spec.user)
-                .is_some_and(|offset| offset < region.spec.len)
-        })?;
-        let offset = usize::try_from(user - region.spec.user).ok()?;
-        let base = region.mapping.at(offset, len)?;
-        base.as_ptr().addr().is_multiple_of(align).then_some(base)
+    pub fn ring_part(&self, user: u64, len: usize, align: usize) -> Option<VolatileSlice<'_>> {
+        let (region, offset) = self.find_user(user)?;
+        let part = region.get_slice(MemoryRegionAddress(offset), len).ok()?;
+        let start = part.ptr_guard().as_ptr().addr();
+        start.is_multiple_of(align).then_some(part)
     }
 
     /// The highest guest address, or `None` without memory.
-    pub fn last_address(&self) -> Option<u64> {
-        let last = self.regions.last()?;
-        Some(last.spec.guest + (last.spec.len - 1))
+    pub fn last_address(&self) -> Option<GuestAddress> {
+        self.regions.last().map(Region::last_addr)
     }
 
     /// Whether there is no memory at all.
     pub fn is_empty(&self) -> bool {
         self.regions.is_empty()
+    }
+}
+
+/// The consumer side of `vm-memory`, by which its users find their way, such as the checks of `virtio-queue`.
+impl GuestMemoryBackend for GuestMemory {
+    type R = Region;
+
+    fn iter(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter()
+    }
+
+    #[inline]
+    fn find_region(&self, guest: GuestAddress) -> Option<&Region> {
+        let after = self
+            .regions
+            .partition_point(|region| region.spec.guest <= guest);
+        let region = self.regions.get(after.checked_sub(1)?)?;
+        (guest.0 - region.spec.guest.0 < region.spec.len).then_some(region)
     }
 }
 
@@ -241,7 +288,7 @@ mod tests {
 
     fn spec(guest: u64, user: u64, len: u64) -> RegionSpec {
         RegionSpec {
-            guest,
+            guest: GuestAddress(guest),
             user,
             len,
             offset: 0,
@@ -258,13 +305,19 @@ mod tests {
             vec![memfd(0x1000), memfd(0x2000)],
         )
         .unwrap();
-        assert!(memory.translate(0xffff, 1).is_none());
-        assert_eq!(memory.translate(0x10000, 0x9000).unwrap().len, 0x2000);
-        assert_eq!(memory.translate(0x11fff, 2).unwrap().len, 1);
-        assert!(memory.translate(0x12000, 1).is_none());
-        assert!(memory.translate(0x10000, 0).is_none());
-        assert!(memory.translate(u64::MAX, u64::MAX).is_none());
-        assert_eq!(memory.last_address(), Some(0x20fff));
+        assert!(memory.translate(GuestAddress(0xffff), 1).is_none());
+        assert_eq!(
+            memory
+                .translate(GuestAddress(0x10000), 0x9000)
+                .unwrap()
+                .len(),
+            0x2000
+        );
+        assert_eq!(memory.translate(GuestAddress(0x11fff), 2).unwrap().len(), 1);
+        assert!(memory.translate(GuestAddress(0x12000), 1).is_none());
+        assert!(memory.translate(GuestAddress(0x10000), 0).is_none());
+        assert!(memory.translate(GuestAddress(u64::MAX), u64::MAX).is_none());
+        assert_eq!(memory.last_address(), Some(GuestAddress(0x20fff)));
         assert!(memory.ring_part(0x6000_0000, 0x2000, 16).is_some());
         assert!(memory.ring_part(0x6000_0000, 0x2001, 16).is_none());
         assert!(memory.ring_part(0x6000_0004, 16, 16).is_none());

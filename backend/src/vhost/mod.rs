@@ -1,8 +1,9 @@
 //! The vhost-user side: what a front-end negotiates, shares and asks for.
 //!
 //! A [`session`] reads one front-end's messages, each of them with a deadline, and hands them to the [`handler`], which
-//! keeps the state of the device and commands the workers. [`features`] and [`config_space`] say what the device is,
-//! [`memory`], [`mapping`] and [`dirty_log`] are what the front-end shares, [`channel`] is the way back to it.
+//! keeps the state of the device and of each of its rings (`vring`), and commands the workers. [`features`] and
+//! [`config_space`] say what the device is, [`memory`], [`mapping`] and [`dirty_log`] are what the front-end shares,
+//! [`channel`] is the way back to it.
 //! Nothing here touches a request; nothing here imports a layer's map or file.
 
 pub mod channel;
@@ -14,3 +15,4 @@ pub mod handler;
 pub mod mapping;
 pub mod memory;
 pub mod session;
+mod vring;

@@ -7,14 +7,14 @@
 //! A chain whose shape is wrong is [`Malformed`]. A chain of the right shape with a buffer outside guest memory is
 //! walked to its end all the same ([`Chain::is_whole`] is false), so that its status byte can be found.
 
-use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
 
 use stratablk_layers::file::Segment;
-use virtio_bindings::bindings::virtio_ring::{
-    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::volatile_memory::VolatileSlice;
+use vm_memory::{Address, Bytes, GuestAddress};
 
-use super::ring::{DESCRIPTOR_BYTES, Descriptor, RING_SIZE_MAX};
+use super::ring::{DESCRIPTOR_BYTES, RING_SIZE_MAX};
 use crate::vhost::memory::GuestMemory;
 
 /// Descriptors of an indirect table. A driver may use tables longer than the ring, and Linux does if the device accepts
@@ -44,34 +44,45 @@ pub enum Malformed {
 /// A table of descriptors.
 enum Table<'a> {
     /// Contiguous in this process.
-    Here(NonNull<u8>),
+    Here(VolatileSlice<'a>),
     /// In guest memory, contiguous only for the guest.
-    Guest(&'a GuestMemory, u64),
+    Guest(&'a GuestMemory, GuestAddress),
 }
 
 impl Table<'_> {
-    /// Reads the descriptor at `index`, which lies in the table.
+    /// Reads the descriptor at `index`. `None` if it does not lie in the table.
+    #[inline]
     fn read(&self, index: u16) -> Option<Descriptor> {
         let offset = usize::from(index) * DESCRIPTOR_BYTES;
-        let place = match self {
-            Self::Here(base) => {
-                #[expect(unsafe_code, reason = "pointer arithmetic inside a table")]
-                // SAFETY: the caller says that `index` lies in the table, which is mapped as a whole.
-                unsafe {
-                    base.add(offset)
-                }
-            }
+        match self {
+            Self::Here(table) => read_descriptor(table, offset),
             Self::Guest(memory, start) => {
-                let run = memory.translate(start.checked_add(offset as u64)?, 16)?;
-                if run.len < DESCRIPTOR_BYTES {
-                    return None;
-                }
-                run.base
+                let place = start.checked_add(offset as u64)?;
+                read_descriptor(&memory.translate(place, DESCRIPTOR_BYTES as u64)?, 0)
             }
-        };
-        #[expect(unsafe_code, reason = "reads memory that is shared with the guest")]
-        // SAFETY: 16 bytes from `place` are mapped in both cases, for as long as the memory is borrowed.
-        Some(unsafe { Descriptor::read(place) })
+        }
+    }
+}
+
+/// Reads the descriptor at `offset` of a table, once: two loads, unless the guest put the table at an odd place.
+#[inline]
+fn read_descriptor(table: &VolatileSlice<'_>, offset: usize) -> Option<Descriptor> {
+    let half = |offset| {
+        let half: Result<u64, _> = table.load(offset, Ordering::Relaxed);
+        half.map(u64::from_le)
+    };
+    match (half(offset), half(offset + DESCRIPTOR_BYTES / 2)) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the three fields of the upper half"
+        )]
+        (Ok(low), Ok(high)) => Some(Descriptor::new(
+            low,
+            high as u32,
+            (high >> 32) as u16,
+            (high >> 48) as u16,
+        )),
+        _ => table.read_obj(offset).ok(),
     }
 }
 
@@ -83,7 +94,7 @@ pub struct Chain {
     /// What the device may write, in order, without empty buffers.
     pub writable: Vec<Segment>,
     /// The guest address of each element of `writable`.
-    pub writable_guest: Vec<u64>,
+    pub writable_guest: Vec<GuestAddress>,
     /// Bytes of all readable buffers, those outside memory counted.
     pub readable_len: u64,
     /// Bytes of all writable buffers, those outside memory counted.
@@ -124,27 +135,25 @@ impl Chain {
         self.end_whole = false;
     }
 
-    /// Follows the chain from `head`.
+    /// Follows the chain from `head` of a table with `size` descriptors. The collected segments are valid as long as
+    /// `memory` is.
     ///
     /// # Errors
     /// `Malformed`; what was collected means nothing then.
-    ///
-    /// # Safety
-    /// `size` descriptors are mapped at `table`, in `memory`; the collected segments are valid as long as `memory` is.
-    #[expect(unsafe_code, reason = "takes the address of a table")]
-    pub unsafe fn walk(
+    pub fn walk(
         &mut self,
         memory: &GuestMemory,
-        table: NonNull<u8>,
+        table: VolatileSlice<'_>,
         size: u16,
         head: u16,
         indirect_allowed: bool,
     ) -> Result<(), Malformed> {
         self.clear();
         let indirect = self.follow(memory, &Table::Here(table), size, head, indirect_allowed)?;
-        let Some(Descriptor { address, len, .. }) = indirect else {
+        let Some(indirect) = indirect else {
             return Ok(());
         };
+        let (address, len) = (indirect.addr(), indirect.len());
         let bytes = usize::try_from(len).map_err(|_| Malformed::IndirectTable)?;
         let entries = u16::try_from(bytes / DESCRIPTOR_BYTES).unwrap_or(u16::MAX);
         if bytes == 0 || !bytes.is_multiple_of(DESCRIPTOR_BYTES) || entries > INDIRECT_ENTRIES_MAX {
@@ -153,8 +162,8 @@ impl Chain {
         let run = memory
             .translate(address, u64::from(len))
             .ok_or(Malformed::IndirectTable)?;
-        let table = if run.len == bytes {
-            Table::Here(run.base)
+        let table = if run.len() == bytes {
+            Table::Here(run)
         } else {
             Table::Guest(memory, address)
         };
@@ -177,9 +186,8 @@ impl Chain {
                 return Err(Malformed::NoSuchDescriptor);
             }
             let descriptor = table.read(index).ok_or(Malformed::IndirectTable)?;
-            let flag = |bit: u32| u32::from(descriptor.flags) & bit != 0;
-            let has_next = flag(VRING_DESC_F_NEXT);
-            if flag(VRING_DESC_F_INDIRECT) {
+            let has_next = descriptor.has_next();
+            if descriptor.refers_to_indirect_table() {
                 // The WRITE flag of such a descriptor means nothing.
                 return if indirect_allowed && !has_next {
                     Ok(Some(descriptor))
@@ -187,23 +195,19 @@ impl Chain {
                     Err(Malformed::Indirect)
                 };
             }
-            self.add(memory, &descriptor, flag(VRING_DESC_F_WRITE))?;
+            self.add(memory, &descriptor)?;
             if !has_next {
                 return Ok(None);
             }
-            index = descriptor.next;
+            index = descriptor.next();
         }
         Err(Malformed::TooLong)
     }
 
     /// Adds the buffer of a descriptor.
-    fn add(
-        &mut self,
-        memory: &GuestMemory,
-        descriptor: &Descriptor,
-        writable: bool,
-    ) -> Result<(), Malformed> {
-        let mut rest = u64::from(descriptor.len);
+    fn add(&mut self, memory: &GuestMemory, descriptor: &Descriptor) -> Result<(), Malformed> {
+        let writable = descriptor.is_write_only();
+        let mut rest = u64::from(descriptor.len());
         if rest == 0 {
             return Ok(());
         }
@@ -214,14 +218,14 @@ impl Chain {
         } else {
             self.readable_len += rest;
         }
-        let mut address = descriptor.address;
+        let mut address = descriptor.addr();
         while rest > 0 {
             let Some(run) = memory.translate(address, rest) else {
                 break;
             };
             let segment = Segment {
-                base: run.base.as_ptr(),
-                len: run.len,
+                base: run.ptr_guard_mut().as_ptr(),
+                len: run.len(),
             };
             if writable {
                 self.writable.push(segment);
@@ -229,9 +233,9 @@ impl Chain {
             } else {
                 self.readable.push(segment);
             }
-            rest -= run.len as u64;
+            rest -= run.len() as u64;
             // A region that ends at the very last address is the last run of any buffer.
-            let Some(next) = address.checked_add(run.len as u64) else {
+            let Some(next) = address.checked_add(run.len() as u64) else {
                 break;
             };
             address = next;
@@ -267,7 +271,7 @@ mod tests {
         let chain = walk(&guest, 2).expect("a good chain");
         assert_eq!(chain.readable_len, 16);
         assert_eq!(chain.writable_len, 101);
-        assert_eq!(chain.writable_guest, vec![0x2000, 0x3000]);
+        assert_eq!(chain.writable_guest, [0x2000, 0x3000].map(GuestAddress));
         assert!(chain.is_whole() && chain.end_is_whole());
     }
 
@@ -279,7 +283,10 @@ mod tests {
         let chain = walk(&guest, 0).expect("a good chain");
         let lens: Vec<usize> = chain.writable.iter().map(|segment| segment.len).collect();
         assert_eq!(lens, vec![10, 20]);
-        assert_eq!(chain.writable_guest, vec![border - 10, border]);
+        assert_eq!(
+            chain.writable_guest,
+            [border - 10, border].map(GuestAddress)
+        );
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use vm_memory::GuestAddress;
+
 use super::chain::Chain;
 use super::request::{Kind, Request, Status, StatusPlace};
 use crate::vhost::dirty_log::DirtyLog;
@@ -40,7 +42,7 @@ struct Slot {
     /// Whether one of them failed.
     failed: bool,
     /// Guest memory that the request writes: address and bytes.
-    written: Vec<(u64, u64)>,
+    written: Vec<(GuestAddress, u64)>,
 }
 
 /// The requests under way on one ring.
@@ -117,7 +119,7 @@ impl InFlight {
 }
 
 /// The guest memory that a chain's data area covers.
-fn writes_of(chain: &Chain) -> impl Iterator<Item = (u64, u64)> {
+fn writes_of(chain: &Chain) -> impl Iterator<Item = (GuestAddress, u64)> {
     let lens = chain.writable.iter().map(|segment| segment.len as u64);
     chain.writable_guest.iter().copied().zip(lens)
 }
@@ -136,7 +138,7 @@ pub fn end_at_once(
 fn end(
     request: &Request,
     status: Status,
-    written: impl Iterator<Item = (u64, u64)>,
+    written: impl Iterator<Item = (GuestAddress, u64)>,
     log: Option<&DirtyLog>,
 ) -> Ended {
     let StatusPlace { host, guest } = request.status;
@@ -164,6 +166,8 @@ fn end(
 
 #[cfg(test)]
 mod tests {
+    use std::ptr::NonNull;
+
     use stratablk_layers::units::Sector;
 
     use super::super::request::Task;
@@ -171,14 +175,13 @@ mod tests {
     use super::*;
 
     fn request(guest: &TestGuest, kind: Kind) -> Request {
-        let host = guest.memory().translate(0x3000, 1).expect("mapped").base;
+        let place = GuestAddress(0x3000);
+        let byte = guest.memory().translate(place, 1).expect("mapped");
+        let host = NonNull::new(byte.ptr_guard_mut().as_ptr()).expect("mapped");
         Request {
             task: Task::Read(Sector(0)),
             kind,
-            status: StatusPlace {
-                host,
-                guest: 0x3000,
-            },
+            status: StatusPlace { host, guest: place },
             bytes: 512,
             used_on_success: 513,
             used_on_failure: 0,

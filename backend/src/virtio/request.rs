@@ -23,6 +23,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vm_memory::volatile_memory::VolatileSlice;
+use vm_memory::{Address, GuestAddress};
 
 use super::chain::Chain;
 use crate::vhost::config_space::{ZERO_RANGES_MAX, ZERO_SECTORS_MAX};
@@ -106,7 +107,7 @@ pub struct StatusPlace {
     /// Its address here.
     pub host: NonNull<u8>,
     /// Its guest address.
-    pub guest: u64,
+    pub guest: GuestAddress,
 }
 
 /// A request, judged.
@@ -210,7 +211,7 @@ fn cut_status(chain: &mut Chain) -> Option<StatusPlace> {
     let last = chain.writable.last_mut()?;
     let before = last.len.checked_sub(1)?;
     let host = NonNull::new(last.base.wrapping_add(before))?;
-    let guest = *chain.writable_guest.last()? + before as u64;
+    let guest = chain.writable_guest.last()?.checked_add(before as u64)?;
     last.len = before;
     if before == 0 {
         chain.writable.pop();
@@ -478,7 +479,7 @@ mod tests {
             request.used_on_failure, 0,
             "nothing is known of the first byte"
         );
-        assert_eq!(request.status.guest, DATA + 512);
+        assert_eq!(request.status.guest, GuestAddress(DATA + 512));
         assert_eq!((chain.writable.len(), chain.writable[0].len), (1, 512));
     }
 
@@ -504,7 +505,7 @@ mod tests {
         guest.descriptor(0, HEADER, 16, NEXT, 1);
         guest.descriptor(1, STATUS, 8, WRITE, 0);
         let (request, _) = judge(&guest, &DISK);
-        assert_eq!(request.status.guest, STATUS + 7);
+        assert_eq!(request.status.guest, GuestAddress(STATUS + 7));
         assert_eq!(
             request.used_on_success, 0,
             "the first seven bytes are not written"

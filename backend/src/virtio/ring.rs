@@ -13,11 +13,17 @@
 //! INVARIANT: at most `size` entries lie between `next_avail` and `avail_seen`; used elements between `published` and
 //! `next_used` are written, and not yet announced.
 
+use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
-use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY, vring_avail, vring_used, vring_used_elem,
+};
+use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
+use vm_memory::GuestAddress;
+use vm_memory::volatile_memory::VolatileSlice;
 
 use crate::vhost::dirty_log::DirtyLog;
 use crate::vhost::memory::GuestMemory;
@@ -25,7 +31,38 @@ use crate::vhost::memory::GuestMemory;
 /// The largest ring.
 pub const RING_SIZE_MAX: u16 = 1024;
 /// Bytes of a descriptor.
-pub const DESCRIPTOR_BYTES: usize = 16;
+pub const DESCRIPTOR_BYTES: usize = size_of::<Descriptor>();
+
+/// The flags of the available ring.
+const AVAIL_FLAGS: usize = offset_of!(vring_avail, flags);
+/// Its index.
+const AVAIL_INDEX: usize = offset_of!(vring_avail, idx);
+/// Its entries, which `used_event` follows.
+const AVAIL_ENTRIES: usize = offset_of!(vring_avail, ring);
+/// Bytes of an entry, and of the event fields at the end of both rings.
+const ENTRY_BYTES: usize = size_of::<u16>();
+/// The flags of the used ring.
+const USED_FLAGS: usize = offset_of!(vring_used, flags);
+/// Its index.
+const USED_INDEX: usize = offset_of!(vring_used, idx);
+/// Its elements, which `avail_event` follows.
+const USED_ELEMENTS: usize = offset_of!(vring_used, ring);
+/// Bytes of a used element.
+const ELEMENT_BYTES: usize = size_of::<VirtqUsedElem>();
+/// The head in a used element.
+const ELEMENT_HEAD: usize = offset_of!(vring_used_elem, id);
+/// The written bytes in a used element.
+const ELEMENT_LEN: usize = offset_of!(vring_used_elem, len);
+
+/// Where `used_event` lies, the last field of an available ring.
+const fn used_event(entries: usize) -> usize {
+    AVAIL_ENTRIES + ENTRY_BYTES * entries
+}
+
+/// Where `avail_event` lies, the last field of a used ring.
+const fn avail_event(entries: usize) -> usize {
+    USED_ELEMENTS + ELEMENT_BYTES * entries
+}
 
 /// The parts of a ring by the front-end's own addresses, as SET_VRING_ADDR gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,11 +108,15 @@ impl RingLayout {
             return None;
         }
         let entries = usize::from(size);
+        let part = |address, len, align| {
+            let part = memory.ring_part(address, len, align)?;
+            NonNull::new(part.ptr_guard_mut().as_ptr())
+        };
         Some(Self {
             size,
-            descriptors: memory.ring_part(addresses.descriptors, entries * DESCRIPTOR_BYTES, 8)?,
-            available: memory.ring_part(addresses.available, 6 + 2 * entries, 2)?,
-            used: memory.ring_part(addresses.used, 6 + 8 * entries, 4)?,
+            descriptors: part(addresses.descriptors, entries * DESCRIPTOR_BYTES, 8)?,
+            available: part(addresses.available, used_event(entries) + ENTRY_BYTES, 2)?,
+            used: part(addresses.used, avail_event(entries) + ENTRY_BYTES, 4)?,
         })
     }
 
@@ -85,15 +126,21 @@ impl RingLayout {
     }
 
     /// The descriptor table.
-    pub fn table(&self) -> NonNull<u8> {
-        self.descriptors
+    #[inline]
+    pub fn table(&self) -> VolatileSlice<'_> {
+        let bytes = usize::from(self.size) * DESCRIPTOR_BYTES;
+        #[expect(unsafe_code, reason = "the table is shared with the guest")]
+        // SAFETY: `resolve` checked that `size` descriptors follow, and the owner of the ring keeps their memory.
+        unsafe {
+            VolatileSlice::new(self.descriptors.as_ptr(), bytes)
+        }
     }
 
     /// The 16-bit field at `offset` of the available ring, which the driver writes.
     fn available_field(&self, offset: usize) -> &AtomicU16 {
-        debug_assert!(offset <= 4 + 2 * usize::from(self.size));
+        debug_assert!(offset <= used_event(usize::from(self.size)));
         #[expect(unsafe_code, reason = "pointer arithmetic inside the available ring")]
-        // SAFETY: `resolve` checked that 6 + 2 * size bytes follow, and all callers stay inside.
+        // SAFETY: `resolve` checked that all of the ring is mapped, and all callers stay inside.
         let field = unsafe { self.available.add(offset) };
         #[expect(unsafe_code, reason = "the ring is shared with the guest")]
         // SAFETY: the field is aligned to 2 (base and offset are), mapped, and only ever accessed atomically.
@@ -104,9 +151,9 @@ impl RingLayout {
 
     /// The 16-bit field at `offset` of the used ring, which the device writes.
     fn used_field(&self, offset: usize) -> &AtomicU16 {
-        debug_assert!(offset <= 4 + 8 * usize::from(self.size));
+        debug_assert!(offset <= avail_event(usize::from(self.size)));
         #[expect(unsafe_code, reason = "pointer arithmetic inside the used ring")]
-        // SAFETY: `resolve` checked that 6 + 8 * size bytes follow, and all callers stay inside.
+        // SAFETY: `resolve` checked that all of the ring is mapped, and all callers stay inside.
         let field = unsafe { self.used.add(offset) };
         #[expect(unsafe_code, reason = "the ring is shared with the guest")]
         // SAFETY: the field is aligned to 2 (base and offset are), mapped, and only ever accessed atomically.
@@ -117,65 +164,14 @@ impl RingLayout {
 
     /// The 32-bit half of a used element at `offset` of the used ring.
     fn used_element(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset + 4 <= 4 + 8 * usize::from(self.size));
+        debug_assert!(offset + 4 <= avail_event(usize::from(self.size)));
         #[expect(unsafe_code, reason = "pointer arithmetic inside the used ring")]
-        // SAFETY: `resolve` checked that 6 + 8 * size bytes follow, and all callers stay inside.
+        // SAFETY: `resolve` checked that all of the ring is mapped, and all callers stay inside.
         let field = unsafe { self.used.add(offset) };
         #[expect(unsafe_code, reason = "the ring is shared with the guest")]
         // SAFETY: the field is aligned to 4 (base and offset are), mapped, and only ever accessed atomically.
         unsafe {
             AtomicU32::from_ptr(field.as_ptr().cast())
-        }
-    }
-}
-
-/// A descriptor, read once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Descriptor {
-    /// The guest address of the buffer.
-    pub address: u64,
-    /// Bytes of the buffer.
-    pub len: u32,
-    /// `VRING_DESC_F_*`.
-    pub flags: u16,
-    /// The next descriptor, if the flags say so.
-    pub next: u16,
-}
-
-impl Descriptor {
-    /// Reads the descriptor at `place`.
-    ///
-    /// # Safety
-    /// 16 bytes from `place` are mapped.
-    #[expect(unsafe_code, reason = "reads memory that is shared with the guest")]
-    #[inline]
-    pub unsafe fn read(place: NonNull<u8>) -> Self {
-        let (low, high) = if place.as_ptr().addr().is_multiple_of(8) {
-            // SAFETY: mapped (see above), aligned, and the guest's accesses are not Rust's.
-            let low = unsafe { AtomicU64::from_ptr(place.as_ptr().cast()) };
-            // SAFETY: the second half of the 16 bytes.
-            let high = unsafe { place.add(8) };
-            // SAFETY: mapped and aligned like the first half.
-            let high = unsafe { AtomicU64::from_ptr(high.as_ptr().cast()) };
-            (low.load(Ordering::Relaxed), high.load(Ordering::Relaxed))
-        } else {
-            // SAFETY: 16 bytes are mapped; a volatile read of an array of bytes needs no alignment.
-            let bytes = unsafe { place.cast::<[u8; 16]>().as_ptr().read_volatile() };
-            let both = u128::from_le_bytes(bytes);
-            #[expect(clippy::cast_possible_truncation, reason = "the two halves are wanted")]
-            let halves = (both as u64, (both >> 64) as u64);
-            (halves.0.to_le(), halves.1.to_le())
-        };
-        let high = u64::from_le(high);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the three fields of the upper half"
-        )]
-        Self {
-            address: u64::from_le(low),
-            len: high as u32,
-            flags: (high >> 32) as u16,
-            next: (high >> 48) as u16,
         }
     }
 }
@@ -203,7 +199,7 @@ pub struct UsedLog {
     /// The log.
     pub log: Arc<DirtyLog>,
     /// The guest address of the used ring.
-    pub address: u64,
+    pub address: GuestAddress,
 }
 
 /// One split virtqueue.
@@ -234,7 +230,7 @@ pub struct SplitRing {
 impl SplitRing {
     /// A ring that goes on at available entry `base`. The used index is taken from memory.
     pub fn new(layout: RingLayout, base: u16, event_idx: bool, log: Option<UsedLog>) -> Self {
-        let used = u16::from_le(layout.used_field(2).load(Ordering::Acquire));
+        let used = u16::from_le(layout.used_field(USED_INDEX).load(Ordering::Acquire));
         Self {
             layout,
             event_idx,
@@ -260,7 +256,8 @@ impl SplitRing {
     }
 
     /// The descriptor table.
-    pub fn table(&self) -> NonNull<u8> {
+    #[inline]
+    pub fn table(&self) -> VolatileSlice<'_> {
         self.layout.table()
     }
 
@@ -292,7 +289,11 @@ impl SplitRing {
         if self.lost {
             return Err(Broken::MemoryGone);
         }
-        let seen = u16::from_le(self.layout.available_field(2).load(Ordering::Acquire));
+        let seen = u16::from_le(
+            self.layout
+                .available_field(AVAIL_INDEX)
+                .load(Ordering::Acquire),
+        );
         let waiting = seen.wrapping_sub(self.next_avail);
         if waiting > self.layout.size {
             return Err(Broken::IndexJump);
@@ -314,7 +315,9 @@ impl SplitRing {
             return Ok(None);
         }
         let entry = usize::from(self.next_avail & (self.layout.size - 1));
-        let head = self.layout.available_field(4 + 2 * entry);
+        let head = self
+            .layout
+            .available_field(AVAIL_ENTRIES + ENTRY_BYTES * entry);
         let head = u16::from_le(head.load(Ordering::Relaxed));
         if head >= self.layout.size {
             return Err(Broken::NoSuchHead);
@@ -335,12 +338,12 @@ impl SplitRing {
             return;
         }
         let entry = usize::from(self.next_used & (self.layout.size - 1));
-        let offset = 4 + 8 * entry;
-        let id = self.layout.used_element(offset);
+        let offset = USED_ELEMENTS + ELEMENT_BYTES * entry;
+        let id = self.layout.used_element(offset + ELEMENT_HEAD);
         id.store(u32::from(head).to_le(), Ordering::Relaxed);
-        let written = self.layout.used_element(offset + 4);
+        let written = self.layout.used_element(offset + ELEMENT_LEN);
         written.store(len.to_le(), Ordering::Relaxed);
-        self.mark(offset, 8);
+        self.mark(offset, ELEMENT_BYTES);
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -362,21 +365,25 @@ impl SplitRing {
         }
         let old = self.published;
         let new = self.next_used;
-        self.mark(2, 2);
+        self.mark(USED_INDEX, ENTRY_BYTES);
         self.layout
-            .used_field(2)
+            .used_field(USED_INDEX)
             .store(new.to_le(), Ordering::Release);
         // Again: the first mark may have been collected before the store.
-        self.mark(2, 2);
+        self.mark(USED_INDEX, ENTRY_BYTES);
         self.published = new;
         fence(Ordering::SeqCst);
         let first = !std::mem::replace(&mut self.published_before, true);
         if self.event_idx {
-            let place = 4 + 2 * usize::from(self.layout.size);
+            let place = used_event(usize::from(self.layout.size));
             let event = u16::from_le(self.layout.available_field(place).load(Ordering::Relaxed));
             first || passed(event, new, old)
         } else {
-            let flags = u16::from_le(self.layout.available_field(0).load(Ordering::Relaxed));
+            let flags = u16::from_le(
+                self.layout
+                    .available_field(AVAIL_FLAGS)
+                    .load(Ordering::Relaxed),
+            );
             u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
         }
     }
@@ -402,11 +409,11 @@ impl SplitRing {
             return Err(Broken::MemoryGone);
         }
         if self.event_idx {
-            let place = 4 + 8 * usize::from(self.layout.size);
+            let place = avail_event(usize::from(self.layout.size));
             self.layout
                 .used_field(place)
                 .store(self.next_avail.to_le(), Ordering::Relaxed);
-            self.mark(place, 2);
+            self.mark(place, ENTRY_BYTES);
         } else if self.kicks_suppressed {
             self.kicks_suppressed = false;
             self.store_used_flags(0);
@@ -419,17 +426,17 @@ impl SplitRing {
     fn store_used_flags(&self, flags: u32) {
         let flags = u16::try_from(flags).unwrap_or(0);
         self.layout
-            .used_field(0)
+            .used_field(USED_FLAGS)
             .store(flags.to_le(), Ordering::Relaxed);
-        self.mark(0, 2);
+        self.mark(USED_FLAGS, ENTRY_BYTES);
     }
 
     /// Logs a change of the used ring.
     #[inline]
-    fn mark(&self, offset: usize, len: u64) {
+    fn mark(&self, offset: usize, len: usize) {
         if let Some(used) = &self.log {
-            used.log
-                .mark(used.address.saturating_add(offset as u64), len);
+            let place = GuestAddress(used.address.0.saturating_add(offset as u64));
+            used.log.mark(place, len as u64);
         }
     }
 }
@@ -573,7 +580,7 @@ mod tests {
         let (log, bits) = guest.dirty_log();
         let used = UsedLog {
             log,
-            address: 0x5ffc,
+            address: GuestAddress(0x5ffc),
         };
         let mut ring = SplitRing::new(guest.layout(), 0, false, Some(used));
         ring.put_used(0, 0);

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use stratablk_layers::file::Segment;
+use vm_memory::GuestAddress;
 
 use super::chain::{Chain, Malformed};
 use super::ring::{RingAddresses, RingLayout};
@@ -56,13 +57,13 @@ pub fn memfd(len: u64) -> File {
 /// The two regions of a guest.
 const REGIONS: [RegionSpec; 2] = [
     RegionSpec {
-        guest: 0,
+        guest: GuestAddress(0),
         user: USER,
         len: FIRST,
         offset: 0,
     },
     RegionSpec {
-        guest: FIRST,
+        guest: GuestAddress(FIRST),
         user: USER + 0x1000_0000,
         len: ALL - FIRST,
         offset: FIRST,
@@ -223,10 +224,14 @@ impl TestGuest {
     /// Walks the chain at `head`.
     pub fn walk(&self, head: u16, indirect_allowed: bool) -> Outcome {
         let mut chain = Chain::default();
-        let table = self.layout().table();
-        #[expect(unsafe_code, reason = "the walk takes an address")]
-        // SAFETY: the layout was resolved in this memory, which lives as long as the guest.
-        unsafe { chain.walk(&self.memory, table, self.size, head, indirect_allowed) }?;
+        let layout = self.layout();
+        chain.walk(
+            &self.memory,
+            layout.table(),
+            self.size,
+            head,
+            indirect_allowed,
+        )?;
         Ok(chain)
     }
 
@@ -235,9 +240,9 @@ impl TestGuest {
         let within = |guest: u64, len: u64| {
             let start = self
                 .memory
-                .translate(guest, len)
+                .translate(GuestAddress(guest), len)
                 .unwrap()
-                .base
+                .ptr_guard()
                 .as_ptr()
                 .addr();
             let end = start + usize::try_from(len).unwrap();
