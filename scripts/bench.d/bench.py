@@ -19,8 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CLUSTER = 64 << 10
 RAW_QD32 = Target(1.0, "no slower than a plain file at depth")
 FIRST_WRITE = Target(2.0, "a first write copies nothing")
-# Clusters that a layer owns where each snapshot saw a few writes.
-FEW_CLUSTERS = 4
+# Writes of 4 KiB between two snapshots, where a snapshot saw a few.
+FEW_WRITES = 4
 DEEP = Target(0.95, "reads cost the same at any depth")
 
 
@@ -88,11 +88,10 @@ class Bench:
         self.load.run(disk, "--rw", "read", "--pattern", "seq", "--block", "128K", "--depth", 8,
                       "--working-set", self.scale.warm_bytes, "--count", count)
 
-    def write_layer(self, disk, layer, depth, count=None):
-        """Writes what layer `layer` of `depth` owns: scattered clusters, the same ones in every back-end. Half of the
-        working set lies in the layers, or `count` clusters in each."""
-        count = count or self.scale.layer_clusters // depth
-        self.load.run(disk, "--rw", "write", "--pattern", "once", "--block", CLUSTER, "--stride", CLUSTER,
+    def write_layer(self, disk, layer, unit, count):
+        """Writes what a layer owns: `count` scattered units, none that another layer owns. Which ones depends on the
+        layer alone, so `depth` layers of `count` units hold the same as one of `depth * count`, in every back-end."""
+        self.load.run(disk, "--rw", "write", "--pattern", "once", "--block", unit, "--stride", unit,
                       "--working-set", self.scale.warm_bytes, "--skip", layer * count, "--count", count,
                       "--depth", 1, seed=self.layout_seed)
 
@@ -114,19 +113,20 @@ class Bench:
             disk = QsdDisk(self.work, name, self.arguments.server_cpu, layers, formats, f"qcow2 depth {depth}")
             with contextlib.ExitStack() as stack:
                 stack.callback(disk.stop)
-                self.write_layer(disk, layer, depth)
+                self.write_layer(disk, layer, CLUSTER, self.scale.layer_clusters // depth)
                 if layer == depth - 1:
                     # The whole chain is there: it stays up for the caller.
                     stack.pop_all()
         return disk, layers[1:]
 
-    def stratablk_chain(self, store, name, depth, count=None):
-        """A volume over the base with `depth` layers that own clusters, made by taking snapshots."""
+    def stratablk_chain(self, store, name, depth, unit=CLUSTER, units=None):
+        """A volume over the base with `depth` layers that own `units` together (clusters over half of the working set, if
+        nothing is said), made by taking snapshots."""
         disk = store.disk(name, f"stratablk depth {depth}", base=self.base)
         for layer in range(depth):
             if layer:
                 disk.snapshot()
-            self.write_layer(disk, layer, depth, count)
+            self.write_layer(disk, layer, unit, (units or self.scale.layer_clusters) // depth)
         return disk
 
     # -- measuring
@@ -250,20 +250,20 @@ class Bench:
         self.make_base()
         store = StratablkStore(self.work, "depth", self.arguments.server_cpu, self.stratablk)
         stack.callback(store.stop)
-        shallow = self.stratablk_chain(store, "shallow", 1)
-        began = time.monotonic()
-        deep = self.stratablk_chain(store, "deep", self.scale.deep)
-        print(f"  took {self.scale.deep - 1} snapshots in {time.monotonic() - began:.1f} s", flush=True)
-        # Beside the harsh case, where every second read goes to another of a thousand files, the usual one: each
-        # snapshot saw a few writes.
-        few = self.stratablk_chain(store, "few", self.scale.deep, FEW_CLUSTERS)
-        for disk in (deep, few, shallow):
-            self.warm(disk)
-        for queue_depth in (1, 32):
-            for disk, what in ((few, f"{FEW_CLUSTERS} clusters a layer"), (deep, "half in the layers")):
-                case = Case(f"read 4K QD{queue_depth}, depth {self.scale.deep}, {what}",
-                            self.random("read", queue_depth), target=DEEP)
-                self.measure("depth", case, (disk, shallow), [])
+        # The usual case, where each snapshot saw a few writes, and the harsh one, where every second read goes to
+        # another of a thousand files.
+        few = FEW_WRITES * self.scale.deep
+        for what, layout in ((f"{FEW_WRITES} writes a layer", {"unit": 4096, "units": few}), ("half in the layers", {})):
+            name = what.replace(" ", "-")
+            shallow = self.stratablk_chain(store, f"shallow-{name}", 1, **layout)
+            began = time.monotonic()
+            deep = self.stratablk_chain(store, f"deep-{name}", self.scale.deep, **layout)
+            print(f"  took {self.scale.deep - 1} snapshots in {time.monotonic() - began:.1f} s", flush=True)
+            for disk in (deep, shallow):
+                self.warm(disk)
+            for queue_depth in (1, 32):
+                case = Case(f"read 4K QD{queue_depth}, {what}", self.random("read", queue_depth), target=DEEP)
+                self.measure("depth", case, (deep, shallow), [])
 
     def groups(self):
         """The groups by name, in order."""
