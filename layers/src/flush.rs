@@ -85,7 +85,15 @@ impl Coordinator {
         state.running = true;
     }
 
-    /// Ends what `lead_blocking` began, and hands the next group to one of those who wait.
+    /// Takes the lead if nobody has it or waits for it, for the control plane. Does not block.
+    pub fn try_lead(&self) -> bool {
+        let mut state = self.lock();
+        let free = !state.running && state.blocking == 0;
+        state.running |= free;
+        free
+    }
+
+    /// Ends what `lead_blocking` or `try_lead` began, and hands the next group to one of those who wait.
     pub fn finish_blocking(&self) {
         if let Some(group) = self.finish() {
             hand_over(group);

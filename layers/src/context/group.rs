@@ -162,7 +162,8 @@ impl QueueContext {
 
     /// Latches a failure, lets the next group begin and answers those who waited for this one.
     fn answer(&mut self, group: Group) {
-        let result = match group.error {
+        // Whatever failed meanwhile, on whichever queue or in a command: nothing is promised any more.
+        let result = match group.error.or_else(|| self.volume.failure()) {
             None => Ok(()),
             Some(cause) => {
                 self.volume.fail(&cause);

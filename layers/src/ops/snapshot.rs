@@ -5,8 +5,9 @@
 //! 2. one catalog transaction names the new layers, makes them active, marks the old ones as sealing and adds the
 //!    snapshots: from here on the snapshots exist, whole, whatever happens;
 //! 3. the new chains are published and the clock is advanced: the instant;
-//! 4. when no worker has a change of an older generation under way any more, each old layer is synced and its map
-//!    written as one checkpoint (a new file that takes the old one's name);
+//! 4. when no worker has a change of an older generation under way any more, each old layer is synced (by who leads the
+//!    flushes of its volume meanwhile: a failed sync may be reported to one of two callers only, so no two may run at
+//!    once), and then its map is written as one checkpoint (a new file that takes the old one's name);
 //! 5. the catalog marks them sealed, and the command is acknowledged.
 //!
 //! A crash between 2 and 5 leaves layers in the state Sealing, which the next start completes from what is durable. That
@@ -36,13 +37,24 @@ use super::names;
 pub struct PendingSnapshot {
     /// The first generation after the instant.
     generation: Generation,
-    /// The volumes with their layers to seal, oldest first: the one that was active, and those that an earlier snapshot
-    /// of a group could not seal because another volume had failed.
-    members: Vec<(Arc<Volume>, Vec<Arc<Layer>>)>,
+    /// The volumes of the group.
+    members: Vec<Member>,
     /// The new catalog rows.
     rows: Vec<SnapshotRow>,
     /// When the command began.
     began: Instant,
+}
+
+/// A volume of a group.
+#[derive(Debug)]
+struct Member {
+    /// The volume.
+    volume: Arc<Volume>,
+    /// Its layers to seal, oldest first: the one that was active, and those that an earlier snapshot of a group could not
+    /// seal.
+    layers: Vec<Arc<Layer>>,
+    /// Whether their data was synced (or the volume has failed).
+    synced: bool,
 }
 
 impl Store {
@@ -53,18 +65,23 @@ impl Store {
     /// the catalog, unacknowledged; the next start completes it.
     pub fn snapshot(&self, name: &str, selection: &Selection) -> Result<SnapshotReport> {
         let _command = self.command();
-        let pending = self.begin_snapshot_in_command(name, selection)?;
+        let mut pending = self.begin_snapshot_in_command(name, selection)?;
         let mut pause = Duration::from_micros(20);
         while !self.snapshot_drained(&pending) {
             // Requests under way take their time; nobody waits for this loop but the caller of the command.
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(2));
         }
+        for member in &mut pending.members {
+            member.volume.flushes().lead_blocking();
+            self.sync_member(member);
+            member.volume.flushes().finish_blocking();
+        }
         self.finish_snapshot(pending)
     }
 
-    /// The first half of a snapshot, up to the instant, for callers that drive queue contexts on the same thread. They call
-    /// `finish_snapshot` once `snapshot_drained` says so, and no other command before.
+    /// The first part of a snapshot, up to the instant, for callers that drive queue contexts on the same thread. They go on
+    /// with `sync_snapshot` once `snapshot_drained` says so, then with `finish_snapshot`, and call no other command before.
     ///
     /// # Errors
     /// As `snapshot`.
@@ -76,6 +93,32 @@ impl Store {
     /// Whether no request of before the instant can change the old layers any more.
     pub fn snapshot_drained(&self, pending: &PendingSnapshot) -> bool {
         self.clock.quiescent(pending.generation)
+    }
+
+    /// Syncs the old layers, as far as no flush of their volume is under way. Returns whether all are done; a failure is
+    /// latched in its volume and reported by `finish_snapshot`.
+    pub fn sync_snapshot(&self, pending: &mut PendingSnapshot) -> bool {
+        for member in pending.members.iter_mut().filter(|member| !member.synced) {
+            if member.volume.flushes().try_lead() {
+                self.sync_member(member);
+                member.volume.flushes().finish_blocking();
+            }
+        }
+        pending.members.iter().all(|member| member.synced)
+    }
+
+    /// Syncs the old layers of a volume. The caller leads its flushes, and gives the lead back only after a failure is
+    /// latched.
+    fn sync_member(&self, member: &mut Member) {
+        for layer in &member.layers {
+            if let Err(error) = layer.sync_data() {
+                let layer = layer.id();
+                member
+                    .volume
+                    .fail(&format!("syncing layer {layer} failed: {error}"));
+            }
+        }
+        member.synced = true;
     }
 
     /// Steps 1 to 3.
@@ -108,7 +151,11 @@ impl Store {
         for (volume, active) in open.into_iter().zip(actives) {
             let chain = volume.newest_chain();
             let unsealed = chain.unsealed().filter(|layer| !layer.is_sealed());
-            members.push((Arc::clone(&volume), unsealed.cloned().collect()));
+            members.push(Member {
+                volume: Arc::clone(&volume),
+                layers: unsealed.cloned().collect(),
+                synced: false,
+            });
             self.inner()
                 .layers
                 .insert(active.id(), Arc::downgrade(&active));
@@ -130,12 +177,13 @@ impl Store {
     /// `Io` if a layer could not be made durable: its volume takes no more writes then.
     pub fn finish_snapshot(&self, pending: PendingSnapshot) -> Result<SnapshotReport> {
         debug_assert!(self.snapshot_drained(&pending));
+        debug_assert!(pending.members.iter().all(|member| member.synced));
         let mut bytes_written = 0;
         let mut changes = Vec::new();
         let mut failure = None;
-        for (volume, layers) in &pending.members {
-            for layer in layers {
-                match self.seal(volume, layer) {
+        for member in &pending.members {
+            for layer in &member.layers {
+                match self.seal(&member.volume, layer) {
                     Ok(bytes) => bytes_written += bytes,
                     Err(error) => {
                         // The other volumes of the group get as far as they can; this one's newer layers would be of
@@ -151,8 +199,8 @@ impl Store {
             }
         }
         self.inner().catalog.commit(&changes)?;
-        for (volume, _) in &pending.members {
-            volume.settle();
+        for member in &pending.members {
+            member.volume.settle();
         }
         // Workers look at the chain when the clock has changed: from here on they know the old layers as sealed.
         self.clock.advance();
@@ -162,7 +210,7 @@ impl Store {
         let stalls = pending
             .members
             .iter()
-            .map(|(volume, _)| volume.take_stall());
+            .map(|member| member.volume.take_stall());
         Ok(SnapshotReport {
             stall_max: stalls.max().unwrap_or_default(),
             snapshots: pending
@@ -249,8 +297,9 @@ impl Store {
         Ok((rows, actives))
     }
 
-    /// Step 4 for one layer: returns the bytes of the map written. The layer is drained: nothing changes it any more.
-    /// Flushes of guests may sync it and append to its old map file at the same time; both descriptions are right.
+    /// The second half of step 4 for one layer: returns the bytes of the map written. The layer is drained and its data
+    /// synced: nothing changes it any more. Flushes of guests may append to its old map file at the same time; both
+    /// descriptions are right.
     fn seal(&self, volume: &Volume, layer: &Layer) -> Result<u64> {
         let set = match &**layer.map() {
             LayerMap::Active(map) => map.to_set(),
@@ -258,8 +307,6 @@ impl Store {
         };
         let sealed: Result<MapFile> = (|| {
             volume.check_failure()?;
-            let path = crate::paths::data(layer.id());
-            layer.sync_data().map_err(self.io("sync", &path))?;
             let header = self.sealed_header(layer.header().clone());
             let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
             MapFile::succeed(&self.media, &header, incarnation, &set).map_err(Error::from)

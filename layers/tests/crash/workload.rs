@@ -431,11 +431,13 @@ impl Workload {
     }
 
     fn finish_snapshot(&mut self) {
-        let Some((pending, name, members)) = self.pending.take() else {
+        let Some((mut pending, name, members)) = self.pending.take() else {
             return;
         };
         let store = self.store.as_ref().unwrap();
-        if !store.snapshot_drained(&pending) {
+        // Between the sync and the end of the command there may be flushes, and power cuts.
+        let synced = store.snapshot_drained(&pending) && store.sync_snapshot(&mut pending);
+        if !synced || self.random.chance(64) {
             self.pending = Some((pending, name, members));
             self.poll_all();
             return;
