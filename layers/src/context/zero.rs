@@ -66,8 +66,18 @@ impl QueueContext {
         let chain = std::sync::Arc::clone(self.eras.chain());
         let mut parts = std::mem::take(&mut self.parts);
         let known = resolve(self.volume.table(), &chain, range, &mut parts).is_ok();
-        let zero_already = known && parts.iter().all(|part| part.source == Source::Zero);
+        let reads_zero = known && parts.iter().all(|part| part.source == Source::Zero);
         self.parts = parts;
+        // Zeroes of an unsealed layer do not count: the request that made them may not have marked them for the next
+        // flush yet, and this one is acknowledged without waiting for it.
+        let last = Sector(range.end().0 - 1).cluster();
+        let first = range.start.cluster();
+        let zero_already = reads_zero
+            && self
+                .volume
+                .table()
+                .runs(first, last.0 - first.0 + 1)
+                .all(|run| chain.was_sealed(run.resolve.slot));
         if zero_already {
             return;
         }

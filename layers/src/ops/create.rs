@@ -61,6 +61,7 @@ impl Store {
             }
             VolumeSource::Snapshot { volume, snapshot } => {
                 let (layer, size) = self.sealed_layer_of(volume, snapshot)?;
+                self.check_base_of(layer)?;
                 (Some(layer), size)
             }
         };

@@ -33,9 +33,9 @@ impl Store {
         if attached {
             return Err(in_use());
         }
-        // A volume that was opened by a snapshot is closed; its content is about to go, so a failed flush is no obstacle.
-        let _ = self.close_volume(name);
-        if self.inner().open.contains_key(name) {
+        // A volume that is open without being attached is closed; its content is about to go, so it needs no flush.
+        let open = self.inner().open.get(name).cloned();
+        if open.is_some_and(|volume| !self.forget_volume(name, volume)) {
             return Err(in_use());
         }
         let removed = {

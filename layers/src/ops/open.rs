@@ -64,7 +64,8 @@ impl Store {
         Ok(volume)
     }
 
-    /// Flushes a volume and closes it, if only the store itself still holds it.
+    /// Flushes a volume and closes it, if only the store itself still holds it. One that has failed stays open, so that its
+    /// failure is not forgotten by detaching it.
     ///
     /// # Errors
     /// `Failed` if what was written could not be flushed.
@@ -73,14 +74,22 @@ impl Store {
             return Ok(());
         };
         let flushed = volume.flush_blocking();
-        // This function and the list hold one each.
-        if Arc::strong_count(&volume) == 2 {
-            let mut inner = self.inner();
-            inner.open.remove(name);
-            drop(volume);
-            inner.forget_unused_layers();
+        if flushed.is_ok() {
+            self.forget_volume(name, volume);
         }
         flushed
+    }
+
+    /// Closes a volume without a flush, if only the store and the caller hold it. Returns whether it is closed.
+    pub(crate) fn forget_volume(&self, name: &str, volume: Arc<Volume>) -> bool {
+        if Arc::strong_count(&volume) > 2 {
+            return false;
+        }
+        let mut inner = self.inner();
+        inner.open.remove(name);
+        drop(volume);
+        inner.forget_unused_layers();
+        true
     }
 
     /// A layer, from memory if an open volume uses it, else from its files.
@@ -127,7 +136,11 @@ impl Store {
             ));
         }
         let map = ActiveMap::from_set(clusters(row.size), &set);
-        Ok(Layer::active(header, data, map, journal))
+        let layer = Layer::active(header, data, map, journal);
+        // DURABILITY: a daemon that was killed may have left written data in the host's page cache. It is seen by reads from
+        // now on, so the first flush has to sync it.
+        layer.mark_unsynced();
+        Ok(layer)
     }
 
     /// A map file must be the one that the catalog means.
@@ -165,20 +178,39 @@ impl Store {
 
     /// Opens a raw base, which must be the file that the store remembers.
     fn open_base(&self, layer: LayerId, base: &RawBase) -> Result<Arc<dyn File>> {
+        self.check_base(layer, base)?;
+        self.media
+            .open(&base.path, OpenMode::ReadOnly, self.options.direct_io)
+            .map_err(self.io("open base", &base.path))
+    }
+
+    /// Refuses a raw base that is not the file that the store remembers.
+    fn check_base(&self, layer: LayerId, base: &RawBase) -> Result<()> {
         let stat = self
             .media
             .stat(&base.path)
             .map_err(self.io("open base", &base.path))?;
-        if let Some(what) = base_change(base, &stat) {
-            return Err(Error::BaseChanged {
+        match base_change(base, &stat) {
+            None => Ok(()),
+            Some(what) => Err(Error::BaseChanged {
                 path: base.path.clone(),
                 layer,
                 what,
-            });
+            }),
         }
-        self.media
-            .open(&base.path, OpenMode::ReadOnly, self.options.direct_io)
-            .map_err(self.io("open base", &base.path))
+    }
+
+    /// As `check_base`, for the base at the bottom of a chain, if it has one.
+    pub(crate) fn check_base_of(&self, top: LayerId) -> Result<()> {
+        let root = {
+            let inner = self.inner();
+            let chain = inner.catalog.state().chain_of(top);
+            chain.first().map(|row| (row.id, row.base.clone()))
+        };
+        match root {
+            Some((layer, Some(base))) => self.check_base(layer, &base),
+            _ => Ok(()),
+        }
     }
 
     /// Finishes what a crash interrupted: layers that were being sealed, and the remains of commands that had not been
@@ -200,22 +232,24 @@ impl Store {
                 .collect()
         };
         for row in sealing {
-            self.finish_sealing(&row)?;
+            self.finish_sealing(&row);
         }
         self.remove_remains()
     }
 
-    /// Seals a layer whose snapshot was committed before the crash.
-    fn finish_sealing(&self, row: &LayerRow) -> Result<()> {
-        let (map, header, set, recovery) = match MapFile::open(&self.media, row.id) {
-            Ok(found) => found,
-            Err(error) => {
-                // Its volumes refuse to open and say why; the others go on.
-                self.maintenance
-                    .note(format!("layer {} cannot be sealed: {error}", row.id));
-                return Ok(());
-            }
-        };
+    /// Seals a layer whose snapshot was committed before the crash. If that cannot be done now, it stays as it is: its
+    /// volumes refuse to open or go on with it unsealed, and the others go on.
+    fn finish_sealing(&self, row: &LayerRow) {
+        if let Err(error) = self.try_finish_sealing(row) {
+            self.maintenance
+                .note(format!("layer {} cannot be sealed now: {error}", row.id));
+        }
+    }
+
+    /// DURABILITY: data that a killed daemon left in the host's page cache is synced before a map says for good that it is
+    /// there.
+    fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
+        let (map, header, set, recovery) = MapFile::open(&self.media, row.id)?;
         self.check_header(row, &header)?;
         if header.state != MapState::Sealed {
             if recovery.dropped_bytes > 0 {
@@ -224,6 +258,11 @@ impl Store {
                     row.id, header.volume, recovery.dropped_bytes
                 ));
             }
+            let path = paths::data(row.id);
+            self.media
+                .open(&path, OpenMode::ReadWrite, false)
+                .and_then(|data| data.sync_data())
+                .map_err(self.io("sync", &path))?;
             let sealed = self.sealed_header(header);
             map.replace(&self.media, &sealed, &set)?;
         }

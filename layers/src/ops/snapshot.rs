@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::catalog::{Change, LayerState, SnapshotRow, VolumeRow};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerMap};
-use crate::mapfile::MapFile;
+use crate::mapfile::{MapFile, ReplaceError};
 use crate::store::{Selection, SnapshotReport, Store, now_ns};
 use crate::units::Generation;
 use crate::volume::Volume;
@@ -61,8 +61,8 @@ impl Store {
     /// Takes a snapshot of one or more volumes at one instant, while guests run. Whole and durable on return.
     ///
     /// # Errors
-    /// `Invalid`, `NotFound`, `Exists`, `Failed`, `Io`. An error after the instant (a failed sync) leaves the snapshot in
-    /// the catalog, unacknowledged; the next start completes it.
+    /// `Invalid`, `NotFound`, `Exists`, `Failed`, `Io`. After an error the snapshot is on none of its volumes. (If the error
+    /// is that the catalog cannot be written any more it may be there, whole.)
     pub fn snapshot(&self, name: &str, selection: &Selection) -> Result<SnapshotReport> {
         let _command = self.command();
         let mut pending = self.begin_snapshot_in_command(name, selection)?;
@@ -174,7 +174,7 @@ impl Store {
     /// Steps 4 and 5, and the report.
     ///
     /// # Errors
-    /// `Io` if a layer could not be made durable: its volume takes no more writes then.
+    /// `Failed` or `Io` if a layer could not be sealed: the snapshot is taken back.
     pub fn finish_snapshot(&self, pending: PendingSnapshot) -> Result<SnapshotReport> {
         debug_assert!(self.snapshot_drained(&pending));
         debug_assert!(pending.members.iter().all(|member| member.synced));
@@ -197,6 +197,13 @@ impl Store {
                     state: LayerState::Sealed,
                 });
             }
+        }
+        if failure.is_some() {
+            // All or nothing: the names go. The layers stay where they are, unnamed.
+            changes.extend(pending.rows.iter().map(|row| Change::RemoveSnapshot {
+                volume: row.volume.clone(),
+                name: row.name.clone(),
+            }));
         }
         self.inner().catalog.commit(&changes)?;
         for member in &pending.members {
@@ -305,11 +312,14 @@ impl Store {
             LayerMap::Active(map) => map.to_set(),
             LayerMap::Sealed(_) => return Ok(0),
         };
-        let sealed: Result<MapFile> = (|| {
-            volume.check_failure()?;
+        let sealed = (|| {
+            volume.check_failure().map_err(|error| ReplaceError {
+                error,
+                old_in_force: true,
+            })?;
             let header = self.sealed_header(layer.header().clone());
             let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
-            MapFile::succeed(&self.media, &header, incarnation, &set).map_err(Error::from)
+            MapFile::succeed(&self.media, &header, incarnation, &set)
         })();
         match sealed {
             Ok(file) => {
@@ -317,9 +327,14 @@ impl Store {
                 layer.seal(set);
                 Ok(bytes)
             }
-            Err(error) => {
-                volume.fail(&format!("sealing layer {} failed: {error}", layer.id()));
-                Err(error)
+            Err(failure) => {
+                // With the old map in force nothing is lost: the layer stays unsealed, flushes go on covering it, and the
+                // next snapshot or start seals it.
+                if !failure.old_in_force {
+                    let (layer, error) = (layer.id(), &failure.error);
+                    volume.fail(&format!("sealing layer {layer} failed: {error}"));
+                }
+                Err(failure.error)
             }
         }
     }

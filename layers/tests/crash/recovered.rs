@@ -41,8 +41,58 @@ fn examine_once(
     }
     check_snapshots(&store, disks, problems)?;
     let mut random = Random::new(seed);
-    if problems.is_empty() && random.chance(64) {
-        live_again(media, store, catalog, disks, &mut random, problems)?;
+    if problems.is_empty() {
+        match random.below(8) {
+            0 | 1 => live_again(media, store, catalog, disks, &mut random, problems)?,
+            2 => killed(media, store, catalog, disks, &mut random, problems)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A daemon that is killed while its host goes on, started again, asked for a flush, and then the power is cut: what was seen
+/// and flushed after the start must be there, whoever wrote it.
+fn killed(
+    media: &SimMedia,
+    store: Store,
+    catalog: &MemoryDisk,
+    disks: &BTreeMap<String, Disk>,
+    random: &mut Random,
+    problems: &mut Vec<String>,
+) -> Result<(), String> {
+    for (name, disk) in disks {
+        let volume = store.open_volume(name).map_err(|error| error.to_string())?;
+        let mut queue = Queue::new(volume.context(false).map_err(|error| error.to_string())?);
+        for write in 0..4 {
+            // Overwrites and first writes, never flushed by this daemon.
+            let sector = random.below(disk.sectors());
+            let bytes = stamp(disk.number, sector, (1 << 41) + write).to_vec();
+            let (result, _) = queue.run(Operation::Write(Sector(sector)), bytes);
+            result.map_err(|error| format!("{name} takes no writes: {error:?}"))?;
+        }
+    }
+    drop(store);
+    let store = open(media, catalog)?;
+    let mut seen = BTreeMap::new();
+    for (name, disk) in disks {
+        let volume = store.open_volume(name).map_err(|error| error.to_string())?;
+        let mut queue = Queue::new(volume.context(false).map_err(|error| error.to_string())?);
+        seen.insert(name, queue.read_all(disk.number, disk.sectors())?);
+        let (result, _) = queue.run(Operation::Flush, Vec::new());
+        result.map_err(|error| format!("{name} does not flush: {error:?}"))?;
+    }
+    drop(store);
+    let again = media.crash_image_with(Survival::Nothing);
+    let store = open(&again, &catalog.crash_image())?;
+    for (name, disk) in disks {
+        let found = read(&store, name, disk)?;
+        let seen = seen.get(name).into_iter().flatten();
+        if let Some(sector) = seen.zip(&found).position(|(seen, found)| seen != found) {
+            problems.push(format!(
+                "after a kill and a flush a power cut changed {name} sector {sector}"
+            ));
+        }
     }
     Ok(())
 }
