@@ -105,12 +105,26 @@ impl DaemonError {
     }
 }
 
+/// Takes as many file descriptors as the host allows: each layer of an open chain holds one, and the usual soft limit of
+/// 1,024 would end a volume's snapshots there. Only `select(2)` needs the low limit, and nothing here uses it.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open files stays low; deep chains may not open");
+        }
+    }
+}
+
 /// Serves until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
 /// Before the first guest is served: nothing was changed. Afterwards: only [`DaemonError::Flush`] and `Late`.
 pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
     let host = |op| move |source| DaemonError::Host { op, source };
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(COMMANDS_MAX as usize)

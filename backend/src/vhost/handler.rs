@@ -173,6 +173,11 @@ impl<D: DiskSource> Handler<D> {
         self.owned
     }
 
+    /// Whether a ring is in use: from then on the front-end may be silent for as long as it likes.
+    pub fn is_serving(&self) -> bool {
+        self.rings.iter().any(Vring::is_started)
+    }
+
     /// Whether the crate acknowledges messages that ask for it.
     pub fn acknowledges(&self) -> bool {
         self.features_read && self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0

@@ -2,7 +2,7 @@
 //!
 //! The crate reads a message with blocking calls. So that no front-end can hold a thread, the session hands it a message
 //! only when all of it has arrived and there is room for the reply; until then it waits for the socket together with
-//! whatever may end the session. A front-end may be idle as long as it likes once it has claimed the device, but may not
+//! whatever may end the session. A front-end may be idle as long as it likes once it serves a guest, but may not
 //! take longer than [`Patience::message`] over a message or the claim, and not longer than [`Patience::rival`] if another
 //! front-end waits meanwhile.
 //!
@@ -244,8 +244,8 @@ impl<D: DiskSource> Session<'_, D> {
             PollFd::from_borrowed_fd(self.outside.stop, PollFlags::IN),
             PollFd::from_borrowed_fd(self.outside.trouble, PollFlags::IN),
         ];
-        // Without a deadline nobody is in anybody's way.
-        if deadline.is_some()
+        // Who serves a guest is in nobody's way.
+        if (deadline.is_some() || !self.device().is_serving())
             && self.rival_since.is_none()
             && let Some(rivals) = self.outside.rivals
         {
@@ -273,13 +273,19 @@ impl<D: DiskSource> Session<'_, D> {
     /// Waits until a whole message has arrived.
     fn wait_for_message(&mut self) -> Result<Ready, End> {
         let owned = self.device().is_owned();
-        if owned {
+        let serving = self.device().is_serving();
+        if serving {
             self.rival_since = None;
         }
         let mut started = None;
         loop {
             let since = started.or((!owned).then_some(self.began));
-            let deadline = since.map(|since| self.deadline(since));
+            // A front-end that has claimed the device and uses no ring may wait for its guest as long as it likes, but not
+            // for ever while another one waits for it.
+            let idle = self.rival_since.filter(|_| owned && !serving);
+            let deadline = since
+                .map(|since| self.deadline(since))
+                .or_else(|| idle.map(|rival| rival + self.patience.message));
             // An unfinished message has made the socket readable for good; only its end is news then.
             let ready = if started.is_some() {
                 self.wait(PollFlags::RDHUP, deadline, Some(UNFINISHED_PERIOD))?
