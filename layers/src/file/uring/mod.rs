@@ -8,6 +8,8 @@
 //!   the page cache can serve are carried out inside that call, and their completions lie in shared memory afterwards.
 //! - Other completions are posted when the submitting thread enters the kernel, or waits in it. For a thread that only
 //!   looks at shared memory the kernel raises a flag, on which `reap` enters.
+//! - Buffered writes are plain system calls in `submit` as well: the kernel would hand each to another thread on file systems
+//!   that cannot write without waiting (ext4), at several times the cost of the copy. See decision 0006.
 //! - Files in memory (tmpfs) are read and written by plain system calls in `submit`: they have nothing to wait for, but the
 //!   kernel would hand each transfer to another thread, at three times the cost.
 //! - Operations that end without the ring (these; nothing to transfer, nonsense) go through the ring as a no-op, so that
@@ -240,11 +242,12 @@ impl Engine for UringEngine {
         | IoOp::Write { file, .. }
         | IoOp::SyncData { file }
         | IoOp::Punch { file, .. }) = op;
-        let in_memory = direct::is_in_memory(file);
+        let buffered_write = matches!(op, IoOp::Write { .. }) && !direct::is_direct(file);
+        let at_once = direct::is_in_memory(file) || buffered_write;
         // SAFETY: the caller's promise is the one that `begin` asks for; it holds until the completion is reaped, which is
         // after `advance` said `Done`.
         let entry = match unsafe { slot.transfer.begin(op, &self.files) } {
-            Step::Again if !in_memory => entry(slot.transfer.call(), index),
+            Step::Again if !at_once => entry(slot.transfer.call(), index),
             step => {
                 let result = match step {
                     Step::Done(result) => result,
