@@ -27,7 +27,6 @@ mod maintenance;
 pub mod map;
 pub mod mapfile;
 mod ops;
-mod paths;
 mod resolve;
 pub mod store;
 pub(crate) mod sync;

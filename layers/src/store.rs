@@ -18,7 +18,7 @@ use crate::generation::Clock;
 use crate::layer::Layer;
 use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
-use crate::paths;
+use crate::mapfile::data_path;
 use crate::units::{LayerId, SECTOR_BYTES, StoreId};
 use crate::volume::Volume;
 
@@ -435,7 +435,7 @@ impl Store {
     /// Bytes that a layer's data takes on the host; 0 where that cannot be told.
     pub(crate) fn allocated(&self, layer: LayerId) -> u64 {
         self.media
-            .stat(&paths::data(layer))
+            .stat(&data_path(layer))
             .map_or(0, |stat| stat.allocated)
     }
 }

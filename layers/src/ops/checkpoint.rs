@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::layer::LayerMap;
-use crate::mapfile::MapFile;
+use crate::mapfile::{MapFile, data_path};
 use crate::store::Store;
 use crate::volume::Volume;
 
@@ -41,7 +41,7 @@ impl Store {
             LayerMap::Active(map) => map.to_set(),
             LayerMap::Sealed(_) => return Ok(()),
         };
-        let path = crate::paths::data(layer.id());
+        let path = data_path(layer.id());
         if let Err(error) = layer.sync_data().map_err(self.io("sync", &path)) {
             volume.fail(&format!("a checkpoint failed: {error}"));
             return Err(error);

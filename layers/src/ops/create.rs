@@ -14,8 +14,9 @@ use crate::file::OpenMode;
 use crate::layer::Layer;
 use crate::limits::{BASE_PATH_BYTES_MAX, DISK_SECTORS_MAX};
 use crate::map::{ActiveMap, SectorSet};
-use crate::mapfile::{LayerKind, MapFile, MapHeader, MapState, RawBase};
-use crate::paths;
+use crate::mapfile::{
+    LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, RawBase, data_path, layer_dir,
+};
 use crate::store::{Store, VolumeInfo, VolumeSource, now_ns};
 use crate::units::{CLUSTER_BYTES, LayerId, SECTOR_BYTES, Sector};
 
@@ -167,7 +168,7 @@ impl Store {
         let header = self.new_header(id, parent, size, volume);
         made.layers.push(id);
         self.make_dir(id)?;
-        let path = paths::data(id);
+        let path = data_path(id);
         let data = self
             .media
             .open(&path, OpenMode::CreateNew, self.options.direct_io)
@@ -215,7 +216,7 @@ impl Store {
 
     /// Makes the directory of a layer.
     fn make_dir(&self, id: LayerId) -> Result<()> {
-        let path = paths::layer(id);
+        let path = layer_dir(id);
         self.media
             .create_dir(&path)
             .map_err(self.io("create", &path))
@@ -224,8 +225,8 @@ impl Store {
     /// Makes the names of new layers durable.
     fn sync_layers_dir(&self) -> Result<()> {
         self.media
-            .sync_dir(&paths::layers())
-            .map_err(self.io("sync", &paths::layers()))
+            .sync_dir(Path::new(LAYERS_DIR))
+            .map_err(self.io("sync", Path::new(LAYERS_DIR)))
     }
 
     /// Removes layers that were made for a command that failed before its commit.
@@ -241,7 +242,7 @@ impl Store {
         };
         for id in made.layers.iter().filter(|id| !committed.contains(id)) {
             // What cannot be removed now is removed at the next start.
-            if let Err(error) = self.media.remove_dir_all(&paths::layer(*id)) {
+            if let Err(error) = self.media.remove_dir_all(&layer_dir(*id)) {
                 self.maintenance
                     .note(format!("layer {id}: remains of a failed command: {error}"));
             }

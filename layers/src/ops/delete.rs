@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::catalog::{CatalogState, Change};
 use crate::error::{Error, Result};
-use crate::paths;
+use crate::mapfile::layer_dir;
 use crate::store::Store;
 use crate::units::LayerId;
 
@@ -59,7 +59,7 @@ impl Store {
         };
         for id in removed {
             // Gone from the catalog: what cannot be removed now is reported by `stratablk check`.
-            if let Err(error) = self.media.remove_dir_all(&paths::layer(id)) {
+            if let Err(error) = self.media.remove_dir_all(&layer_dir(id)) {
                 self.maintenance.note(format!(
                     "layer {id}: its files could not be removed: {error}"
                 ));

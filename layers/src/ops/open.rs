@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
 use crate::layer::{Layer, LayerMap};
 use crate::map::{ActiveMap, SectorSet, Table};
-use crate::mapfile::{LayerKind, MapFile, MapHeader, MapState, RawBase};
-use crate::paths;
+use crate::mapfile::{
+    LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, RawBase, data_path, layer_dir, map_path,
+};
 use crate::store::{Inner, Store};
 use crate::units::{CLUSTER_SECTORS, LayerId, LayerSlot, SECTOR_BYTES, Sector};
 use crate::volume::Volume;
@@ -114,7 +115,7 @@ impl Store {
             let data = self.open_base(row.id, base)?;
             return Ok(Layer::sealed(header, data, set));
         }
-        let path = paths::data(row.id);
+        let path = data_path(row.id);
         let sealed = header.state == MapState::Sealed;
         let mode = if sealed {
             OpenMode::ReadOnly
@@ -146,7 +147,7 @@ impl Store {
     /// A map file must be the one that the catalog means.
     fn check_header(&self, row: &LayerRow, header: &MapHeader) -> Result<()> {
         let mismatch = |what: String| Error::Corrupt {
-            path: self.media.display_path(&paths::map(row.id)),
+            path: self.media.display_path(&map_path(row.id)),
             what,
         };
         if header.store != self.id() {
@@ -216,10 +217,10 @@ impl Store {
     /// Finishes what a crash interrupted: layers that were being sealed, and the remains of commands that had not been
     /// committed.
     pub(crate) fn recover(&self) -> Result<()> {
-        if !self.exists(&paths::layers()) {
+        if !self.exists(Path::new(LAYERS_DIR)) {
             self.media
-                .create_dir(&paths::layers())
-                .map_err(self.io("create", &paths::layers()))?;
+                .create_dir(Path::new(LAYERS_DIR))
+                .map_err(self.io("create", Path::new(LAYERS_DIR)))?;
             self.media
                 .sync_dir(Path::new(""))
                 .map_err(self.io("sync", Path::new("")))?;
@@ -258,7 +259,7 @@ impl Store {
                     row.id, header.volume, recovery.dropped_bytes
                 ));
             }
-            let path = paths::data(row.id);
+            let path = data_path(row.id);
             self.media
                 .open(&path, OpenMode::ReadWrite, false)
                 .and_then(|data| data.sync_data())
@@ -292,8 +293,8 @@ impl Store {
     fn remove_remains(&self) -> Result<()> {
         let names = self
             .media
-            .list(&paths::layers())
-            .map_err(self.io("list", &paths::layers()))?;
+            .list(Path::new(LAYERS_DIR))
+            .map_err(self.io("list", Path::new(LAYERS_DIR)))?;
         for name in names {
             // Only the spelling that the store itself uses: anything else is not its own to remove.
             let id = uuid::Uuid::parse_str(&name).map(LayerId);
@@ -303,7 +304,7 @@ impl Store {
             if self.inner().catalog.state().layers.contains_key(&id) {
                 continue;
             }
-            let empty = if self.exists(&paths::map(id)) {
+            let empty = if self.exists(&map_path(id)) {
                 MapFile::open(&self.media, id).is_ok_and(|(_, header, set, _)| {
                     matches!(header.kind, LayerKind::RawBase(_))
                         || (set.data_sectors() == 0 && set.zero_sectors() == 0)
@@ -314,8 +315,8 @@ impl Store {
             };
             if empty {
                 self.media
-                    .remove_dir_all(&paths::layer(id))
-                    .map_err(self.io("remove", &paths::layer(id)))?;
+                    .remove_dir_all(&layer_dir(id))
+                    .map_err(self.io("remove", &layer_dir(id)))?;
             } else {
                 self.maintenance.note(format!(
                     "layer {id} is in the store but not in its catalog; left alone (see `stratablk check`)"
