@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::file::FileToken;
 use crate::layer::Layer;
-use crate::units::{Generation, LayerSlot};
+use crate::units::{Generation, LayerNumber, LayerSlot};
 
 /// The layers of a volume from the base (slot 1) to the active one (the last slot).
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Chain {
     /// The data files of the layers, in the same places: what a read needs, without a look at each layer, so that reads
     /// that hop between a thousand layers stay in the processor's cache.
     files: Vec<FileToken>,
+    /// Their numbers in the sector cache, for the same reason.
+    numbers: Vec<LayerNumber>,
     /// The lowest slot whose layer was not sealed when the chain was made: a flush covers it and all above.
     first_unsealed: LayerSlot,
 }
@@ -27,9 +29,11 @@ impl Chain {
         let sealed = layers.iter().take_while(|layer| layer.is_sealed()).count();
         let first_unsealed = LayerSlot(u32::try_from(sealed + 1).unwrap_or(u32::MAX));
         let files = layers.iter().map(|layer| layer.data().token()).collect();
+        let numbers = layers.iter().map(|layer| layer.number()).collect();
         Self {
             generation,
             files,
+            numbers,
             layers,
             first_unsealed,
         }
@@ -57,6 +61,13 @@ impl Chain {
     pub fn file(&self, slot: LayerSlot) -> Option<FileToken> {
         let index = usize::try_from(slot.0).ok()?.checked_sub(1)?;
         self.files.get(index).copied()
+    }
+
+    /// The cache's number of the layer in a slot; `None` for slot 0 and for slots newer than this chain.
+    #[inline]
+    pub fn number(&self, slot: LayerSlot) -> Option<LayerNumber> {
+        let index = usize::try_from(slot.0).ok()?.checked_sub(1)?;
+        self.numbers.get(index).copied()
     }
 
     /// The slot of the active layer.

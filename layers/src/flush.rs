@@ -8,21 +8,31 @@
 //! The context whose request comes first leads: it carries out the steps on its own engine, so that a lone flush needs no
 //! other thread. The order of the steps is the durability of the whole store (see `FORMAT.md`):
 //!
-//! 1. look: take the changed map words of every unsealed layer, then whether it has unsynced data;
-//! 2. sync the data files that have any;
-//! 3. write journal records and their commit record, for the layers with changed words;
-//! 4. sync those map files;
-//! 5. answer.
+//! 1. look: take the dirty marks and the changed map words of every unsealed layer;
+//! 2. write the dirty frames to the data files;
+//! 3. sync the data files with unsynced data, and maps with an unsynced end;
+//! 4. write journal records and their commit record, for the layers with changed words;
+//! 5. sync those map files;
+//! 6. make the frames clean that have not changed since, mark the others again;
+//! 7. answer.
 //!
-//! Every empty half is skipped. Any failure is latched in the volume before anybody is answered.
+//! Every empty half is skipped. Any failure is latched in the volume before anybody is answered, but for a full disk in step
+//! 2: then nothing is lost, everything is marked again, and the next flush tries again.
+//!
+//! Writing back is the same with a part of the marks, and ends after step 2 where no map word has changed.
 
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::chain::Chain;
+use crate::cache::Cache;
+use crate::cache::access::{Clean, Copied};
+use crate::cache::set::FrameKey;
+use crate::cache::staging::Staging;
 use crate::file::File;
 use crate::layer::{Layer, LayerMap};
 use crate::mailbox::{Mail, Mailbox, Waiter};
-use crate::map::MapRecord;
+use crate::map::Collected;
+use crate::units::{CLUSTER_BYTES, Cluster};
 
 /// Decides who leads a flush of one volume.
 #[derive(Debug, Default)]
@@ -125,10 +135,10 @@ pub fn has_own(group: &[Waiter], mailbox: &Arc<Mailbox>) -> bool {
 pub struct LayerWork {
     /// The layer.
     pub layer: Arc<Layer>,
-    /// Whether its data file must be synced.
-    pub sync_data: bool,
-    /// The map words that changed, as records.
-    pub records: Vec<MapRecord>,
+    /// Clusters to write back, and map words that changed, as records.
+    pub marks: Collected,
+    /// Whether the end of the map must be synced: zeroes that were acknowledged with their record merely written.
+    pub sync_map_end: bool,
 }
 
 /// The bytes that make a layer's changes durable, and where they go.
@@ -142,41 +152,322 @@ pub struct JournalWrite {
     pub bytes: Vec<u8>,
 }
 
-/// Step 1. The map words are taken before the unsynced flag: a writer sets the flag first and the word second, so whoever
-/// sees the word finds the flag set, or cleared by an earlier group that has synced since.
-pub fn look(chain: &Chain) -> Vec<LayerWork> {
-    chain
-        .unsealed()
+/// Step 1, for the layers of a chain or others, oldest first; about `limit` clusters.
+pub fn look<'a>(layers: impl Iterator<Item = &'a Arc<Layer>>, limit: usize) -> Vec<LayerWork> {
+    let mut left = limit;
+    layers
         .filter_map(|layer| {
-            let records = match &**layer.map() {
-                LayerMap::Active(map) => map.collect(),
+            let marks = match &**layer.map() {
+                LayerMap::Active(map) => map.collect(left),
                 // Sealed since the chain was made: its data and map are durable.
                 LayerMap::Sealed(_) => return None,
             };
-            let sync_data = layer.take_unsynced();
-            (sync_data || !records.is_empty()).then(|| LayerWork {
+            let taken = marks.dirty.iter().map(|(_, count)| *count).sum::<u64>();
+            left = left.saturating_sub(usize::try_from(taken).unwrap_or(usize::MAX));
+            let sync_map_end = layer
+                .journal()
+                .as_mut()
+                .is_some_and(crate::mapfile::MapFile::take_unsynced_end);
+            Some(LayerWork {
                 layer: Arc::clone(layer),
-                sync_data,
-                records,
+                marks,
+                sync_map_end,
             })
         })
         .collect()
 }
 
-/// Step 3, first half: encodes the records of a layer. `None` if there are none, or if the layer was sealed since.
+impl LayerWork {
+    /// Whether the work has to be committed: its data synced and its map written.
+    pub fn has_records(&self) -> bool {
+        !self.marks.records.is_empty()
+    }
+
+    /// Marks everything again: nothing of it was made durable, and nothing is lost.
+    fn put_back(&self) {
+        if let LayerMap::Active(map) = &**self.layer.map() {
+            map.put_back(&self.marks);
+        }
+        if self.sync_map_end
+            && let Some(journal) = self.layer.journal().as_mut()
+        {
+            journal.leave_end_unsynced();
+        }
+    }
+}
+
+/// Marks everything again after a full disk.
+pub fn put_back(work: &[LayerWork]) {
+    for work in work {
+        work.put_back();
+    }
+}
+
+/// Whether a write failed for want of space, which leaves all data that was acknowledged where it is.
+pub fn is_full_disk(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::NOSPC, Errno::DQUOT].contains(&errno))
+}
+
+/// A part of a staging buffer that goes to a file in one write.
+#[derive(Clone, Copy, Debug)]
+pub struct StagedWrite {
+    /// Whose data: the number of the work.
+    pub work: usize,
+    /// Where in the file.
+    pub offset: u64,
+    /// Where in the buffer.
+    pub start: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// Walks through the dirty clusters of a flush, a buffer at a time.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// The work that is next.
+    work: usize,
+    /// The run of it that is next.
+    run: usize,
+    /// Clusters of the run that are done.
+    done: u64,
+    /// The copies taken up to now.
+    copied: Vec<(usize, Copied)>,
+}
+
+impl Walk {
+    /// Copies the next dirty clusters into the buffer and says where they go; `false` at the end.
+    pub fn next(
+        &mut self,
+        cache: &Cache,
+        works: &[LayerWork],
+        staging: &mut Staging,
+        writes: &mut Vec<StagedWrite>,
+    ) -> bool {
+        writes.clear();
+        let mut used = 0;
+        while let Some(work) = works.get(self.work) {
+            let Some(&(first, count)) = work.marks.dirty.get(self.run) else {
+                self.work += 1;
+                self.run = 0;
+                continue;
+            };
+            if self.done >= count {
+                self.run += 1;
+                self.done = 0;
+                continue;
+            }
+            let Some(page) = staging.page_mut(used) else {
+                return true;
+            };
+            let cluster = Cluster(first.0 + self.done);
+            self.done += 1;
+            let key = FrameKey::new(work.layer.number(), cluster);
+            let Some(copied) = cache.copy_dirty(key, page) else {
+                // Trimmed by a write-zeroes since it was marked.
+                continue;
+            };
+            for run in crate::cache::runs(copied.dirty) {
+                let offset = cluster.0 * CLUSTER_BYTES + run.offset() as u64;
+                let start = used * Staging::PAGE_BYTES + run.offset();
+                match writes.last_mut() {
+                    Some(last)
+                        if last.work == self.work
+                            && last.offset + last.len as u64 == offset
+                            && last.start + last.len == start =>
+                    {
+                        last.len += run.bytes();
+                    }
+                    _ => writes.push(StagedWrite {
+                        work: self.work,
+                        offset,
+                        start,
+                        len: run.bytes(),
+                    }),
+                }
+            }
+            self.copied.push((self.work, copied));
+            used += 1;
+        }
+        used > 0
+    }
+
+    /// Step 6: makes the frames clean that have not changed since they were copied, and marks the others again.
+    pub fn clean(&mut self, cache: &Cache, works: &[LayerWork]) {
+        for (work, copied) in self.copied.drain(..) {
+            if cache.clean(&copied) == Clean::Changed
+                && let Some(work) = works.get(work)
+                && let LayerMap::Active(map) = &**work.layer.map()
+            {
+                map.mark_dirty(copied.key.cluster());
+            }
+        }
+    }
+}
+
+/// How a flush by blocking calls failed.
+#[derive(Debug)]
+pub enum FlushError {
+    /// The disk is full; everything is marked again.
+    Full(io::Error),
+    /// Something that must be latched.
+    Fatal(io::Error),
+}
+
+impl FlushError {
+    /// The host's answer.
+    pub fn into_inner(self) -> io::Error {
+        match self {
+            Self::Full(error) | Self::Fatal(error) => error,
+        }
+    }
+}
+
+/// Steps 2 to 6, one after the other, by blocking calls; for who leads. Without `everything` the steps from 3 on are taken
+/// only if a map word has changed.
+pub fn carry_out(
+    cache: &Cache,
+    works: &[LayerWork],
+    everything: bool,
+) -> std::result::Result<(), FlushError> {
+    let mut walk = Walk::default();
+    match write_data(cache, works, &mut walk) {
+        Ok(()) => {}
+        Err(error) if is_full_disk(&error) => {
+            put_back(works);
+            return Err(FlushError::Full(error));
+        }
+        Err(error) => return Err(FlushError::Fatal(error)),
+    }
+    if everything || works.iter().any(LayerWork::has_records) {
+        commit(works).map_err(FlushError::Fatal)?;
+    } else {
+        // Not synced now: the next flush does it.
+        put_back_map_ends(works);
+    }
+    walk.clean(cache, works);
+    Ok(())
+}
+
+/// Step 2.
+fn write_data(cache: &Cache, works: &[LayerWork], walk: &mut Walk) -> io::Result<()> {
+    if works.iter().all(|work| work.marks.dirty.is_empty()) {
+        return Ok(());
+    }
+    let clusters = works.iter().flat_map(|work| &work.marks.dirty);
+    let wanted = clusters.map(|(_, count)| *count).sum();
+    let mut staging = Staging::for_clusters(wanted);
+    let mut writes = Vec::new();
+    while walk.next(cache, works, &mut staging, &mut writes) {
+        for write in &writes {
+            let (Some(work), Some(bytes)) = (
+                works.get(write.work),
+                staging.bytes(write.start, write.len),
+            ) else {
+                continue;
+            };
+            // Before the write: a crash of this process in between only costs a sync.
+            work.layer.mark_unsynced();
+            work.layer.data().write_at(bytes, write.offset)?;
+        }
+    }
+    Ok(())
+}
+
+/// Steps 3 to 5.
+fn commit(works: &[LayerWork]) -> io::Result<()> {
+    for work in works {
+        if work.layer.take_unsynced() {
+            work.layer.sync_data()?;
+        }
+        if work.sync_map_end
+            && let Some(file) = map_file(work)
+        {
+            file.sync_data()?;
+        }
+    }
+    for journal in works.iter().filter_map(encode) {
+        journal.file.write_at(&journal.bytes, journal.offset)?;
+        journal.file.sync_data()?;
+    }
+    Ok(())
+}
+
+/// Leaves the unsynced ends of maps to the next flush.
+fn put_back_map_ends(works: &[LayerWork]) {
+    for work in works.iter().filter(|work| work.sync_map_end) {
+        if let Some(journal) = work.layer.journal().as_mut() {
+            journal.leave_end_unsynced();
+        }
+    }
+}
+
+/// The map file of a layer, if it is not sealed.
+pub fn map_file(work: &LayerWork) -> Option<Arc<dyn File>> {
+    let journal = work.layer.journal();
+    journal.as_ref().map(|journal| Arc::clone(journal.file()))
+}
+
+/// Step 4, first half: encodes the records of a layer. `None` if there are none, or if the layer was sealed since.
 ///
 /// If it is sealed between this and the write, the bytes go to a file that has lost its name. That is right: sealing
 /// writes and syncs a map that holds these records too, before it takes the name.
 pub fn encode(work: &LayerWork) -> Option<JournalWrite> {
-    if work.records.is_empty() {
+    if work.marks.records.is_empty() {
         return None;
     }
     let mut journal = work.layer.journal();
     let journal = journal.as_mut()?;
-    let (offset, bytes) = journal.append(&work.records);
+    let (offset, bytes) = journal.append(&work.marks.records);
     Some(JournalWrite {
         file: Arc::clone(journal.file()),
         offset,
         bytes,
     })
+}
+
+/// Writes the records of zeroed ranges, so that they survive the end of this process, without a sync: the next flush syncs
+/// them, before it writes anything behind them. For who leads. `Ok(false)`: data in the same clusters has to be committed
+/// with them, by a flush as a whole.
+///
+/// # Errors
+/// The host's answer; to be latched.
+pub fn journal_zeroes(ranges: &[ZeroedRange]) -> io::Result<bool> {
+    for zeroed in ranges {
+        let records = match &**zeroed.layer.map() {
+            LayerMap::Active(map) => map.zero_records(zeroed.first, zeroed.count),
+            // Sealed since: the range is in its checkpoint.
+            LayerMap::Sealed(_) => continue,
+        };
+        let Some(records) = records else {
+            return Ok(false);
+        };
+        if records.is_empty() {
+            continue;
+        }
+        let mut journal = zeroed.layer.journal();
+        let Some(journal) = journal.as_mut() else {
+            continue;
+        };
+        if journal.take_unsynced_end() {
+            // At most the last group of a journal may be torn.
+            journal.file().sync_data()?;
+        }
+        let (offset, bytes) = journal.append(&records);
+        journal.leave_end_unsynced();
+        journal.file().write_at(&bytes, offset)?;
+    }
+    Ok(true)
+}
+
+/// Whole clusters that a request has zeroed in a layer.
+#[derive(Clone, Debug)]
+pub struct ZeroedRange {
+    /// The layer.
+    pub layer: Arc<Layer>,
+    /// The first cluster.
+    pub first: Cluster,
+    /// How many.
+    pub count: u64,
 }

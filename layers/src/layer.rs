@@ -16,7 +16,7 @@ use crate::file::File;
 use crate::map::{ActiveMap, SectorSet};
 use crate::mapfile::{MapFile, MapHeader};
 use crate::sync::{AtomicBool, Ordering};
-use crate::units::{Cluster, LayerId, SectorMask};
+use crate::units::{Cluster, LayerId, LayerNumber, SectorMask};
 
 /// Which sectors a layer holds.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub enum LayerMap {
 pub struct Layer {
     /// What its map file says about it, as long as it is active.
     header: MapHeader,
+    /// Its number in the sector cache.
+    number: LayerNumber,
     /// The data of cluster n lies at byte n * 4096 of it.
     data: Arc<dyn File>,
     /// What it holds; replaced once, when it is sealed.
@@ -46,12 +48,14 @@ impl Layer {
     /// A layer that takes writes.
     pub fn active(
         header: MapHeader,
+        number: LayerNumber,
         data: Arc<dyn File>,
         map: ActiveMap,
         journal: MapFile,
     ) -> Self {
         Self {
             header,
+            number,
             data,
             map: ArcSwap::from_pointee(LayerMap::Active(map)),
             unsynced: AtomicBool::new(false),
@@ -60,9 +64,10 @@ impl Layer {
     }
 
     /// A layer that never changes.
-    pub fn sealed(header: MapHeader, data: Arc<dyn File>, set: SectorSet) -> Self {
+    pub fn sealed(header: MapHeader, number: LayerNumber, data: Arc<dyn File>, set: SectorSet) -> Self {
         Self {
             header,
+            number,
             data,
             map: ArcSwap::from_pointee(LayerMap::Sealed(set)),
             unsynced: AtomicBool::new(false),
@@ -75,6 +80,11 @@ impl Layer {
         self.header.layer
     }
 
+    /// Its number in the sector cache: the first half of the keys of its frames.
+    pub fn number(&self) -> LayerNumber {
+        self.number
+    }
+
     /// What its map file said when it was opened or made.
     pub fn header(&self) -> &MapHeader {
         &self.header
@@ -83,6 +93,12 @@ impl Layer {
     /// Its data.
     pub fn data(&self) -> &Arc<dyn File> {
         &self.data
+    }
+
+    /// What it holds, for a longer time. Of a layer that takes writes it stays the truth until the layer is sealed, and what
+    /// it says then stays true.
+    pub fn map_full(&self) -> Arc<LayerMap> {
+        self.map.load_full()
     }
 
     /// What it holds.
@@ -111,7 +127,7 @@ impl Layer {
         }
     }
 
-    /// Says that data was written. Called after the write completed and before its request is acknowledged.
+    /// Says that data is being written to the file.
     pub fn mark_unsynced(&self) {
         // ORDERING: a read-modify-write (not "load, store if clear"), so that a flush which swaps the flag afterwards
         // synchronises with this writer, and a writer that comes after the swap sets it anew. AcqRel; pairs with

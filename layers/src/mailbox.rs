@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::flush::ZeroedRange;
 use crate::sync::{AtomicBool, Ordering};
 use crate::volume::RequestError;
 
@@ -16,6 +17,8 @@ pub struct Waiter {
     pub mailbox: Arc<Mailbox>,
     /// Its number there.
     pub request: usize,
+    /// What is to be recorded, where nothing else is asked for; `None` for a flush.
+    pub zeroed: Option<ZeroedRange>,
 }
 
 /// What can be handed over.
@@ -28,6 +31,8 @@ pub enum Mail {
         /// How the flush ended.
         result: Result<(), RequestError>,
     },
+    /// A frame may be free for a request that was put aside.
+    Retry,
     /// The receiver carries out the next flush, for these (one of them its own).
     Lead(Vec<Waiter>),
 }

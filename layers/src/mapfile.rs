@@ -108,6 +108,8 @@ pub struct MapFile {
     seed: Seed,
     /// Where and how the next group goes.
     next: JournalEnd,
+    /// Whether the last group was written and not synced.
+    end_unsynced: bool,
 }
 
 impl MapFile {
@@ -191,6 +193,7 @@ impl MapFile {
             seed: Seed::of(&header),
             header,
             next: end,
+            end_unsynced: false,
         };
         if end.dropped_bytes > 0 {
             // DURABILITY: what is appended next must not lie before stale records of the same incarnation.
@@ -267,6 +270,16 @@ impl MapFile {
             dropped_bytes: 0,
         };
         (offset, bytes)
+    }
+
+    /// Says that the last group was not synced: the next one must not be written before it is.
+    pub fn leave_end_unsynced(&mut self) {
+        self.end_unsynced = true;
+    }
+
+    /// Whether the last group was not synced; the caller syncs the file now, latches a failure or says so again.
+    pub fn take_unsynced_end(&mut self) -> bool {
+        std::mem::take(&mut self.end_unsynced)
     }
 
     /// Whether a group of so many records fits in the journal; otherwise the map is to be replaced.
@@ -458,6 +471,7 @@ fn write_map(
         seed: Seed::of(&header),
         next: JournalEnd::empty(&header),
         header,
+        end_unsynced: false,
     })
 }
 

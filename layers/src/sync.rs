@@ -5,19 +5,28 @@
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence,
 };
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence,
 };
 
-/// Threads for the scenarios that run both as models and on real threads.
-#[cfg(all(test, loom))]
+/// Threads: to give way to another one, and for the scenarios that run both as models and on real threads.
+#[cfg(loom)]
 pub(crate) use loom::thread;
-/// Threads for the scenarios that run both as models and on real threads.
-#[cfg(all(test, not(loom)))]
+/// Threads: to give way to another one, and for the scenarios that run both as models and on real threads.
+#[cfg(not(loom))]
 pub(crate) use std::thread;
+
+/// Short waits for another thread; a model switches to it at once.
+#[cfg(loom)]
+pub(crate) mod hint {
+    pub(crate) use loom::thread::yield_now as spin_loop;
+}
+/// Short waits for another thread.
+#[cfg(not(loom))]
+pub(crate) use std::hint;
 
 /// The pointer in an atomic that nobody else can reach.
 #[cfg(not(loom))]

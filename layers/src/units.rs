@@ -110,6 +110,10 @@ impl LayerSlot {
     pub const NONE: Self = Self(0);
 }
 
+/// The number of a layer in the sector cache of its store: from 1, at most 2^20. 0 means "no layer".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerNumber(pub u32);
+
 /// Counts the changes of the chains of a store; the one atomic store of a new generation is the instant of a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);

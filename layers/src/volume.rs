@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use crate::cache::Cache;
 use crate::chain::{Chain, ChainPair};
 use crate::error::{Error, Result};
 use crate::file::Media;
-use crate::flush::{Coordinator, LayerWork};
+use crate::flush::{self, Coordinator, FlushError, LayerWork};
 use crate::generation::Clock;
 use crate::limits;
 use crate::maintenance::Maintenance;
@@ -96,6 +97,8 @@ pub struct Volume {
     stall_ns: AtomicU64,
     /// Whom to tell when a journal has grown long.
     maintenance: Arc<Maintenance>,
+    /// Where the data is that was used last.
+    cache: Arc<Cache>,
 }
 
 impl Volume {
@@ -108,6 +111,7 @@ impl Volume {
         clock: Arc<Clock>,
         media: Arc<dyn Media>,
         maintenance: Arc<Maintenance>,
+        cache: Arc<Cache>,
     ) -> Self {
         Self {
             name: name.to_owned(),
@@ -120,6 +124,7 @@ impl Volume {
             failure: OnceLock::new(),
             stall_ns: AtomicU64::new(0),
             maintenance,
+            cache,
         }
     }
 
@@ -171,23 +176,55 @@ impl Volume {
     /// The steps of a flush (see `flush`), one after the other, by a caller who has the lead.
     pub(crate) fn lead_flush(&self) -> Result<()> {
         self.check_failure()?;
-        self.flush_steps().map_err(|error| {
-            self.fail(&format!("a flush failed: {error}"));
-            self.failed_error()
+        let chain = self.newest_chain();
+        let works = flush::look(chain.unsealed(), usize::MAX);
+        self.carry_out(&works, true)
+    }
+
+    /// Writes back about `limit` clusters, and commits them if they are new to their layers. By a caller who has the lead.
+    /// Returns whether there is more to do.
+    pub(crate) fn lead_write_back(&self, limit: usize) -> Result<bool> {
+        self.check_failure()?;
+        let chain = self.newest_chain();
+        let works = flush::look(chain.unsealed(), limit);
+        self.carry_out(&works, false)?;
+        Ok(works.iter().any(|work| work.marks.more))
+    }
+
+    /// The steps for what was looked up.
+    pub(crate) fn carry_out(&self, works: &[LayerWork], everything: bool) -> Result<()> {
+        let done = flush::carry_out(&self.cache, works, everything);
+        self.note_journal(works);
+        done.map_err(|error| match error {
+            FlushError::Full(source) => {
+                self.maintenance
+                    .note(format!("volume {}: write-back waits for space", self.name));
+                Error::Io {
+                    op: "write back",
+                    path: self.name.clone().into(),
+                    source,
+                }
+            }
+            FlushError::Fatal(error) => {
+                self.fail(&format!("a flush failed: {error}"));
+                self.failed_error()
+            }
         })
     }
 
-    /// The steps themselves.
-    fn flush_steps(&self) -> io::Result<()> {
-        let work = crate::flush::look(&self.newest_chain());
-        for work in work.iter().filter(|work| work.sync_data) {
-            work.layer.sync_data()?;
-        }
-        for journal in work.iter().filter_map(crate::flush::encode) {
-            journal.file.write_at(&journal.bytes, journal.offset)?;
-            journal.file.sync_data()?;
-        }
-        Ok(())
+    /// Whether anything waits to be written back.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.newest_chain()
+            .unsealed()
+            .any(|layer| match &**layer.map() {
+                crate::layer::LayerMap::Active(map) => map.has_marks(),
+                crate::layer::LayerMap::Sealed(_) => false,
+            })
+    }
+
+    /// Where the data is that was used last.
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
+        &self.cache
     }
 
     /// `Err` if the volume has failed.
@@ -257,7 +294,7 @@ impl Volume {
     pub(crate) fn note_journal(&self, work: &[LayerWork]) {
         let long = work
             .iter()
-            .filter(|work| !work.records.is_empty())
+            .filter(|work| work.has_records())
             .any(|work| {
                 work.layer
                     .journal()

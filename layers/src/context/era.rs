@@ -8,13 +8,40 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::chain::Chain;
+use crate::layer::{Layer, LayerMap};
 use crate::generation::Announcement;
-use crate::units::Generation;
+use crate::units::{Generation, LayerNumber, LayerSlot};
 use crate::volume::Volume;
 
 /// Names an era of a context; grows with time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EraId(u64);
+
+/// The layer that takes the writes of an era, with what a request needs of it at hand.
+#[derive(Clone, Debug)]
+pub struct Active {
+    /// Its slot in the era's chain.
+    pub slot: LayerSlot,
+    /// Its number in the cache.
+    pub number: LayerNumber,
+    /// The layer.
+    pub layer: Arc<Layer>,
+    /// Its map, which is an active one as long as the era has changes.
+    pub map: Arc<LayerMap>,
+}
+
+impl Active {
+    /// The active layer of a chain; a chain has one.
+    fn of(chain: &Chain) -> Option<Self> {
+        let layer = chain.active()?;
+        Some(Self {
+            slot: chain.active_slot(),
+            number: layer.number(),
+            layer: Arc::clone(layer),
+            map: layer.map_full(),
+        })
+    }
+}
 
 /// A generation with its chain and its requests.
 #[derive(Debug)]
@@ -23,6 +50,8 @@ struct Era {
     generation: Generation,
     /// The chain in force.
     chain: Arc<Chain>,
+    /// Its active layer.
+    active: Option<Active>,
     /// Requests under way, changes counted.
     requests: usize,
     /// Writes, discards and write-zeroes under way.
@@ -52,6 +81,7 @@ impl Eras {
         let chain = volume.chain_at(generation);
         let era = Era {
             generation,
+            active: Active::of(&chain),
             chain: Arc::clone(&chain),
             requests: 0,
             changes: 0,
@@ -88,6 +118,7 @@ impl Eras {
         self.chain = Arc::clone(&chain);
         self.eras.push_back(Era {
             generation,
+            active: Active::of(&chain),
             chain,
             requests: 0,
             changes: 0,
@@ -108,6 +139,25 @@ impl Eras {
     /// The current chain.
     pub fn chain(&self) -> &Arc<Chain> {
         &self.chain
+    }
+
+    /// The layer that takes the writes of the current era.
+    #[inline]
+    pub fn active(&self) -> Option<&Active> {
+        self.eras.back()?.active.as_ref()
+    }
+
+    /// The layer that takes the writes of an era with requests under way.
+    pub fn active_of(&self, id: EraId) -> Option<&Active> {
+        self.eras.get(self.index(id)?)?.active.as_ref()
+    }
+
+    /// Makes sure that the current generation is announced, for a change that begins and ends now.
+    #[inline]
+    pub fn announce(&mut self, volume: &Volume) {
+        if self.announced.is_none() {
+            self.enter(volume);
+        }
     }
 
     /// The chain of an era with requests under way.

@@ -1,15 +1,59 @@
-//! The flush group that a context leads: the steps of `flush`, one after the other, on its own engine.
+//! The flush group that a context leads: the steps of `flush`, one after the other.
+//!
+//! On its own engine, so that requests go on meanwhile; or by blocking calls, where nothing else is under way and syncs have
+//! been quick lately: a sync through io_uring wakes two threads, which costs more than a quick sync itself.
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use crate::cache::staging::Staging;
 use crate::file::{IoOp, Segment};
-use crate::flush::{self, JournalWrite, LayerWork};
+use crate::flush::{self, FlushError, JournalWrite, LayerWork, StagedWrite, Walk, ZeroedRange};
 use crate::mailbox::{Mail, Waiter};
 use crate::volume::RequestError;
 
 use super::QueueContext;
 use super::request::Step;
+
+/// A flush by blocking calls keeps its worker from everything else; longer than this it may not take.
+const BLOCKING_MAX: Duration = Duration::from_micros(500);
+/// One in so many flushes is tried by blocking calls although they have been slow.
+const TRY_AGAIN: u32 = 256;
+
+/// What a flush by blocking calls took lately.
+#[derive(Debug)]
+pub struct SyncTime {
+    /// Whether blocking calls are to be used at all.
+    allowed: bool,
+    /// A moving mean.
+    mean: Duration,
+    /// Flushes since the last one by blocking calls.
+    since: u32,
+}
+
+impl SyncTime {
+    /// Nothing known yet.
+    pub fn new(allowed: bool) -> Self {
+        Self {
+            allowed,
+            mean: Duration::ZERO,
+            since: 0,
+        }
+    }
+
+    /// Whether the next flush may block.
+    fn may_block(&mut self) -> bool {
+        self.since = self.since.saturating_add(1);
+        self.allowed && (self.mean < BLOCKING_MAX || self.since >= TRY_AGAIN)
+    }
+
+    /// One took this long.
+    fn took(&mut self, time: Duration) {
+        self.since = 0;
+        self.mean = (self.mean * 7 + time) / 8;
+    }
+}
 
 /// A flush under way.
 #[derive(Debug)]
@@ -18,6 +62,12 @@ pub struct Group {
     waiters: Vec<Waiter>,
     /// What it covers.
     work: Vec<LayerWork>,
+    /// Where it is among the dirty clusters.
+    walk: Walk,
+    /// The dirty clusters being written; the operations under way read from it.
+    staging: Staging,
+    /// The parts of it, reused.
+    writes: Vec<StagedWrite>,
     /// The journal writes of it; owns their bytes until they are written.
     journals: Vec<JournalWrite>,
     /// What is done next, once `outstanding` is 0.
@@ -26,27 +76,43 @@ pub struct Group {
     outstanding: usize,
     /// The first failure.
     error: Option<String>,
+    /// Whether that is only a full disk.
+    full_disk: bool,
 }
 
 /// The steps of a group, in the order in which they make it durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// Write the next dirty clusters; again, until there are no more.
+    WriteData,
     /// Sync the data files.
     SyncData,
     /// Write the journal records.
     WriteJournal,
     /// Sync the map files.
     SyncMap,
-    /// Answer.
+    /// Make frames clean and answer.
     Answer,
 }
 
 impl QueueContext {
     /// Asks for a flush on behalf of a request.
     pub(super) fn flush(&mut self, request: usize) {
+        self.join(request, None);
+    }
+
+    /// Asks for the record of a zeroed range on behalf of the request that zeroed it: it is acknowledged only when it would
+    /// survive the end of this process.
+    pub(super) fn record_zeroes(&mut self, request: usize, zeroed: ZeroedRange) {
+        self.join(request, Some(zeroed));
+    }
+
+    /// Asks for a flush or a record.
+    fn join(&mut self, request: usize, zeroed: Option<ZeroedRange>) {
         let waiter = Waiter {
             mailbox: Arc::clone(&self.mailbox),
             request,
+            zeroed,
         };
         if let Some(group) = self.volume.flushes().join(waiter) {
             self.next_group = Some(group);
@@ -66,18 +132,51 @@ impl QueueContext {
         let Some(waiters) = self.next_group.take() else {
             return;
         };
-        let work = if self.volume.has_failed() {
-            Vec::new()
-        } else {
-            flush::look(&self.volume.newest_chain())
-        };
+        if self.volume.has_failed() {
+            self.answer(waiters, Err(RequestError::Failed));
+            return;
+        }
+        if let Some(zeroed) = only_zeroes(&waiters) {
+            match flush::journal_zeroes(&zeroed) {
+                Ok(true) => return self.answer(waiters, Ok(())),
+                Ok(false) => {}
+                Err(error) => {
+                    self.volume
+                        .fail(&format!("recording zeroes failed: {error}"));
+                    return self.answer(waiters, Err(RequestError::Failed));
+                }
+            }
+        }
+        let idle = self.engine.under_way() == 0 && self.parked.is_empty();
+        let work = flush::look(self.volume.newest_chain().unsealed(), usize::MAX);
+        if idle && self.sync_time.may_block() {
+            let began = Instant::now();
+            let result = flush::carry_out(&self.cache, &work, true);
+            self.sync_time.took(began.elapsed());
+            self.volume.note_journal(&work);
+            let result = result.map_err(|error| match error {
+                FlushError::Full(error) => self.volume.note_write_error("write-back", &error),
+                FlushError::Fatal(error) => {
+                    self.volume.fail(&format!("a flush failed: {error}"));
+                    RequestError::Failed
+                }
+            });
+            self.answer(waiters, result);
+            return;
+        }
+        let clusters = work.iter().flat_map(|work| &work.marks.dirty);
+        let clusters = clusters.map(|(_, count)| *count).sum();
         self.group = Some(Group {
             waiters,
             work,
+            walk: Walk::default(),
+            staging: Staging::for_clusters(clusters),
+            writes: Vec::new(),
             journals: Vec::new(),
             next: first_phase(),
             outstanding: 0,
-            error: self.volume.failure(),
+            error: None,
+            full_disk: false,
         });
         self.advance_group();
     }
@@ -87,6 +186,11 @@ impl QueueContext {
         if let Some(group) = &mut self.group {
             group.outstanding -= 1;
             if let Err(error) = result {
+                // Only a write of data that finds no space harms nothing.
+                let full = group.next == Phase::WriteData && flush::is_full_disk(&error);
+                if group.error.is_none() || !full {
+                    group.full_disk = full;
+                }
                 group
                     .error
                     .get_or_insert_with(|| format!("a flush failed: {error}"));
@@ -105,20 +209,27 @@ impl QueueContext {
             } else {
                 group.next
             };
-            group.next = next_phase(phase);
             match phase {
-                Phase::SyncData => {
-                    for work in group.work.iter().filter(|work| work.sync_data) {
-                        group.outstanding += 1;
-                        self.push(
-                            Step::Group,
-                            IoOp::SyncData {
-                                file: work.layer.data().token(),
-                            },
-                        );
+                Phase::WriteData => {
+                    let Group {
+                        walk,
+                        work,
+                        staging,
+                        writes,
+                        ..
+                    } = &mut group;
+                    if walk.next(&self.cache, work, staging, writes) {
+                        self.write_staged(&mut group);
+                    } else {
+                        group.next = next_phase(phase);
                     }
                 }
+                Phase::SyncData => {
+                    group.next = next_phase(phase);
+                    self.sync_data(&mut group);
+                }
                 Phase::WriteJournal => {
+                    group.next = next_phase(phase);
                     group.journals = group.work.iter().filter_map(flush::encode).collect();
                     for journal in &group.journals {
                         group.outstanding += 1;
@@ -137,6 +248,7 @@ impl QueueContext {
                     }
                 }
                 Phase::SyncMap => {
+                    group.next = next_phase(phase);
                     for journal in &group.journals {
                         group.outstanding += 1;
                         self.push(
@@ -148,7 +260,7 @@ impl QueueContext {
                     }
                 }
                 Phase::Answer => {
-                    self.answer(group);
+                    self.end_group(group);
                     return;
                 }
             }
@@ -160,17 +272,81 @@ impl QueueContext {
         }
     }
 
-    /// Latches a failure, lets the next group begin and answers those who waited for this one.
-    fn answer(&mut self, group: Group) {
-        // Whatever failed meanwhile, on whichever queue or in a command: nothing is promised any more.
-        let result = match group.error.or_else(|| self.volume.failure()) {
-            None => Ok(()),
+    /// Writes what is in the staging buffer.
+    fn write_staged(&mut self, group: &mut Group) {
+        for write in &group.writes {
+            let (Some(work), Some(bytes)) = (
+                group.work.get(write.work),
+                group.staging.bytes(write.start, write.len),
+            ) else {
+                continue;
+            };
+            let segment = Segment {
+                base: bytes.as_ptr().cast_mut(),
+                len: bytes.len(),
+            };
+            // Before the write: a crash of this process in between only costs a sync.
+            work.layer.mark_unsynced();
+            group.outstanding += 1;
+            self.push(
+                Step::Group,
+                IoOp::Write {
+                    file: work.layer.data().token(),
+                    offset: write.offset,
+                    segments: &[segment],
+                },
+            );
+        }
+    }
+
+    /// Syncs what is written and not synced, of data files and of maps.
+    fn sync_data(&mut self, group: &mut Group) {
+        for work in &group.work {
+            if work.layer.take_unsynced() {
+                group.outstanding += 1;
+                let file = work.layer.data().token();
+                self.push(Step::Group, IoOp::SyncData { file });
+            }
+            if work.sync_map_end
+                && let Some(map) = flush::map_file(work)
+            {
+                group.outstanding += 1;
+                let file = map.token();
+                self.push(Step::Group, IoOp::SyncData { file });
+            }
+        }
+    }
+
+    /// Latches a failure, makes frames clean, and answers.
+    fn end_group(&mut self, mut group: Group) {
+        let result = match &group.error {
+            None => {
+                group.walk.clean(&self.cache, &group.work);
+                Ok(())
+            }
+            Some(cause) if group.full_disk => {
+                flush::put_back(&group.work);
+                let error = io::Error::from(rustix::io::Errno::NOSPC);
+                let _ = cause;
+                Err(self.volume.note_write_error("write-back", &error))
+            }
             Some(cause) => {
-                self.volume.fail(&cause);
+                self.volume.fail(cause);
                 Err(RequestError::Failed)
             }
         };
         self.volume.note_journal(&group.work);
+        self.answer(group.waiters, result);
+    }
+
+    /// Lets the next group begin and answers those who waited for this one.
+    fn answer(&mut self, waiters: Vec<Waiter>, result: Result<(), RequestError>) {
+        // Whatever failed meanwhile, on whichever queue or in a command: nothing is promised any more.
+        let result = if result.is_ok() && self.volume.has_failed() {
+            Err(RequestError::Failed)
+        } else {
+            result
+        };
         if let Some(next) = self.volume.flushes().finish() {
             if flush::has_own(&next, &self.mailbox) {
                 self.next_group = Some(next);
@@ -178,7 +354,7 @@ impl QueueContext {
                 flush::hand_over(next);
             }
         }
-        for waiter in group.waiters {
+        for waiter in waiters {
             if Arc::ptr_eq(&waiter.mailbox, &self.mailbox) {
                 self.flush_done(waiter.request, result);
             } else {
@@ -188,7 +364,15 @@ impl QueueContext {
                 });
             }
         }
+        if self.cache.bell().has_waiting() {
+            self.cache.bell().answer();
+        }
     }
+}
+
+/// The ranges of a group that wants nothing but records of zeroes.
+fn only_zeroes(waiters: &[Waiter]) -> Option<Vec<ZeroedRange>> {
+    waiters.iter().map(|waiter| waiter.zeroed.clone()).collect()
 }
 
 /// The first step of a group.
@@ -196,7 +380,7 @@ fn first_phase() -> Phase {
     if crate::canary::map_before_data() {
         Phase::WriteJournal
     } else {
-        Phase::SyncData
+        Phase::WriteData
     }
 }
 
@@ -205,11 +389,13 @@ fn next_phase(phase: Phase) -> Phase {
     if crate::canary::map_before_data() {
         return match phase {
             Phase::WriteJournal => Phase::SyncMap,
-            Phase::SyncMap => Phase::SyncData,
+            Phase::SyncMap => Phase::WriteData,
+            Phase::WriteData => Phase::SyncData,
             Phase::SyncData | Phase::Answer => Phase::Answer,
         };
     }
     match phase {
+        Phase::WriteData => Phase::SyncData,
         Phase::SyncData => Phase::WriteJournal,
         Phase::WriteJournal => Phase::SyncMap,
         Phase::SyncMap | Phase::Answer => Phase::Answer,

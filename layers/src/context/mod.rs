@@ -1,15 +1,19 @@
-//! Carries out the requests of one worker thread: guest memory <-> engine <-> layer files.
+//! Carries out the requests of one worker thread: guest memory <-> sector cache <-> engine <-> layer files.
 //!
-//! A request goes through `submit` (checked, resolved, turned into operations), the engine, and `poll` (published in the
-//! maps, completed). A write becomes visible in the maps only after its data is in the file, and is acknowledged only after
-//! that; a flush is led by the context itself (`group`).
+//! What lies in the cache is done when `submit` returns, and polled later: reads of frames (`read`), writes into frames
+//! (`write`). Everything else is a request under way: it goes through the engine, or waits until a frame is free. A write becomes
+//! visible in the maps only after its data is in its frames, and is acknowledged only after that; a flush is led by the
+//! context itself (`group`).
 //!
-//! INVARIANT: a layer is changed (file or map) only by an operation counted in the `changes` of an era whose generation
-//! has been announced, and the announcement is not newer than the oldest era with changes.
+//! INVARIANT: a layer is changed (frame, file or map) only in a batch whose generation is announced, or by an operation
+//! counted in the `changes` of an era whose generation has been announced; and the announcement is not newer than the oldest
+//! era with changes.
 
 mod era;
 mod group;
+mod read;
 mod request;
+mod write;
 mod zero;
 
 use std::fmt;
@@ -17,21 +21,22 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use crate::cache::access::Tally;
+use crate::cache::staging::Pages;
+use crate::cache::{Cache, Counters};
 use crate::error::{Error, Result};
 use crate::file::{Engine, FileToken, IoDone, IoOp, Segment};
-use crate::layer::LayerMap;
 use crate::limits;
 use crate::mailbox::{Mail, Mailbox, Waiter};
-use crate::map::{ActiveMap, Change};
-use crate::resolve::{Part, Source, resolve};
-use crate::units::{
-    CLUSTER_SECTORS, Cluster, LayerSlot, SECTOR_BYTES, Sector, SectorMask, SectorRange,
-};
+use crate::resolve::Part;
+use crate::segments::Slicer;
+use crate::units::{SECTOR_BYTES, Sector, SectorRange};
 use crate::volume::{Completion, Durability, Operation, RequestError, Volume};
 
 use era::Eras;
-use group::Group;
-use request::{Backlog, Request, Slab, Slicer, Step};
+use group::{Group, SyncTime};
+use request::{Backlog, Fill, Parked, Request, Slab, Step};
+use write::Stop;
 
 /// Carries out the requests of one worker thread (of one or more of its queues). Not shared between threads.
 ///
@@ -44,6 +49,24 @@ pub struct QueueContext {
     read_only: bool,
     /// Carries out file operations.
     engine: Box<dyn Engine>,
+    /// Where the data is that was used last.
+    cache: Arc<Cache>,
+    /// What has been done.
+    tally: Tally,
+    /// Where that is told.
+    counters: Arc<Counters>,
+    /// Frames that became dirty since that was told.
+    dirtied: u64,
+    /// Whether clean frames may become dirty in this batch.
+    may_dirty: bool,
+    /// Clusters on their way into frames.
+    fills: Slab<Fill>,
+    /// The memory for that.
+    pages: Pages,
+    /// Parts of requests that were put aside.
+    parked: Vec<Parked>,
+    /// What a flush by blocking calls took lately.
+    sync_time: SyncTime,
     /// The chains of the generations with requests under way; the last is current.
     eras: Eras,
     /// Requests under way.
@@ -66,6 +89,8 @@ pub struct QueueContext {
     pieces: Vec<Segment>,
     /// Reused between calls.
     done: Vec<IoDone>,
+    /// Empty lists, to be used again.
+    spare: Vec<Vec<Segment>>,
 }
 
 impl QueueContext {
@@ -79,10 +104,20 @@ impl QueueContext {
         let engine = volume.media().engine(limits::ENGINE_DEPTH).map_err(host)?;
         let mailbox = Arc::new(Mailbox::new().map_err(host)?);
         let eras = Eras::new(&volume);
+        let cache = Arc::clone(volume.cache());
         Ok(Self {
             volume,
             read_only,
+            sync_time: SyncTime::new(engine.wake_fd().is_some()),
             engine,
+            counters: cache.register(),
+            may_dirty: !cache.is_full_of_dirty(),
+            cache,
+            tally: Tally::default(),
+            dirtied: 0,
+            fills: Slab::default(),
+            pages: Pages::default(),
+            parked: Vec::new(),
             eras,
             requests: Slab::default(),
             steps: Slab::default(),
@@ -94,6 +129,7 @@ impl QueueContext {
             parts: Vec::new(),
             pieces: Vec::new(),
             done: Vec::new(),
+            spare: Vec::new(),
         })
     }
 
@@ -102,6 +138,7 @@ impl QueueContext {
     /// run in an older generation than that one did.
     pub fn begin_batch(&mut self) {
         self.eras.enter(&self.volume);
+        self.may_dirty = !self.cache.is_full_of_dirty();
     }
 
     /// Starts a request. It completes in a later `poll`, exactly once, with this `token`, even if it failed at once.
@@ -118,28 +155,93 @@ impl QueueContext {
         segments: &[Segment],
         token: u64,
     ) {
-        match self.check(operation, segments) {
-            Err(error) => self.ended.push(Completion {
-                token,
-                result: Err(error),
-            }),
-            Ok(range) => {
+        let range = match self.check(operation, segments) {
+            Ok(range) => range,
+            Err(error) => return self.end(token, Err(error)),
+        };
+        match operation {
+            // SAFETY: the caller promises the segments.
+            Operation::Read(_) => unsafe { self.read(token, durability, range, segments) },
+            // SAFETY: as above.
+            Operation::Write(_) => unsafe { self.write(token, durability, range, segments) },
+            Operation::WriteZeroes { unmap, .. } => {
                 let request = self.requests.insert(Request::new(token, durability));
-                match operation {
-                    Operation::Read(_) => self.read(request, range, segments),
-                    Operation::Write(_) => self.write(request, range, segments),
-                    Operation::WriteZeroes { unmap, .. } => self.zero(request, range, unmap),
-                    Operation::Discard(_) => self.zero(request, range, true),
-                    Operation::Flush => self.flush(request),
-                }
+                self.zero(request, range, unmap);
+            }
+            Operation::Discard(_) => {
+                let request = self.requests.insert(Request::new(token, durability));
+                self.zero(request, range, true);
+            }
+            Operation::Flush => {
+                let request = self.requests.insert(Request::new(token, durability));
+                self.flush(request);
             }
         }
+    }
+
+    /// Reads; a request is made only of what is not in the cache.
+    ///
+    /// # Safety
+    /// As for `submit`.
+    #[inline]
+    #[expect(unsafe_code, reason = "guest memory crosses this seam without a copy")]
+    unsafe fn read(
+        &mut self,
+        token: u64,
+        durability: Durability,
+        range: SectorRange,
+        segments: &[Segment],
+    ) {
+        let mut guest = Slicer::new(segments);
+        // SAFETY: the caller promises the segments.
+        let at = unsafe { self.read_hot(range, &mut guest) };
+        let count = range.end().0 - at.0;
+        if count == 0 {
+            return self.end(token, Ok(()));
+        }
+        let request = self.requests.insert(Request::new(token, durability));
+        self.begin(request, false);
+        self.read_range(request, SectorRange { start: at, count }, guest);
+        self.part_done(request, Ok(()));
+    }
+
+    /// Writes; a request is made only of what finds no frame, or has to be stable.
+    ///
+    /// # Safety
+    /// As for `submit`.
+    #[inline]
+    #[expect(unsafe_code, reason = "guest memory crosses this seam without a copy")]
+    unsafe fn write(
+        &mut self,
+        token: u64,
+        durability: Durability,
+        range: SectorRange,
+        segments: &[Segment],
+    ) {
+        self.eras.announce(&self.volume);
+        let mut guest = Slicer::new(segments);
+        // SAFETY: the caller promises the segments.
+        let (at, stop) = unsafe { self.write_hot(None, range, &mut guest) };
+        if stop == Stop::Done && durability == Durability::AfterFlush {
+            return self.end(token, Ok(()));
+        }
+        let request = self.requests.insert(Request::new(token, durability));
+        self.begin(request, true);
+        self.write_stopped(request, range, at, stop, guest);
+        self.part_done(request, Ok(()));
+    }
+
+    /// Reports the end of a request that was never under way.
+    #[inline]
+    fn end(&mut self, token: u64, result: std::result::Result<(), RequestError>) {
+        self.ended.push(Completion { token, result });
     }
 
     /// Hands what was queued to the kernel. Call once after a batch. Does not wait.
     pub fn kick(&mut self) {
         self.drive();
         self.eras.leave();
+        self.tell();
     }
 
     /// Appends the requests that have ended to `done`. Does not wait.
@@ -148,6 +250,7 @@ impl QueueContext {
             match letter {
                 Mail::FlushDone { request, result } => self.flush_done(request, result),
                 Mail::Lead(group) => self.next_group = Some(group),
+                Mail::Retry => self.retry(),
             }
         }
         let mut finished = std::mem::take(&mut self.done);
@@ -161,6 +264,7 @@ impl QueueContext {
         self.done = finished;
         self.drive();
         self.eras.leave();
+        self.tell();
         done.append(&mut self.ended);
     }
 
@@ -230,66 +334,16 @@ impl QueueContext {
         Ok(range)
     }
 
-    /// Reads: zeroes are filled in at once, everything else comes from layer files straight into guest memory.
-    fn read(&mut self, request: usize, range: SectorRange, segments: &[Segment]) {
-        let mut chain = Arc::clone(self.eras.chain());
-        let mut parts = std::mem::take(&mut self.parts);
-        while resolve(self.volume.table(), &chain, range, &mut parts).is_err() {
-            // A worker ahead of this one published a newer layer; the newest chain knows it, and reads may use it.
-            chain = self.volume.newest_chain();
-        }
-        self.begin(request, false);
-        let mut slicer = Slicer::new(segments);
-        let mut pieces = std::mem::take(&mut self.pieces);
-        for part in &parts {
-            slicer.take(part.range.count * SECTOR_BYTES, &mut pieces);
-            let file = match part.source {
-                Source::Zero => None,
-                Source::Layer(slot) => chain.file(slot),
-            };
-            match file {
-                None => zero::fill(&pieces),
-                Some(file) => {
-                    let offset = part.range.start.0 * SECTOR_BYTES;
-                    self.push(
-                        Step::Read { request },
-                        IoOp::Read {
-                            file,
-                            offset,
-                            segments: &pieces,
-                        },
-                    );
-                }
+    /// Tells the cache what this context has done.
+    #[inline]
+    fn tell(&mut self) {
+        self.counters.store(&self.tally);
+        let dirtied = std::mem::take(&mut self.dirtied);
+        if dirtied > 0 {
+            self.cache.dirtied(dirtied);
+            if self.cache.wants_write_back() {
+                self.cache.bell().ring();
             }
-        }
-        self.pieces = pieces;
-        self.parts = parts;
-        self.keep_alive(request, chain);
-        self.part_done(request, Ok(()));
-    }
-
-    /// Writes: one operation, since every sector has its place in the active layer's file.
-    fn write(&mut self, request: usize, range: SectorRange, segments: &[Segment]) {
-        self.begin(request, true);
-        self.write_part(request, range, segments);
-        self.part_done(request, Ok(()));
-    }
-
-    /// Writes a run of sectors to the active layer on behalf of a request.
-    fn write_part(&mut self, request: usize, range: SectorRange, segments: &[Segment]) {
-        if range.count == 0 {
-            return;
-        }
-        if let Some(file) = self.era_file(request) {
-            let offset = range.start.0 * SECTOR_BYTES;
-            self.push(
-                Step::Write { request, range },
-                IoOp::Write {
-                    file,
-                    offset,
-                    segments,
-                },
-            );
         }
     }
 
@@ -310,11 +364,11 @@ impl QueueContext {
     }
 
     /// Keeps the files of a chain that is not the era's own open until the request ends.
-    fn keep_alive(&mut self, request: usize, chain: Arc<crate::chain::Chain>) {
-        if !Arc::ptr_eq(&chain, self.eras.chain())
+    fn keep_alive(&mut self, request: usize, chain: &Arc<crate::chain::Chain>) {
+        if !Arc::ptr_eq(chain, self.eras.chain())
             && let Some(request) = self.requests.get_mut(request)
         {
-            request.chain = Some(chain);
+            request.chain = Some(Arc::clone(chain));
         }
     }
 
@@ -340,7 +394,8 @@ impl QueueContext {
         let user = u64::try_from(user).unwrap_or(u64::MAX);
         // SAFETY:
         // - the segments are those of a request whose caller promised them valid until its completion is polled, which
-        //   is after this operation was reaped; or the static zero page; or bytes owned by the group until it ends;
+        //   is after this operation was reaped; or the static zero page; or bytes owned by the group until it ends; or a page
+        //   of a fill, which stays where it is until that ends;
         // - files stay open: the request's era (or its own chain) or the group holds the layer until then.
         unsafe { self.engine.submit(op, user) };
     }
@@ -381,13 +436,7 @@ impl QueueContext {
                     .map_err(|error| self.volume.note_read_error(&error));
                 self.part_done(request, result);
             }
-            Step::Write { request, range } => {
-                let result = match io.result {
-                    Ok(()) => self.publish_data(request, range),
-                    Err(error) => Err(self.volume.note_write_error("write", &error)),
-                };
-                self.part_done(request, result);
-            }
+            Step::Fill { request, fill } => self.fill_done(request, fill, io.result),
             Step::Punch {
                 request,
                 first,
@@ -400,74 +449,6 @@ impl QueueContext {
                 self.part_done(request, result);
             }
             Step::Group => self.group_step_done(io.result),
-        }
-    }
-
-    /// Makes written sectors visible: in the layer's map first, then in the resolve table.
-    fn publish_data(
-        &mut self,
-        request: usize,
-        range: SectorRange,
-    ) -> std::result::Result<(), RequestError> {
-        let first = range.start.cluster();
-        let count = (range.end().0 - 1) / CLUSTER_SECTORS - first.0 + 1;
-        self.publish(request, first, count, |map| map.write(range))
-    }
-
-    /// Makes whole clusters zero, but for those that no layer says anything about or that a sealed layer says are zero. The
-    /// masks of unsealed layers are not believed here: see `resolve`.
-    fn publish_zero(
-        &mut self,
-        request: usize,
-        first: Cluster,
-        count: u64,
-    ) -> std::result::Result<(), RequestError> {
-        let volume = Arc::clone(&self.volume);
-        let chain = Arc::clone(self.eras.chain());
-        for run in volume.table().runs(first, count) {
-            let word = run.resolve;
-            let reads_zero = word.slot == LayerSlot::NONE
-                || (chain.was_sealed(word.slot) && word.mask == SectorMask::NONE);
-            if !reads_zero {
-                self.publish(request, run.first, run.count, |map| {
-                    map.zero(run.first, run.count)
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Changes the map of the active layer of the request's era and derives the resolve table from it.
-    fn publish(
-        &self,
-        request: usize,
-        first: Cluster,
-        count: u64,
-        change: impl FnOnce(&ActiveMap) -> Change,
-    ) -> std::result::Result<(), RequestError> {
-        let chain = self
-            .requests
-            .get(request)
-            .and_then(|request| request.era)
-            .and_then(|era| self.eras.chain_of(era))
-            .ok_or(RequestError::Failed)?;
-        let layer = chain.active().ok_or(RequestError::Failed)?;
-        // Unsynced before the map word: see `flush::look`.
-        layer.mark_unsynced();
-        match &**layer.map() {
-            LayerMap::Active(map) => {
-                let changed = change(map);
-                self.volume
-                    .table()
-                    .refresh(chain.active_slot(), map, first, count, changed);
-                Ok(())
-            }
-            LayerMap::Sealed(_) => {
-                debug_assert!(false, "a change reached a sealed layer");
-                self.volume
-                    .fail("a change reached a sealed layer: this is a defect of stratablk");
-                Err(RequestError::Failed)
-            }
         }
     }
 
@@ -485,13 +466,14 @@ impl QueueContext {
         }
         let stable = request.changes && request.durability == Durability::OnCompletion;
         let (era, changes, error) = (request.era.take(), request.changes, request.error);
+        let zeroed = request.zeroed.take();
         if let Some(era) = era {
             self.eras.end(era, changes);
         }
-        if stable && error.is_none() {
-            self.flush(index);
-        } else {
-            self.complete(index, error.map_or(Ok(()), Err));
+        match (error, zeroed) {
+            (None, _) if stable => self.flush(index),
+            (None, Some(zeroed)) => self.record_zeroes(index, zeroed),
+            _ => self.complete(index, error.map_or(Ok(()), Err)),
         }
     }
 
@@ -529,6 +511,8 @@ impl Drop for QueueContext {
             }
         }
         self.eras.retire(&self.volume);
+        self.tell();
+        self.cache.unregister(&self.counters);
     }
 }
 

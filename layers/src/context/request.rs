@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use crate::chain::Chain;
 use crate::file::{FileToken, IoOp, Segment};
+use crate::flush::ZeroedRange;
+use crate::cache::Span;
+use crate::cache::access::Ticket;
 use crate::units::{Cluster, SectorRange};
 use crate::volume::{Durability, RequestError};
 
@@ -27,6 +30,8 @@ pub struct Request {
     pub error: Option<RequestError>,
     /// The chain it reads from, where that is not its era's.
     pub chain: Option<Arc<Chain>>,
+    /// Clusters that it has zeroed, to be recorded before it ends.
+    pub zeroed: Option<ZeroedRange>,
 }
 
 impl Request {
@@ -40,6 +45,7 @@ impl Request {
             parts: 0,
             error: None,
             chain: None,
+            zeroed: None,
         }
     }
 }
@@ -52,12 +58,12 @@ pub enum Step {
         /// For this request.
         request: usize,
     },
-    /// Data is in the active layer's file and wants to be published.
-    Write {
+    /// Sectors of a cluster are there, to be kept in the cache and given to the guest.
+    Fill {
         /// For this request.
         request: usize,
-        /// These sectors.
-        range: SectorRange,
+        /// Its number among the fills.
+        fill: usize,
     },
     /// Space was given back, and the clusters become zero.
     Punch {
@@ -76,12 +82,40 @@ impl Step {
     /// The request that waits for it.
     pub fn request(&self) -> Option<usize> {
         match *self {
-            Self::Read { request } | Self::Write { request, .. } | Self::Punch { request, .. } => {
+            Self::Read { request } | Self::Fill { request, .. } | Self::Punch { request, .. } => {
                 Some(request)
             }
             Self::Group => None,
         }
     }
+}
+
+/// A cluster on its way from a file into a frame and to the guest.
+#[derive(Debug)]
+pub struct Fill {
+    /// The claim on the frame.
+    pub ticket: Ticket,
+    /// The page it is read into.
+    pub page: usize,
+    /// What is read.
+    pub read: Span,
+    /// What the guest wants of it.
+    pub wanted: Span,
+    /// Where the guest wants it.
+    pub pieces: Vec<Segment>,
+}
+
+/// A part of a request that was put aside, because somebody changes a frame that it needs or because no frame is free.
+#[derive(Debug)]
+pub struct Parked {
+    /// For this request, which counts it as a part.
+    pub request: usize,
+    /// Whether it writes.
+    pub write: bool,
+    /// Which sectors.
+    pub range: SectorRange,
+    /// The guest's memory for them.
+    pub segments: Vec<Segment>,
 }
 
 /// Things with small numbers that are used again.
@@ -250,50 +284,5 @@ impl Backlog {
     pub fn recycle(&mut self, mut op: OwnedOp) {
         op.segments.clear();
         self.spare.push(op.segments);
-    }
-}
-
-/// Cuts a list of segments into consecutive pieces.
-#[derive(Debug)]
-pub struct Slicer<'a> {
-    /// What is left.
-    rest: &'a [Segment],
-    /// Bytes of the first one that are gone.
-    gone: usize,
-}
-
-impl<'a> Slicer<'a> {
-    /// Starts at the beginning.
-    pub fn new(segments: &'a [Segment]) -> Self {
-        Self {
-            rest: segments,
-            gone: 0,
-        }
-    }
-
-    /// Replaces `pieces` by the next `bytes` bytes (fewer at the end of the list).
-    pub fn take(&mut self, bytes: u64, pieces: &mut Vec<Segment>) {
-        pieces.clear();
-        let mut wanted = usize::try_from(bytes).unwrap_or(usize::MAX);
-        while wanted > 0 {
-            let Some((first, rest)) = self.rest.split_first() else {
-                return;
-            };
-            let left = first.len - self.gone;
-            let len = left.min(wanted);
-            if len > 0 {
-                pieces.push(Segment {
-                    base: first.base.wrapping_add(self.gone),
-                    len,
-                });
-            }
-            wanted -= len;
-            if len == left {
-                self.rest = rest;
-                self.gone = 0;
-            } else {
-                self.gone += len;
-            }
-        }
     }
 }

@@ -4,10 +4,16 @@
 //! A discarded range reads as zeroes afterwards, so that no older layer's data ever shows through. Giving space back before
 //! the map says so is safe at any crash: the sectors then hold zeroes, the value of the request under way.
 
+use std::sync::Arc;
+
 use crate::file::{IoOp, Segment};
+use crate::flush::ZeroedRange;
 use crate::layer::LayerMap;
 use crate::resolve::{Source, resolve};
-use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, SECTOR_BYTES, Sector, SectorRange};
+use crate::segments::Slicer;
+use crate::units::{
+    CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, LayerSlot, Sector, SectorMask, SectorRange,
+};
 use crate::volume::RequestError;
 
 use super::QueueContext;
@@ -17,16 +23,6 @@ use super::request::Step;
 static ZEROES: [u8; 4096] = [0; 4096];
 
 const _: () = assert!(ZEROES.len() as u64 == CLUSTER_BYTES);
-
-/// Fills guest memory with zeroes.
-#[expect(unsafe_code, reason = "writes to guest memory")]
-pub fn fill(segments: &[Segment]) {
-    for segment in segments {
-        // SAFETY: `QueueContext::submit` was promised that the segments of a read are valid for writes until its
-        // completion was polled, and that nobody holds a Rust reference to them.
-        unsafe { std::ptr::write_bytes(segment.base, 0, segment.len) };
-    }
-}
 
 impl QueueContext {
     /// Makes a range read as zeroes; with `unmap` its space is given back.
@@ -63,7 +59,7 @@ impl QueueContext {
             start: Sector(from),
             count: to - from,
         };
-        let chain = std::sync::Arc::clone(self.eras.chain());
+        let chain = Arc::clone(self.eras.chain());
         let mut parts = std::mem::take(&mut self.parts);
         let known = resolve(self.volume.table(), &chain, range, &mut parts).is_ok();
         let reads_zero = known && parts.iter().all(|part| part.source == Source::Zero);
@@ -81,17 +77,12 @@ impl QueueContext {
         if zero_already {
             return;
         }
-        let mut left = range.count * SECTOR_BYTES;
-        let mut segments = Vec::with_capacity(2);
-        while left > 0 {
-            let len = left.min(CLUSTER_BYTES);
-            segments.push(Segment {
-                base: ZEROES.as_ptr().cast_mut(),
-                len: usize::try_from(len).unwrap_or(ZEROES.len()),
-            });
-            left -= len;
-        }
-        self.write_part(request, range, &segments);
+        // Fewer than two clusters lie in a part, and they may begin anywhere.
+        let page = Segment {
+            base: ZEROES.as_ptr().cast_mut(),
+            len: ZEROES.len(),
+        };
+        self.write_range(request, range, Slicer::new(&[page, page]));
     }
 
     /// Makes whole clusters zero.
@@ -114,6 +105,49 @@ impl QueueContext {
         }
     }
 
+    /// Makes whole clusters zero in the map, but for those that no layer says anything about or that a sealed layer says are
+    /// zero, and takes them out of the cache. The masks of unsealed layers are not believed here: see `resolve`.
+    pub(super) fn publish_zero(
+        &mut self,
+        request: usize,
+        first: Cluster,
+        count: u64,
+    ) -> Result<(), RequestError> {
+        let era = self.requests.get(request).and_then(|request| request.era);
+        let active = era
+            .and_then(|era| self.eras.active_of(era))
+            .ok_or(RequestError::Failed)?;
+        let LayerMap::Active(map) = &*active.map else {
+            debug_assert!(false, "a change reached a sealed layer");
+            self.volume
+                .fail("a change reached a sealed layer: this is a defect of stratablk");
+            return Err(RequestError::Failed);
+        };
+        let chain = self.eras.chain();
+        let table = self.volume.table();
+        let mut zeroed = false;
+        for run in table.runs(first, count) {
+            let word = run.resolve;
+            let reads_zero = word.slot == LayerSlot::NONE
+                || (chain.was_sealed(word.slot) && word.mask == SectorMask::NONE);
+            if reads_zero {
+                continue;
+            }
+            zeroed = true;
+            // First the map, then the frames: a write that comes in between has both as it wants them, since it changes
+            // the map under its frame's lock, and the trim asks the map under the same lock.
+            let changed = map.zero(run.first, run.count, |first, count| {
+                self.cache.trim(active.number, first, count, |cluster| map.get(cluster).data);
+            });
+            table.refresh(active.slot, map, run.first, run.count, changed);
+        }
+        let layer = Arc::clone(&active.layer);
+        if zeroed && let Some(request) = self.requests.get_mut(request) {
+            request.zeroed = Some(ZeroedRange { layer, first, count });
+        }
+        Ok(())
+    }
+
     /// Whether the active layer's file holds data of any of these clusters. Its own map is asked: the masks in the resolve
     /// table may be late.
     fn active_holds_data(&self, first: Cluster, count: u64) -> bool {
@@ -127,7 +161,7 @@ impl QueueContext {
     }
 
     /// Remembers the first failure of a request.
-    fn note_error(&mut self, request: usize, error: RequestError) {
+    pub(super) fn note_error(&mut self, request: usize, error: RequestError) {
         if let Some(request) = self.requests.get_mut(request) {
             request.error.get_or_insert(error);
         }

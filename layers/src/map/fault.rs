@@ -18,6 +18,22 @@ pub(crate) enum Fault {
     TrustTheMask,
     /// A leaf is filled with nothing instead of the word it replaces.
     EmptyLeaf,
+    /// A reader of a frame does not look at its state again after the copy.
+    ReadOnce,
+    /// A reader of a frame looks at its state again without an order between the copy and the look.
+    ReadWithoutFence,
+    /// A write publishes what it did after it gave the frame back.
+    MarkAfterUnlock,
+    /// A new key is put into a set without its lock.
+    NoSetLock,
+    /// A fill overwrites what was written meanwhile.
+    FillOverWrites,
+    /// A fill is kept although its cluster was zeroed meanwhile.
+    KeepSpoiled,
+    /// Zeroing a cluster does not tell a fill under way.
+    TrimWithoutSpoiling,
+    /// A frame becomes clean although it was written since it was copied.
+    CleanWithoutVersion,
 }
 
 #[cfg(test)]

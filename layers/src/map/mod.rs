@@ -14,7 +14,7 @@
 
 mod active;
 mod changed;
-mod fault;
+pub(crate) mod fault;
 #[cfg(all(test, not(loom)))]
 mod model;
 mod radix;

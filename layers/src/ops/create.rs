@@ -179,6 +179,7 @@ impl Store {
         data.sync_data().map_err(self.io("sync", &path))?;
         let journal = MapFile::create(&self.media, &header, &SectorSet::empty())?;
         self.sync_layers_dir()?;
+        let number = self.cache.number(id)?;
         let row = LayerRow {
             id,
             parent,
@@ -187,7 +188,7 @@ impl Store {
             base: None,
             created_ns: header.created_ns,
         };
-        let layer = Layer::active(header, data, ActiveMap::new(clusters(size)), journal);
+        let layer = Layer::active(header, number, data, ActiveMap::new(clusters(size)), journal);
         Ok((Arc::new(layer), row))
     }
 
@@ -241,6 +242,7 @@ impl Store {
                 .collect()
         };
         for id in made.layers.iter().filter(|id| !committed.contains(id)) {
+            self.cache.forget(*id);
             // What cannot be removed now is removed at the next start.
             if let Err(error) = self.media.remove_dir_all(&layer_dir(*id)) {
                 self.maintenance

@@ -58,6 +58,7 @@ impl Store {
             removed
         };
         for id in removed {
+            self.cache.forget(id);
             // Gone from the catalog: what cannot be removed now is reported by `stratablk check`.
             if let Err(error) = self.media.remove_dir_all(&layer_dir(id)) {
                 self.maintenance.note(format!(

@@ -58,7 +58,9 @@ impl Store {
             Arc::clone(&self.clock),
             Arc::clone(&self.media),
             Arc::clone(&self.maintenance),
+            Arc::clone(&self.cache),
         ));
+        self.write_back.add(&volume);
         let mut inner = self.inner();
         inner.layers = known;
         inner.open.insert(name.to_owned(), Arc::clone(&volume));
@@ -111,9 +113,10 @@ impl Store {
     fn load_layer(&self, row: &LayerRow) -> Result<Layer> {
         let (journal, header, set, recovery) = MapFile::open(&self.media, row.id)?;
         self.check_header(row, &header)?;
+        let number = self.cache.number(row.id)?;
         if let LayerKind::RawBase(base) = &header.kind {
             let data = self.open_base(row.id, base)?;
-            return Ok(Layer::sealed(header, data, set));
+            return Ok(Layer::sealed(header, number, data, set));
         }
         let path = data_path(row.id);
         let sealed = header.state == MapState::Sealed;
@@ -127,7 +130,7 @@ impl Store {
             .open(&path, mode, self.options.direct_io)
             .map_err(self.io("open", &path))?;
         if sealed {
-            return Ok(Layer::sealed(header, data, set));
+            return Ok(Layer::sealed(header, number, data, set));
         }
         if recovery.dropped_bytes > 0 {
             self.maintenance.note(format!(
@@ -137,7 +140,7 @@ impl Store {
             ));
         }
         let map = ActiveMap::from_set(clusters(row.size), &set);
-        let layer = Layer::active(header, data, map, journal);
+        let layer = Layer::active(header, number, data, map, journal);
         // DURABILITY: a daemon that was killed may have left written data in the host's page cache. It is seen by reads from
         // now on, so the first flush has to sync it.
         layer.mark_unsynced();

@@ -55,6 +55,8 @@ struct Member {
     layers: Vec<Arc<Layer>>,
     /// Whether their data was synced (or the volume has failed).
     synced: bool,
+    /// Why their data could not be written, where that harms nothing but the snapshot.
+    full_disk: Option<Error>,
 }
 
 impl Store {
@@ -110,13 +112,14 @@ impl Store {
     /// Syncs the old layers of a volume. The caller leads its flushes, and gives the lead back only after a failure is
     /// latched.
     fn sync_member(&self, member: &mut Member) {
-        for layer in &member.layers {
-            if let Err(error) = layer.sync_data() {
-                let layer = layer.id();
-                member
-                    .volume
-                    .fail(&format!("syncing layer {layer} failed: {error}"));
-            }
+        // Nobody writes to these layers any more: what is written back now is all there is.
+        let works = crate::flush::look(member.layers.iter(), usize::MAX);
+        match member.volume.carry_out(&works, true) {
+            Ok(()) => {}
+            // Nothing is lost: the layers stay unsealed, and the snapshot is taken back.
+            Err(error @ Error::Io { .. }) => member.full_disk = Some(error),
+            // Latched in the volume.
+            Err(_) => {}
         }
         member.synced = true;
     }
@@ -155,6 +158,7 @@ impl Store {
                 volume: Arc::clone(&volume),
                 layers: unsealed.cloned().collect(),
                 synced: false,
+                full_disk: None,
             });
             self.inner()
                 .layers
@@ -175,13 +179,17 @@ impl Store {
     ///
     /// # Errors
     /// `Failed` or `Io` if a layer could not be sealed: the snapshot is taken back.
-    pub fn finish_snapshot(&self, pending: PendingSnapshot) -> Result<SnapshotReport> {
+    pub fn finish_snapshot(&self, mut pending: PendingSnapshot) -> Result<SnapshotReport> {
         debug_assert!(self.snapshot_drained(&pending));
         debug_assert!(pending.members.iter().all(|member| member.synced));
         let mut bytes_written = 0;
         let mut changes = Vec::new();
         let mut failure = None;
-        for member in &pending.members {
+        for member in &mut pending.members {
+            if let Some(error) = member.full_disk.take() {
+                failure.get_or_insert(error);
+                continue;
+            }
             for layer in &member.layers {
                 match self.seal(&member.volume, layer) {
                     Ok(bytes) => bytes_written += bytes,

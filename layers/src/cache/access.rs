@@ -1,0 +1,754 @@
+//! The frame protocol: reading, writing, filling, trimming and cleaning frames, lock-free where it matters.
+//!
+//! Who copies bytes is the caller's closure, which gets the place of the frame. So the protocol has no memory access of its own, and
+//! models run it with frames of one word (`scenarios`).
+//!
+//! INVARIANT: of all ways of a set at most one has a given key. A new key is put in only by who holds the set's lock and has
+//! looked for the key under it.
+//! INVARIANT: key, masks and version of a locked way change only by the hand of who locked it, but for nobody: every other
+//! change of a state is a compare-and-swap from an unlocked one.
+//! INVARIANT: a way that is filling keeps its key until who claimed it has ended the fill; so a claim is never mistaken for
+//! another one of the same key.
+
+use crate::map::fault::{Fault, planted};
+use crate::sync::{Ordering, fence, hint};
+use crate::units::{LayerNumber, SectorMask};
+
+use super::set::{FrameKey, Set, State, WAYS};
+
+/// How often a hit is tried again when its frame changes under it, before the request is put aside.
+const TRIES: u32 = 16;
+/// Looks at a locked frame before the request is put aside: about the time of a copy.
+const LOOKS: u32 = if cfg!(loom) { 2 } else { 200 };
+
+/// The place of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameIndex {
+    /// Its set.
+    pub set: usize,
+    /// Its way.
+    pub way: usize,
+}
+
+/// How a read of a frame ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// The sectors were copied, all of one version.
+    Hit,
+    /// They are not here.
+    Miss,
+    /// Somebody changes the frame: try again later.
+    Busy,
+}
+
+/// How a write of a frame ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// The sectors are in the frame, and published.
+    Done {
+        /// Whether the frame was clean before.
+        dirtied: bool,
+    },
+    /// Somebody changes the frame or its set: try again later.
+    Busy,
+    /// No way is free, or no more may become dirty: try again after a write-back.
+    Full,
+}
+
+/// How a claim ended.
+#[derive(Debug)]
+pub enum Claim {
+    /// The caller reads the file and ends the fill with `insert` or `abandon`.
+    Claimed(Ticket),
+    /// The frame has the sectors by now: read it.
+    Resident,
+    /// Another fill is under way, or no way is free: read past the cache.
+    Refused,
+}
+
+/// The right and the duty to end a fill.
+#[derive(Debug)]
+#[must_use = "a way that is filling for ever is lost"]
+pub struct Ticket {
+    /// Which frame.
+    index: FrameIndex,
+    /// What it is to hold.
+    key: FrameKey,
+}
+
+impl Ticket {
+    /// What is being filled.
+    pub fn key(&self) -> FrameKey {
+        self.key
+    }
+}
+
+/// A copy that was taken of a frame's dirty sectors.
+#[derive(Clone, Copy, Debug)]
+pub struct Copied {
+    /// Which frame.
+    index: FrameIndex,
+    /// What it held.
+    pub key: FrameKey,
+    /// Which version of it.
+    version: u64,
+    /// The sectors that were dirty.
+    pub dirty: SectorMask,
+}
+
+/// How cleaning ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clean {
+    /// The frame is clean.
+    Cleaned,
+    /// It was changed since it was copied: it must be written back again.
+    Changed,
+}
+
+/// What happened, for the counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Clusters read from frames.
+    pub hits: u64,
+    /// Clusters that had to be read from files.
+    pub misses: u64,
+    /// Clusters kept in a frame after that.
+    pub fills: u64,
+    /// Clusters read past the cache.
+    pub bypasses: u64,
+    /// Frames given to another cluster.
+    pub evictions: u64,
+    /// Copies that were made again because the frame changed meanwhile.
+    pub retries: u64,
+    /// Requests put aside until a frame is free.
+    pub parks: u64,
+    /// Clusters written to frames.
+    pub writes: u64,
+}
+
+/// The sets of an arena, with the way to find a set.
+#[derive(Clone, Copy, Debug)]
+pub struct Sets<'a> {
+    /// All of them.
+    sets: &'a [Set],
+    /// Unknown to guests, so that none can aim at a set.
+    seed: u64,
+}
+
+impl<'a> Sets<'a> {
+    /// The sets of an arena.
+    pub fn new(sets: &'a [Set], seed: u64) -> Self {
+        Self { sets, seed }
+    }
+
+    /// Where a key belongs; `None` only if there is no set at all. Clusters next to each other lie in sets next to each
+    /// other, 32 at a time.
+    #[inline]
+    fn place(&self, key: FrameKey) -> Option<(usize, &'a Set)> {
+        let group = mix(key.word() >> 5 ^ self.seed);
+        let count = self.sets.len() as u64;
+        // The upper half of the product is uniform over the sets.
+        let start = (u128::from(group) * u128::from(count)) >> 64;
+        let mut at = u64::try_from(start).unwrap_or(0) + (key.word() & 31);
+        if at >= count {
+            at = at.checked_rem(count)?;
+        }
+        let at = usize::try_from(at).unwrap_or(0);
+        self.sets.get(at).map(|set| (at, set))
+    }
+
+    /// The way that holds a key, as far as can be seen without an order.
+    #[inline]
+    fn find(set: &Set, key: FrameKey) -> Option<usize> {
+        // ORDERING: Relaxed; a hint. Whoever finds a way looks at the key again after the state, see `look`. A key that was
+        // put in before this search began (by way of an acknowledgement) is seen.
+        set.keys
+            .iter()
+            .position(|word| word.load(Ordering::Relaxed) == key.word())
+    }
+
+    /// The state of a way, if it holds this key.
+    #[inline]
+    fn look(set: &Set, way: usize, key: FrameKey) -> Option<State> {
+        // ORDERING: Acquire; pairs with the Release of whoever unlocked the way: key and content are at least as new as
+        // the state. The key after the state: it was changed under the lock, so a key of a later version shows in the
+        // state that the caller checks or swaps.
+        let state = State(set.states.get(way)?.load(Ordering::Acquire));
+        (set.keys.get(way)?.load(Ordering::Relaxed) == key.word()).then_some(state)
+    }
+
+    /// Replaces an unlocked state by another one, if it is still the same.
+    #[inline]
+    fn swap(set: &Set, way: usize, old: State, new: State) -> bool {
+        // ORDERING: Acquire on success: what the last owner of the way wrote is visible to this one. Release: a state that
+        // is set without a lock (claim, clean) carries on what was seen with the old one.
+        set.states.get(way).is_some_and(|word| {
+            word.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+        })
+    }
+
+    /// Locks a way whose state was looked at.
+    #[inline]
+    fn lock(set: &Set, way: usize, old: State, new: State) -> bool {
+        let locked = Self::swap(set, way, old, new);
+        // ORDERING: Release fence between the locked state and what the owner changes; pairs with the Acquire fence in
+        // `read`: who has seen a changed byte sees the version of the lock.
+        if locked {
+            fence(Ordering::Release);
+        }
+        locked
+    }
+
+    /// Gives a locked way back.
+    #[inline]
+    fn unlock(set: &Set, way: usize, state: State) {
+        if let Some(word) = set.states.get(way) {
+            // ORDERING: Release; pairs with the Acquire in `look`.
+            word.store(state.0, Ordering::Release);
+        }
+    }
+
+    /// Copies sectors out of the frame of a key. `copy` may run several times; only its last run counts, and only after
+    /// `Hit`.
+    #[inline]
+    pub fn read(
+        &self,
+        key: FrameKey,
+        wanted: SectorMask,
+        tally: &mut Tally,
+        mut copy: impl FnMut(FrameIndex),
+    ) -> Read {
+        let Some((at, set)) = self.place(key) else {
+            return Read::Miss;
+        };
+        let mut looks = 0;
+        for _ in 0..TRIES {
+            let Some(way) = Self::find(set, key) else {
+                return Read::Miss;
+            };
+            let Some(state) = Self::look(set, way, key) else {
+                tally.retries += 1;
+                continue;
+            };
+            if state.is_locked() {
+                looks += 1;
+                while looks < LOOKS && Self::look(set, way, key).is_some_and(State::is_locked) {
+                    hint::spin_loop();
+                    looks += 1;
+                }
+                if looks >= LOOKS {
+                    return Read::Busy;
+                }
+                continue;
+            }
+            if !state.valid().contains(wanted) {
+                return Read::Miss;
+            }
+            copy(FrameIndex { set: at, way });
+            if !planted(Fault::ReadWithoutFence) {
+                // ORDERING: Acquire fence between the bytes and the state; pairs with the fence in `lock`.
+                fence(Ordering::Acquire);
+            }
+            let again = set
+                .states
+                .get(way)
+                .map(|word| State(word.load(Ordering::Relaxed)));
+            let same = again.is_some_and(|again| again.version() == state.version());
+            if same || planted(Fault::ReadOnce) {
+                touch(set, way);
+                return Read::Hit;
+            }
+            tally.retries += 1;
+        }
+        Read::Busy
+    }
+
+    /// Whether the frame of a key has these sectors now.
+    pub fn holds(&self, key: FrameKey, wanted: SectorMask) -> bool {
+        let Some((_, set)) = self.place(key) else {
+            return false;
+        };
+        Self::find(set, key)
+            .and_then(|way| Self::look(set, way, key))
+            .is_some_and(|state| state.valid().contains(wanted))
+    }
+
+    /// Copies sectors into the frame of a key, which is made if need be. `publish` runs under the frame's lock, after
+    /// `copy`; it is told whether the frame was clean before. With `may_dirty` off only a dirty frame is written.
+    #[inline]
+    pub fn write(
+        &self,
+        key: FrameKey,
+        mask: SectorMask,
+        may_dirty: bool,
+        tally: &mut Tally,
+        copy: impl FnOnce(FrameIndex),
+        publish: impl FnOnce(bool),
+    ) -> Write {
+        let Some((at, set)) = self.place(key) else {
+            return Write::Full;
+        };
+        let Some((way, locked)) = self.lock_for_write(at, key, may_dirty, tally) else {
+            return Write::Busy;
+        };
+        let Some(locked) = locked else {
+            return Write::Full;
+        };
+        copy(FrameIndex { set: at, way });
+        let dirtied = locked.dirty() == SectorMask::NONE;
+        if !planted(Fault::MarkAfterUnlock) {
+            publish(dirtied);
+            let (valid, dirty) = (locked.valid().0 | mask.0, locked.dirty().0 | mask.0);
+            Self::unlock(set, way, locked.unlock(SectorMask(valid), SectorMask(dirty)));
+        } else {
+            let (valid, dirty) = (locked.valid().0 | mask.0, locked.dirty().0 | mask.0);
+            Self::unlock(set, way, locked.unlock(SectorMask(valid), SectorMask(dirty)));
+            publish(dirtied);
+        }
+        touch_written(set, way);
+        Write::Done { dirtied }
+    }
+
+    /// Locks the way of a key, or a new one for it. `None`: busy; `Some((_, None))`: full.
+    #[inline]
+    fn lock_for_write(
+        &self,
+        at: usize,
+        key: FrameKey,
+        may_dirty: bool,
+        tally: &mut Tally,
+    ) -> Option<(usize, Option<State>)> {
+        let set = self.sets.get(at)?;
+        let mut looks = 0;
+        for _ in 0..TRIES {
+            let Some(way) = Self::find(set, key) else {
+                if !may_dirty {
+                    return Some((0, None));
+                }
+                return match self.take_way(set, key, tally) {
+                    Taken::Locked(way, state) => Some((way, Some(state))),
+                    Taken::Full => Some((0, None)),
+                    Taken::Busy => None,
+                };
+            };
+            let Some(state) = Self::look(set, way, key) else {
+                continue;
+            };
+            if state.is_locked() {
+                looks += 1;
+                if looks >= LOOKS {
+                    return None;
+                }
+                hint::spin_loop();
+                continue;
+            }
+            if !may_dirty && state.dirty() == SectorMask::NONE {
+                return Some((way, None));
+            }
+            if Self::lock(set, way, state, state.lock()) {
+                return Some((way, Some(state.lock())));
+            }
+        }
+        None
+    }
+
+    /// Takes a way for a key that has none: locked, with the key, empty.
+    #[cold]
+    fn take_way(&self, set: &Set, key: FrameKey, tally: &mut Tally) -> Taken {
+        // ORDERING: Acquire with the Release below: the keys that others put in under the lock are seen under it.
+        let free = set
+            .lock
+            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
+        if free.is_err() && !planted(Fault::NoSetLock) {
+            return Taken::Busy;
+        }
+        let taken = if Self::find(set, key).is_some() && !planted(Fault::NoSetLock) {
+            Taken::Busy
+        } else {
+            self.take_victim(set, key, tally)
+        };
+        set.lock.store(0, Ordering::Release);
+        taken
+    }
+
+    /// The same under the set's lock, after the key was looked for.
+    fn take_victim(&self, set: &Set, key: FrameKey, tally: &mut Tally) -> Taken {
+        let fingerprint = fingerprint(key);
+        let wanted_again = set
+            .ghosts
+            .iter()
+            .any(|ghost| ghost.load(Ordering::Relaxed) == fingerprint);
+        for _ in 0..WAYS {
+            let Some((way, state)) = victim(set, wanted_again) else {
+                return Taken::Full;
+            };
+            let (Some(word), Some(reref)) = (set.keys.get(way), set.reref.get(way)) else {
+                return Taken::Full;
+            };
+            let locked = state.lock_empty();
+            if !Self::lock(set, way, state, locked) {
+                // A writer or a fill was quicker.
+                continue;
+            }
+            let before = FrameKey::from_word(word.load(Ordering::Relaxed));
+            if before != FrameKey::NONE {
+                tally.evictions += 1;
+                remember(set, before);
+            }
+            // ORDERING: Relaxed; under the lock. Who finds this key looks at the state first, see `look`.
+            word.store(key.word(), Ordering::Relaxed);
+            reref.store(if wanted_again { 1 } else { 3 }, Ordering::Relaxed);
+            return Taken::Locked(way, locked);
+        }
+        Taken::Busy
+    }
+
+    /// Reserves the frame of a key for sectors that are about to be read from the file.
+    pub fn claim(&self, key: FrameKey, wanted: SectorMask, tally: &mut Tally) -> Claim {
+        let Some((at, set)) = self.place(key) else {
+            return Claim::Refused;
+        };
+        for _ in 0..TRIES {
+            let Some(way) = Self::find(set, key) else {
+                return match self.take_way(set, key, tally) {
+                    Taken::Locked(way, state) => {
+                        let empty = state.unlock(SectorMask::NONE, SectorMask::NONE);
+                        Self::unlock(set, way, empty.filling());
+                        let index = FrameIndex { set: at, way };
+                        Claim::Claimed(Ticket { index, key })
+                    }
+                    Taken::Full | Taken::Busy => Claim::Refused,
+                };
+            };
+            let Some(state) = Self::look(set, way, key) else {
+                continue;
+            };
+            if state.valid().contains(wanted) {
+                return Claim::Resident;
+            }
+            if state.is_locked() || state.is_filling() {
+                return Claim::Refused;
+            }
+            if Self::swap(set, way, state, state.filling()) {
+                let index = FrameIndex { set: at, way };
+                return Claim::Claimed(Ticket { index, key });
+            }
+        }
+        Claim::Refused
+    }
+
+    /// Ends a fill: `copy` puts those of the sectors into the frame that nobody has written meanwhile. Returns whether they
+    /// were kept.
+    pub fn insert(
+        &self,
+        ticket: Ticket,
+        mask: SectorMask,
+        copy: impl FnOnce(FrameIndex, SectorMask),
+    ) -> bool {
+        let FrameIndex { set: at, way } = ticket.index;
+        let Some(set) = self.sets.get(at) else {
+            return false;
+        };
+        loop {
+            let Some(state) = self.unlocked(set, way, ticket.key) else {
+                debug_assert!(false, "a way that is filling lost its key");
+                return false;
+            };
+            debug_assert!(state.is_filling(), "a fill ended twice");
+            if state.is_spoiled() && !planted(Fault::KeepSpoiled) {
+                if Self::swap(set, way, state, state.filled()) {
+                    return false;
+                }
+                continue;
+            }
+            let locked = state.lock();
+            if !Self::lock(set, way, state, locked) {
+                continue;
+            }
+            let missing = if planted(Fault::FillOverWrites) {
+                mask
+            } else {
+                SectorMask(mask.0 & !state.valid().0)
+            };
+            copy(ticket.index, missing);
+            let valid = SectorMask(state.valid().0 | missing.0);
+            Self::unlock(set, way, locked.unlock(valid, state.dirty()).filled());
+            return true;
+        }
+    }
+
+    /// Ends a fill that brought nothing.
+    pub fn abandon(&self, ticket: Ticket) {
+        let FrameIndex { set: at, way } = ticket.index;
+        let Some(set) = self.sets.get(at) else {
+            return;
+        };
+        while let Some(state) = self.unlocked(set, way, ticket.key) {
+            if Self::swap(set, way, state, state.filled()) {
+                return;
+            }
+        }
+    }
+
+    /// Takes sectors out of the frame of a key, if it has one: all but those that `keep` names, which is asked under the
+    /// frame's lock. Returns whether a dirty frame became clean by it. Waits for who has the frame locked.
+    pub fn trim(&self, key: FrameKey, keep: impl FnOnce() -> SectorMask) -> bool {
+        let Some((_, set)) = self.place(key) else {
+            return false;
+        };
+        loop {
+            let Some(way) = Self::find(set, key) else {
+                return false;
+            };
+            let Some(state) = self.unlocked(set, way, key) else {
+                continue;
+            };
+            let locked = state.lock();
+            if !Self::lock(set, way, state, locked) {
+                continue;
+            }
+            let keep = keep();
+            let valid = SectorMask(state.valid().0 & keep.0);
+            let dirty = SectorMask(state.dirty().0 & keep.0);
+            if valid == SectorMask::NONE
+                && !state.is_filling()
+                && let Some(word) = set.keys.get(way)
+            {
+                word.store(FrameKey::NONE.word(), Ordering::Relaxed);
+            }
+            let after = if planted(Fault::TrimWithoutSpoiling) {
+                locked.unlock(valid, dirty)
+            } else {
+                locked.unlock(valid, dirty).spoil()
+            };
+            Self::unlock(set, way, after);
+            return state.dirty() != SectorMask::NONE && dirty == SectorMask::NONE;
+        }
+    }
+
+    /// Copies the dirty sectors of the frame of a key; `None` if there are none. `copy` may run several times; its last
+    /// run counts. Waits for who has the frame locked.
+    pub fn copy_dirty(
+        &self,
+        key: FrameKey,
+        mut copy: impl FnMut(FrameIndex, SectorMask),
+    ) -> Option<Copied> {
+        let (at, set) = self.place(key)?;
+        loop {
+            let way = Self::find(set, key)?;
+            let Some(state) = self.unlocked(set, way, key) else {
+                continue;
+            };
+            let dirty = state.dirty();
+            if dirty == SectorMask::NONE {
+                return None;
+            }
+            let index = FrameIndex { set: at, way };
+            copy(index, dirty);
+            // ORDERING: as in `read`.
+            fence(Ordering::Acquire);
+            let again = State(set.states.get(way)?.load(Ordering::Relaxed));
+            if again.version() == state.version() {
+                return Some(Copied {
+                    index,
+                    key,
+                    version: state.version(),
+                    dirty,
+                });
+            }
+        }
+    }
+
+    /// Makes a frame clean whose copy is in the file (and, if its sectors were new to the layer, committed), unless it was
+    /// changed since.
+    pub fn clean(&self, copied: &Copied) -> Clean {
+        let FrameIndex { set: at, way } = copied.index;
+        let Some(set) = self.sets.get(at) else {
+            return Clean::Changed;
+        };
+        loop {
+            let Some(state) = Self::look(set, way, copied.key) else {
+                return Clean::Changed;
+            };
+            let same = state.version() == copied.version || planted(Fault::CleanWithoutVersion);
+            if state.is_locked() || !same {
+                return Clean::Changed;
+            }
+            if Self::swap(set, way, state, state.clean(copied.dirty)) {
+                return Clean::Cleaned;
+            }
+        }
+    }
+
+    /// The state of a way once nobody has it locked; `None` if it does not hold the key.
+    fn unlocked(&self, set: &Set, way: usize, key: FrameKey) -> Option<State> {
+        let mut looks = 0u32;
+        loop {
+            let state = Self::look(set, way, key)?;
+            if !state.is_locked() {
+                return Some(state);
+            }
+            looks = looks.saturating_add(1);
+            if looks.is_multiple_of(LOOKS) {
+                // Its owner has lost its processor: a lock is held for one copy and never over a wait.
+                crate::sync::thread::yield_now();
+            } else {
+                hint::spin_loop();
+            }
+        }
+    }
+
+    /// Drops all frames of a layer that nobody uses any more. Returns how many were dirty.
+    pub fn drop_layer(&self, layer: LayerNumber) -> u64 {
+        let mut dirty = 0;
+        for set in self.sets {
+            for (way, word) in set.keys.iter().enumerate() {
+                let key = FrameKey::from_word(word.load(Ordering::Relaxed));
+                if key.layer() != layer {
+                    continue;
+                }
+                // Others may take the way for themselves meanwhile.
+                while let Some(state) = self.unlocked(set, way, key) {
+                    let locked = state.lock_empty();
+                    if Self::lock(set, way, state, locked) {
+                        dirty += u64::from(state.dirty() != SectorMask::NONE);
+                        word.store(FrameKey::NONE.word(), Ordering::Relaxed);
+                        let empty = locked.unlock(SectorMask::NONE, SectorMask::NONE);
+                        Self::unlock(set, way, empty.filled());
+                        break;
+                    }
+                }
+            }
+        }
+        dirty
+    }
+
+    /// Puts the sets of a process that is gone in order, before anybody uses them: locks and fills end, what `known` does not
+    /// know is dropped. Hands on what is dirty.
+    pub fn recover(
+        &self,
+        known: impl Fn(LayerNumber) -> bool,
+        mut dirty: impl FnMut(FrameKey, SectorMask),
+    ) {
+        for set in self.sets {
+            set.lock.store(0, Ordering::Relaxed);
+            for (word, state) in set.keys.iter().zip(&set.states) {
+                let key = FrameKey::from_word(word.load(Ordering::Relaxed));
+                let left = State(state.load(Ordering::Relaxed)).after_crash();
+                if key == FrameKey::NONE || left.valid() == SectorMask::NONE || !known(key.layer())
+                {
+                    word.store(FrameKey::NONE.word(), Ordering::Relaxed);
+                    let empty = left.lock_empty().unlock(SectorMask::NONE, SectorMask::NONE);
+                    state.store(empty.0, Ordering::Relaxed);
+                    continue;
+                }
+                state.store(left.0, Ordering::Relaxed);
+                if left.dirty() != SectorMask::NONE {
+                    dirty(key, left.dirty());
+                }
+            }
+        }
+    }
+
+    /// How many frames hold something, and how many are dirty. Visits all sets: for figures.
+    pub fn count(&self) -> (u64, u64) {
+        let (mut used, mut dirty) = (0, 0);
+        for set in self.sets {
+            for (word, state) in set.keys.iter().zip(&set.states) {
+                used += u64::from(word.load(Ordering::Relaxed) != 0);
+                let state = State(state.load(Ordering::Relaxed));
+                dirty += u64::from(state.dirty() != SectorMask::NONE);
+            }
+        }
+        (used, dirty)
+    }
+}
+
+/// How a search for a way ended.
+enum Taken {
+    /// This one, locked and empty, with the key.
+    Locked(usize, State),
+    /// All ways are dirty or busy.
+    Full,
+    /// Somebody else is at it.
+    Busy,
+}
+
+/// A way to be given to another key: empty ones first, then those that may go soonest. Ages the others for the sake of
+/// a key that is wanted again.
+fn victim(set: &Set, wanted_again: bool) -> Option<(usize, State)> {
+    let mut best: Option<(usize, State, u8)> = None;
+    for (way, ((word, state), reref)) in set.keys.iter().zip(&set.states).zip(&set.reref).enumerate() {
+        // ORDERING: Acquire; the key is looked at after it, and what follows is a compare-and-swap of this very state.
+        let state = State(state.load(Ordering::Acquire));
+        if !state.is_idle() {
+            continue;
+        }
+        if word.load(Ordering::Relaxed) == FrameKey::NONE.word() {
+            return Some((way, state));
+        }
+        let age = reref.load(Ordering::Relaxed).min(3);
+        if best.is_none_or(|(_, _, oldest)| age > oldest) {
+            best = Some((way, state, age));
+        }
+    }
+    let (way, state, _) = best?;
+    if wanted_again {
+        for reref in &set.reref {
+            let age = reref.load(Ordering::Relaxed);
+            if age < 3 {
+                reref.store(age + 1, Ordering::Relaxed);
+            }
+        }
+    }
+    Some((way, state))
+}
+
+/// Remembers that a way was of use. Stores only what is new, so that a hit does not take the line from other processors.
+#[inline]
+fn touch(set: &Set, way: usize) {
+    if let Some(reref) = set.reref.get(way)
+        && reref.load(Ordering::Relaxed) != 0
+    {
+        reref.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The same for a write: the first one only brings a frame in.
+#[inline]
+fn touch_written(set: &Set, way: usize) {
+    if let Some(reref) = set.reref.get(way) {
+        match reref.load(Ordering::Relaxed) {
+            0 => {}
+            // As it came in: one more use makes it hot.
+            3 => reref.store(2, Ordering::Relaxed),
+            _ => reref.store(0, Ordering::Relaxed),
+        }
+    }
+}
+
+/// Puts a key among the ghosts. Under the set's lock.
+fn remember(set: &Set, key: FrameKey) {
+    let at = set.cursor.load(Ordering::Relaxed);
+    set.cursor.store(at.wrapping_add(1), Ordering::Relaxed);
+    let at = usize::try_from(at).unwrap_or(0) % WAYS;
+    if let Some(ghost) = set.ghosts.get(at) {
+        ghost.store(fingerprint(key), Ordering::Relaxed);
+    }
+}
+
+/// 16 bits of a key, never 0.
+fn fingerprint(key: FrameKey) -> u16 {
+    let [.., high, low] = mix(key.word().rotate_left(17)).to_le_bytes();
+    u16::from_le_bytes([high, low]).max(1)
+}
+
+/// Spreads the bits of a number over all bits (the finaliser of SplitMix64).
+const fn mix(mut bits: u64) -> u64 {
+    bits ^= bits >> 30;
+    bits = bits.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits ^= bits >> 27;
+    bits = bits.wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ bits >> 31
+}

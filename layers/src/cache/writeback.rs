@@ -1,0 +1,292 @@
+//! The thread that writes dirty frames back in time: because they are old, because too many are dirty, or because a
+//! request waits for a frame. Flushes do not need it.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::mailbox::{Mail, Mailbox};
+use crate::sync::{AtomicBool, Ordering};
+use crate::volume::Volume;
+
+use super::Cache;
+
+/// Clusters that are written back at once. While they are written the volume's flushes wait.
+const BATCH_CLUSTERS: usize = 2048;
+/// How long a volume is left alone after its disk was full.
+const FULL_DISK_PAUSE: Duration = Duration::from_secs(1);
+
+/// Wakes the thread that writes back, and those who wait for it.
+#[derive(Debug, Default)]
+pub struct Bell {
+    /// Whether it was rung: spares the lock.
+    rung: AtomicBool,
+    /// What else there is to know.
+    state: Mutex<BellState>,
+    /// Wakes the thread.
+    ring: Condvar,
+}
+
+/// Who waits, and for what.
+#[derive(Debug, Default)]
+struct BellState {
+    /// Rung since the last look.
+    rung: bool,
+    /// Contexts with requests that wait for a frame.
+    waiting: Vec<Arc<Mailbox>>,
+    /// No more writing back.
+    closed: bool,
+}
+
+/// Why a wait has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    /// Somebody rang: frames are wanted.
+    Rung,
+    /// Time has passed.
+    Tick,
+    /// There is nothing more to do.
+    Closed,
+}
+
+impl Bell {
+    /// Asks for writing back. Cheap if that was done already.
+    pub fn ring(&self) {
+        // ORDERING: Relaxed; the flag only spares the lock. It is cleared under the lock, before the work begins, and what
+        // is dirty then is seen by the marks' own ordering.
+        if !self.rung.swap(true, Ordering::Relaxed) {
+            self.lock().rung = true;
+            self.ring.notify_one();
+        }
+    }
+
+    /// Asks for a letter once frames may have become free, and for writing back.
+    pub fn want(&self, mailbox: &Arc<Mailbox>) {
+        {
+            let mut state = self.lock();
+            if !state
+                .waiting
+                .iter()
+                .any(|waiting| Arc::ptr_eq(waiting, mailbox))
+            {
+                state.waiting.push(Arc::clone(mailbox));
+            }
+            state.rung = true;
+        }
+        self.ring.notify_one();
+    }
+
+    /// Tells those who wait that frames may have become free.
+    pub fn answer(&self) {
+        let waiting = std::mem::take(&mut self.lock().waiting);
+        for mailbox in waiting {
+            mailbox.send(Mail::Retry);
+        }
+    }
+
+    /// Whether somebody waits for a frame.
+    pub fn has_waiting(&self) -> bool {
+        !self.lock().waiting.is_empty()
+    }
+
+    /// Ends the thread's wait for good.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.ring.notify_all();
+    }
+
+    /// Waits for the bell, at most this long.
+    fn wait(&self, longest: Duration) -> Woken {
+        let state = self.lock();
+        let quiet = |state: &mut BellState| !state.rung && !state.closed;
+        let (mut state, _) = self
+            .ring
+            .wait_timeout_while(state, longest, quiet)
+            .unwrap_or_else(PoisonError::into_inner);
+        self.rung.store(false, Ordering::Relaxed);
+        if state.closed {
+            Woken::Closed
+        } else if std::mem::take(&mut state.rung) {
+            Woken::Rung
+        } else {
+            Woken::Tick
+        }
+    }
+
+    /// The state, whatever happened to an earlier holder of the lock.
+    fn lock(&self) -> MutexGuard<'_, BellState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is written back, and when.
+#[derive(Debug)]
+pub struct WriteBack {
+    /// Whose frames.
+    cache: Arc<Cache>,
+    /// Open volumes.
+    volumes: Mutex<Vec<Watched>>,
+    /// Held as long as a volume is held, so that who closes one can wait for that.
+    working: Mutex<()>,
+}
+
+/// A volume that may have dirty frames.
+#[derive(Debug)]
+struct Watched {
+    /// The volume, as long as it is open.
+    volume: Weak<Volume>,
+    /// When it was first seen dirty.
+    dirty_since: Option<Instant>,
+    /// Not before this: its disk was full.
+    not_before: Option<Instant>,
+}
+
+impl WriteBack {
+    /// No volume yet.
+    pub fn new(cache: Arc<Cache>) -> Self {
+        Self {
+            cache,
+            volumes: Mutex::new(Vec::new()),
+            working: Mutex::new(()),
+        }
+    }
+
+    /// Sees to a volume from now on, until it is closed.
+    pub fn add(&self, volume: &Arc<Volume>) {
+        let mut volumes = self.lock();
+        volumes.retain(|watched| watched.volume.strong_count() > 0);
+        volumes.push(Watched {
+            volume: Arc::downgrade(volume),
+            dirty_since: None,
+            not_before: None,
+        });
+    }
+
+    /// Writes back what is due until the bell is closed. For a thread of its own.
+    pub fn run(&self) {
+        let age = self.cache.options().dirty_age;
+        let tick = (age / 4).clamp(Duration::from_millis(20), Duration::from_secs(5));
+        loop {
+            match self.cache.bell().wait(tick) {
+                Woken::Closed => return,
+                Woken::Rung => self.relieve(),
+                Woken::Tick => self.write_old(),
+            }
+        }
+    }
+
+    /// Writes back until enough is clean and nobody waits for a frame.
+    fn relieve(&self) {
+        loop {
+            let mut more = false;
+            for volume in self.due(|_| true) {
+                more |= self.write_some(&volume, BATCH_CLUSTERS);
+                self.cache.bell().answer();
+            }
+            let wanted = self.cache.wants_write_back() || self.cache.bell().has_waiting();
+            if !more || !wanted {
+                break;
+            }
+        }
+        self.cache.bell().answer();
+    }
+
+    /// Writes back the volumes that have been dirty for longer than they may.
+    fn write_old(&self) {
+        let age = self.cache.options().dirty_age;
+        let now = Instant::now();
+        let old = self.due(|watched| match watched.dirty_since {
+            Some(since) => now.duration_since(since) >= age,
+            None => {
+                watched.dirty_since = Some(now);
+                age.is_zero()
+            }
+        });
+        for volume in old {
+            // Everything that was dirty at this time; what is written meanwhile is young.
+            let mut left = self.cache.stats().frames_dirty;
+            while left > 0 && self.write_some(&volume, BATCH_CLUSTERS) {
+                left = left.saturating_sub(BATCH_CLUSTERS as u64);
+            }
+            self.with(&volume, |watched| watched.dirty_since = None);
+        }
+        self.cache.bell().answer();
+    }
+
+    /// One batch of a volume. Returns whether there is more.
+    fn write_some(&self, weak: &Weak<Volume>, clusters: usize) -> bool {
+        let _working = self.hold();
+        let Some(volume) = weak.upgrade() else {
+            return false;
+        };
+        volume.flushes().lead_blocking();
+        let result = volume.lead_write_back(clusters);
+        volume.flushes().finish_blocking();
+        match result {
+            Ok(more) => more,
+            Err(Error::Io { .. }) => {
+                let pause = Some(Instant::now() + FULL_DISK_PAUSE);
+                self.with(weak, |watched| watched.not_before = pause);
+                false
+            }
+            // Latched in the volume, which says so.
+            Err(_) => false,
+        }
+    }
+
+    /// For simulations: one batch of every volume that is dirty and whose flushes nobody leads.
+    pub fn step(&self, clusters: usize) {
+        for volume in self.due(|_| true) {
+            let led = volume.upgrade().filter(|volume| volume.flushes().try_lead());
+            if let Some(volume) = led {
+                // Latched in the volume, or marked again.
+                let _ = volume.lead_write_back(clusters);
+                volume.flushes().finish_blocking();
+            }
+        }
+        self.cache.bell().answer();
+    }
+
+    /// The volumes that have something dirty and are chosen.
+    fn due(&self, mut choose: impl FnMut(&mut Watched) -> bool) -> Vec<Weak<Volume>> {
+        let now = Instant::now();
+        let _working = self.hold();
+        let mut volumes = self.lock();
+        let mut due = Vec::new();
+        for watched in volumes.iter_mut() {
+            let Some(volume) = watched.volume.upgrade() else {
+                continue;
+            };
+            if volume.has_failed() || watched.not_before.is_some_and(|time| now < time) {
+                continue;
+            }
+            if !volume.is_dirty() {
+                watched.dirty_since = None;
+            } else if choose(watched) {
+                due.push(Weak::clone(&watched.volume));
+            }
+        }
+        due
+    }
+
+    /// Keeps the thread from holding any volume as long as the guard lives; waits for the batch under way.
+    pub fn hold(&self) -> MutexGuard<'_, ()> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes something about a volume.
+    fn with(&self, volume: &Weak<Volume>, note: impl FnOnce(&mut Watched)) {
+        let mut volumes = self.lock();
+        let found = volumes
+            .iter_mut()
+            .find(|watched| watched.volume.ptr_eq(volume));
+        if let Some(watched) = found {
+            note(watched);
+        }
+    }
+
+    /// The volumes, whatever happened to an earlier holder of the lock.
+    fn lock(&self) -> MutexGuard<'_, Vec<Watched>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

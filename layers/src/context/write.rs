@@ -1,0 +1,182 @@
+//! Writes: into frames, always. What finds no frame is put aside until one is free.
+
+use crate::cache::access::Write;
+use crate::cache::set::FrameKey;
+use crate::layer::LayerMap;
+use crate::map::Change;
+use crate::segments::Slicer;
+use crate::units::{SECTOR_BYTES, Sector, SectorRange};
+use crate::volume::RequestError;
+
+use super::QueueContext;
+use super::era::Active;
+use super::read::span;
+use super::request::Parked;
+
+/// Why a write stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It is done.
+    Done,
+    /// Somebody changes a frame that it needs.
+    Busy,
+    /// No frame is free.
+    Full,
+    /// Its layer takes no writes: a defect, latched by the caller.
+    Sealed,
+}
+
+impl QueueContext {
+    /// Writes as much as finds frames, from the start of the range, into the active layer of the current era or of a request
+    /// under way. Returns the first sector that is left.
+    ///
+    /// # Safety
+    /// As for `QueueContext::submit`.
+    #[inline]
+    #[expect(unsafe_code, reason = "reads guest memory")]
+    pub(super) unsafe fn write_hot(
+        &mut self,
+        request: Option<usize>,
+        range: SectorRange,
+        guest: &mut Slicer<'_>,
+    ) -> (Sector, Stop) {
+        let end = range.end();
+        let mut at = range.start;
+        let mut stop = Stop::Done;
+        let mut changed = Change::Nothing;
+        let era = request
+            .and_then(|request| self.requests.get(request))
+            .and_then(|request| request.era);
+        let active: Option<&Active> = match (request, era) {
+            (None, _) => self.eras.active(),
+            (Some(_), Some(era)) => self.eras.active_of(era),
+            (Some(_), None) => None,
+        };
+        let Some(active) = active else {
+            return (at, Stop::Sealed);
+        };
+        let LayerMap::Active(map) = &*active.map else {
+            return (at, Stop::Sealed);
+        };
+        while at < end {
+            let cluster = at.cluster();
+            let span = span(at, end);
+            let key = FrameKey::new(active.number, cluster);
+            // The map is changed under the frame's lock, so that the two never disagree: see `cache::access`.
+            let publish = |dirtied: bool| {
+                if map.write_cluster(cluster, span.mask(), dirtied) == Change::Words {
+                    changed = Change::Words;
+                }
+            };
+            // SAFETY: the caller promises the segments.
+            let write = unsafe {
+                self.cache.write(
+                    key,
+                    span,
+                    self.may_dirty,
+                    guest,
+                    &mut self.tally,
+                    publish,
+                )
+            };
+            match write {
+                Write::Done { dirtied } => self.dirtied += u64::from(dirtied),
+                Write::Busy => stop = Stop::Busy,
+                Write::Full => stop = Stop::Full,
+            }
+            if stop != Stop::Done {
+                break;
+            }
+            at = Sector(at.0 + u64::from(span.count));
+        }
+        if at > range.start {
+            let first = range.start.cluster();
+            let count = Sector(at.0 - 1).cluster().0 - first.0 + 1;
+            self.volume
+                .table()
+                .refresh(active.slot, map, first, count, changed);
+        }
+        (at, stop)
+    }
+
+    /// Writes a range on behalf of a request under way; what finds no frame is put aside.
+    pub(super) fn write_range(&mut self, request: usize, range: SectorRange, mut guest: Slicer<'_>) {
+        #[expect(unsafe_code, reason = "reads guest memory")]
+        // SAFETY: `submit` was promised that the segments are valid until the request ends; or they are the page of zeroes.
+        let (at, stop) = unsafe { self.write_hot(Some(request), range, &mut guest) };
+        self.write_stopped(request, range, at, stop, guest);
+    }
+
+    /// Sees to what a write has left.
+    pub(super) fn write_stopped(
+        &mut self,
+        request: usize,
+        range: SectorRange,
+        at: Sector,
+        stop: Stop,
+        mut guest: Slicer<'_>,
+    ) {
+        match stop {
+            Stop::Done => return,
+            Stop::Busy => self.retry_soon(),
+            Stop::Full => {
+                self.tally.parks += 1;
+                self.cache.bell().want(&self.mailbox);
+            }
+            Stop::Sealed => {
+                debug_assert!(false, "a change reached a sealed layer");
+                self.volume
+                    .fail("a change reached a sealed layer: this is a defect of stratablk");
+                self.note_error(request, RequestError::Failed);
+                return;
+            }
+        }
+        let count = range.end().0 - at.0;
+        let mut segments = self.spare.pop().unwrap_or_default();
+        guest.take(count * SECTOR_BYTES, &mut segments);
+        self.park(Parked {
+            request,
+            write: true,
+            range: SectorRange { start: at, count },
+            segments,
+        });
+    }
+
+    /// Puts a part of a request aside.
+    pub(super) fn park(&mut self, parked: Parked) {
+        if let Some(request) = self.requests.get_mut(parked.request) {
+            request.parts += 1;
+        }
+        self.parked.push(parked);
+    }
+
+    /// Tries the parts again that were put aside.
+    pub(super) fn retry(&mut self) {
+        if self.parked.is_empty() {
+            return;
+        }
+        self.may_dirty = !self.cache.is_full_of_dirty();
+        let mut parked = std::mem::take(&mut self.parked);
+        for mut part in parked.drain(..) {
+            let guest = Slicer::new(&part.segments);
+            if !part.write {
+                self.read_range(part.request, part.range, guest);
+            } else if self.volume.has_failed() {
+                self.note_error(part.request, RequestError::Failed);
+            } else {
+                self.write_range(part.request, part.range, guest);
+            }
+            self.part_done(part.request, Ok(()));
+            part.segments.clear();
+            self.spare.push(part.segments);
+        }
+        if self.parked.is_empty() {
+            self.parked = parked;
+        }
+    }
+
+    /// Makes sure that `poll` is called again soon, for the sake of what was put aside.
+    pub(super) fn retry_soon(&mut self) {
+        self.mailbox.send(crate::mailbox::Mail::Retry);
+    }
+}
