@@ -149,7 +149,7 @@ pub fn look(chain: &Chain) -> Vec<LayerWork> {
         .unsealed()
         .filter_map(|layer| {
             let records = match &**layer.map() {
-                LayerMap::Active(map) => map.collect(),
+                LayerMap::Active(map) => map.collect(usize::MAX).records,
                 // Sealed since the chain was made: its data and map are durable.
                 LayerMap::Sealed(_) => return None,
             };
