@@ -1,15 +1,17 @@
-//! Which regions hold words that the journal lacks: one bit a region, and a summary of one bit for 64 regions.
+//! Which regions hold words that somebody has to look at (unjournaled or dirty ones): one bit a region, and a summary of
+//! one bit for 64 regions.
 //!
-//! INVARIANT: whoever leaves a word unjournaled behind, whether it made it so or found it so, sets the bit of its region
-//! and then the bit of the summary, each by a read-modify-write, before its request is acknowledged. Whoever collects
-//! takes the summary's bits first, then the regions' bits, then looks at the words. `CONCURRENCY.md` has the proof.
+//! INVARIANT: whoever leaves such a word behind sets the bit of its region and then the bit of the summary, each by a
+//! read-modify-write, before its request is acknowledged; `ActiveMap` says who may rely on another's mark. Whoever collects
+//! clears the summary's bit first, then takes the regions' bits (and sets the summary's again if it leaves any), and then
+//! looks at the words. `CONCURRENCY.md` has the proof.
 
 use crate::map::fault::{Fault, planted};
 use crate::map::radix::REGION_CLUSTERS;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Bits of a word of either level.
-const BITS: u64 = 64;
+const BITS: u64 = u64::BITS as u64;
 
 /// The two levels of bits.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub(crate) struct ChangedRegions {
     regions: Box<[AtomicU64]>,
     /// Bit n of word w: word w * 64 + n of `regions` is not 0.
     summary: Box<[AtomicU64]>,
+    /// The region with which the next limited collection begins, so that all of them have their turn.
+    turn: AtomicU64,
 }
 
 impl ChangedRegions {
@@ -28,6 +32,7 @@ impl ChangedRegions {
         Self {
             regions: zeroes(words),
             summary: zeroes(words.div_ceil(BITS)),
+            turn: AtomicU64::new(0),
         }
     }
 
@@ -38,34 +43,168 @@ impl ChangedRegions {
         set_bits(&self.summary, first / BITS, last / BITS);
     }
 
-    /// Takes all bits and hands on the clusters of each run of marked regions, as first and count, in order.
-    pub(crate) fn take(&self, mut each: impl FnMut(u64, u64)) {
-        let mut run: Option<(u64, u64)> = None;
-        for_bits(&self.summary, 0, self.summary.len(), &mut |word| {
-            // The summary has no bit for a word that is not there.
-            let at = usize::try_from(word).unwrap_or(usize::MAX);
-            for_bits(
-                &self.regions,
-                at,
-                at.saturating_add(1),
-                &mut |region| match &mut run {
-                    Some((_, end)) if *end == region => *end += 1,
-                    _ => {
-                        if let Some((first, end)) = run.replace((region, region + 1)) {
-                            each(first * REGION_CLUSTERS, (end - first) * REGION_CLUSTERS);
-                        }
-                    }
-                },
-            );
-        });
-        if let Some((first, end)) = run {
-            each(first * REGION_CLUSTERS, (end - first) * REGION_CLUSTERS);
+    /// Whether any bit is set. A look without a promise: a mark that is being made may be missed, and one that a collector
+    /// has just taken may be seen.
+    pub(crate) fn any(&self) -> bool {
+        // ORDERING: Relaxed; nothing follows from the answer but whether somebody begins to collect.
+        self.summary
+            .iter()
+            .any(|word| word.load(Ordering::Relaxed) != 0)
+    }
+
+    /// Takes marked regions and hands on the clusters of each run of neighbours, as first and count, to `each`, which says
+    /// how many clusters it took. Ends after the region with which that makes `limit`; the marks of all other regions stay as
+    /// they are. Returns whether it ended so and marks are left.
+    ///
+    /// Without limit (`u64::MAX`) it goes through the disk in order. With a limit it begins where the last one ended and goes
+    /// around, so that a region that is marked is taken before any other is taken twice.
+    pub(crate) fn take(&self, limit: u64, mut each: impl FnMut(u64, u64) -> u64) -> bool {
+        let all = self.regions.len() as u64 * BITS;
+        let start = if limit == u64::MAX {
+            0
+        } else {
+            // ORDERING: Relaxed, here and below; only who collects touches it, which is one thread at a time, and what
+            // hands that role on orders this too. A wrong value would be unfair and no more.
+            self.turn.load(Ordering::Relaxed).min(all)
+        };
+        let mut left = limit.max(1);
+        for (from, to) in [(start, all), (0, start)] {
+            let mut at = from;
+            // A run is at most as long as the limit allows if everything in it is taken.
+            while let Some((first, end)) = self.take_run(at, to, left.div_ceil(REGION_CLUSTERS)) {
+                let clusters = (end - first) * REGION_CLUSTERS;
+                left = left.saturating_sub(each(first * REGION_CLUSTERS, clusters));
+                at = end;
+                if left == 0 {
+                    self.turn.store(at, Ordering::Relaxed);
+                    return self.any();
+                }
+            }
         }
+        self.turn.store(0, Ordering::Relaxed);
+        false
+    }
+
+    /// Takes the bits of the first run of marked regions within `from .. to`, at most `most` of them. Returns the first and
+    /// the one after the last.
+    fn take_run(&self, from: u64, to: u64, most: u64) -> Option<(u64, u64)> {
+        let mut run: Option<(u64, u64)> = None;
+        let mut at = from;
+        while at < to {
+            let word = at / BITS;
+            let marked = self.next_word(word)?;
+            if marked != word {
+                if run.is_some() {
+                    break;
+                }
+                at = marked * BITS;
+                continue;
+            }
+            let part = Part {
+                low: at % BITS,
+                high: (to - word * BITS).min(BITS),
+                most: most - run.map_or(0, |(first, end)| end - first),
+                joins: run.is_some(),
+            };
+            let bits = self.take_bits(word, part);
+            let next = (word + 1) * BITS;
+            if bits == 0 {
+                if run.is_some() {
+                    break;
+                }
+                at = next;
+                continue;
+            }
+            let first = word * BITS + u64::from(bits.trailing_zeros());
+            let end = first + u64::from(bits.count_ones());
+            let first = run.map_or(first, |(first, _)| first);
+            run = Some((first, end));
+            if end != next || end - first >= most {
+                break;
+            }
+            at = end;
+        }
+        run
+    }
+
+    /// The first word of `regions`, from `word` on, whose bit in the summary is set.
+    fn next_word(&self, word: u64) -> Option<u64> {
+        let mut skip = u64::MAX << (word % BITS);
+        let from = usize::try_from(word / BITS).ok()?;
+        for (at, cell) in (word / BITS..).zip(self.summary.get(from..)?) {
+            // ORDERING: Relaxed; a bit that was set before this collection began (it happened before, by way of the
+            // request's acknowledgement) is seen by any load, and a later one is the next collection's.
+            let bits = cell.load(Ordering::Relaxed) & skip;
+            if bits != 0 {
+                return Some(at * BITS + u64::from(bits.trailing_zeros()));
+            }
+            skip = u64::MAX;
+        }
+        None
+    }
+
+    /// Takes the run of bits that `part` asks for from a word of `regions`; 0 if there is none.
+    fn take_bits(&self, word: u64, part: Part) -> u64 {
+        let at = |word: u64| usize::try_from(word).ok();
+        let regions = at(word).and_then(|at| self.regions.get(at));
+        let summary = at(word / BITS).and_then(|at| self.summary.get(at));
+        let (Some(regions), Some(summary)) = (regions, summary) else {
+            return 0;
+        };
+        let bit = 1 << (word % BITS);
+        // ORDERING: Acquire; pairs with the Release of `fetch_or` in `set_bits`: whose bit is lost here, of those the bit of
+        // the region is seen below. Also with those whose bits later read-modify-writes have carried on.
+        summary.fetch_and(!bit, Ordering::Acquire);
+        // ORDERING: Relaxed; what must be seen happened before, by the line above. Who sets a bit that is missed here sets
+        // the summary's after it was cleared.
+        let seen = regions.load(Ordering::Relaxed);
+        let wanted = part.pick(seen);
+        let found = if wanted == 0 {
+            seen
+        } else {
+            // ORDERING: Acquire; as above, for the words of the regions. Bits are cleared by nobody else, so that all that
+            // were seen are found.
+            regions.fetch_and(!wanted, Ordering::Acquire)
+        };
+        if found & !wanted != 0 && !planted(Fault::ForgetTheRest) {
+            // ORDERING: Release; as in `set_bits`, on behalf of those whose bits stay.
+            summary.fetch_or(bit, Ordering::Release);
+        }
+        found & wanted
     }
 
     /// Bytes of memory that the bits take.
     pub(crate) fn memory_bytes(&self) -> u64 {
         (size_of_val(&*self.regions) + size_of_val(&*self.summary)) as u64
+    }
+}
+
+/// Which bits of a word a collector would have.
+#[derive(Clone, Copy)]
+struct Part {
+    /// From this bit on.
+    low: u64,
+    /// Below this bit.
+    high: u64,
+    /// At most so many.
+    most: u64,
+    /// Whether they must begin at `low`, since they go on with a run.
+    joins: bool,
+}
+
+impl Part {
+    /// The first run of bits that are set and meant; 0 if there is none.
+    fn pick(self, marked: u64) -> u64 {
+        if self.low >= self.high || self.most == 0 {
+            return 0;
+        }
+        let meant = marked & (u64::MAX << self.low) & (u64::MAX >> (BITS - self.high));
+        let first = u64::from(meant.trailing_zeros());
+        if meant == 0 || (self.joins && first != self.low) {
+            return 0;
+        }
+        let count = u64::from((meant >> first).trailing_ones()).min(self.most);
+        (u64::MAX >> (BITS - count)) << first
     }
 }
 
@@ -83,31 +222,10 @@ fn set_bits(words: &[AtomicU64], first: u64, last: u64) {
         if planted(Fault::LookBeforeMarking) && cell.load(Ordering::Acquire) & mask == mask {
             continue;
         }
-        // ORDERING: Release; pairs with the Acquire of the swap in `for_bits`, so that who takes the bit sees the word
+        // ORDERING: Release; pairs with the Acquire of `fetch_and` in `take_bits`, so that who takes the bit sees the word
         // (or, of the summary, the region's bit) that was changed before. A read-modify-write even if the bit is set
         // already: a mere load may return a bit that a collector has taken meanwhile, and that collector may have
         // passed the word before it was changed.
         cell.fetch_or(mask, Ordering::Release);
-    }
-}
-
-/// Takes the bits of the words `from .. to` and hands on their numbers, in order.
-fn for_bits(words: &[AtomicU64], from: usize, to: usize, each: &mut impl FnMut(u64)) {
-    let Some(words) = words.get(from..to) else {
-        return;
-    };
-    for (word, cell) in (from as u64..).zip(words) {
-        // ORDERING: Relaxed; a bit that was set before this collection began (it happened before, by way of the
-        // request's acknowledgement) is seen by any load, and a later one is the next collection's.
-        if cell.load(Ordering::Relaxed) == 0 {
-            continue;
-        }
-        // ORDERING: Acquire; pairs with the Release of `fetch_or` in `set_bits`, also with those whose bits later
-        // read-modify-writes have carried on.
-        let mut bits = cell.swap(0, Ordering::Acquire);
-        while bits != 0 {
-            each(word * BITS + u64::from(bits.trailing_zeros()));
-            bits &= bits - 1;
-        }
     }
 }

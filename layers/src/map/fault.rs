@@ -8,6 +8,20 @@ pub(crate) enum Fault {
     LookBeforeMarking,
     /// A writer that finds a word already unjournaled leaves the marking to the one who made it so.
     MarkOnlyOwnChanges,
+    /// A cached write marks its region after it has let go of the frame.
+    MarkAfterUnlock,
+    /// A cached write that makes a clean frame dirty and finds the flag set takes no part in the word's modification order.
+    LookBeforeDirtying,
+    /// Zeroing a cluster takes its dirty flag away.
+    ZeroForgetsDirty,
+    /// A write-back makes a frame clean whatever became of it since it was copied.
+    CleanWhatChanged,
+    /// A write-back makes a frame clean though it holds sectors that no journal has.
+    CleanUnjournaled,
+    /// A collector that leaves regions' bits behind does not set the summary's again.
+    ForgetTheRest,
+    /// A write-zeroes that meets a write goes without the record of that cluster.
+    ZeroWithoutRecord,
     /// A refresh does not look again at the map after it changed the table.
     RefreshOnce,
     /// A refresh that finds the right word takes no part in the modification order of the table.

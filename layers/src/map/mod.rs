@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Table       one a volume   cluster -> newest layer that says anything + which sectors   lock-free, O(1) in depth
-//! ActiveMap   one a layer    what an unsealed layer holds, and what its journal lacks     lock-free
+//! ActiveMap   one a layer    what an unsealed layer holds, what waits to be made durable   lock-free
 //! SectorSet   one a layer    what a sealed layer holds                                    immutable once sealed
 //! ```
 //!
@@ -25,7 +25,7 @@ mod sectors;
 pub mod set;
 mod table;
 
-pub use active::{ActiveMap, Change, ClusterState};
+pub use active::{ActiveMap, Change, ClusterState, Collected};
 pub use record::{MapRecord, RecordKind};
 pub use set::SectorSet;
 pub use table::{Resolve, ResolveRun, Table};

@@ -14,6 +14,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cached;
+
 use std::sync::Arc;
 
 use crate::map::active::ActiveMap;
@@ -169,12 +171,16 @@ fn flush_after_acknowledgement(mine: SectorRange) {
         u32::try_from(mine.count).unwrap(),
     );
     assert!(
-        journal(&mut set, &map.collect(), written),
+        journal(&mut set, &map.collect(usize::MAX).records, written),
         "the flush has what was acknowledged before it"
     );
     thread.join().unwrap();
     assert!(
-        journal(&mut set, &map.collect(), SectorMask::span(0, 1)),
+        journal(
+            &mut set,
+            &map.collect(usize::MAX).records,
+            SectorMask::span(0, 1)
+        ),
         "the next one has the rest"
     );
     assert_eq!(set, map.to_set(), "and nothing else");
@@ -192,7 +198,7 @@ fn flush_against_flush() {
     let earlier = thread::spawn(move || {
         let (map, pace) = &*other;
         pace.step();
-        map.collect()
+        map.collect(usize::MAX).records
     });
     pace.step();
     let _ = map.write(sectors(0, 1));
@@ -200,7 +206,11 @@ fn flush_against_flush() {
     let mut set = SectorSet::empty();
     journal(&mut set, &earlier.join().unwrap(), SectorMask::NONE);
     assert!(
-        journal(&mut set, &map.collect(), SectorMask::span(0, 1)),
+        journal(
+            &mut set,
+            &map.collect(usize::MAX).records,
+            SectorMask::span(0, 1)
+        ),
         "one of them has the write"
     );
     assert_eq!(set, map.to_set());
@@ -219,9 +229,9 @@ fn flush_against_zero(count: u64) {
     let _ = map.write(sectors(3, 1));
     pace.step();
     let mut set = SectorSet::empty();
-    journal(&mut set, &map.collect(), SectorMask::NONE);
+    journal(&mut set, &map.collect(usize::MAX).records, SectorMask::NONE);
     thread.join().unwrap();
-    journal(&mut set, &map.collect(), SectorMask::NONE);
+    journal(&mut set, &map.collect(usize::MAX).records, SectorMask::NONE);
     assert_eq!(set, map.to_set());
 }
 
@@ -533,12 +543,14 @@ fn stress(zeroes: bool) {
             });
         }
         while writers_left.load(Ordering::Acquire) != 0 {
-            map.collect()
+            map.collect(usize::MAX)
+                .records
                 .iter()
                 .for_each(|record| journal.apply(record));
         }
     });
-    map.collect()
+    map.collect(usize::MAX)
+        .records
         .iter()
         .for_each(|record| journal.apply(record));
     assert_eq!(journal, map.to_set(), "the journal has everything");
