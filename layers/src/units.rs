@@ -110,6 +110,17 @@ impl LayerSlot {
     pub const NONE: Self = Self(0);
 }
 
+/// The short name of a layer in one arena of the sector cache: 1 to `limits::LAYER_NUMBER_MAX`. The arena's table says
+/// which layer it is; another arena may say something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerNumber(pub u32);
+
+impl fmt::Display for LayerNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
 /// Counts the changes of the chains of a store; the one atomic store of a new generation is the instant of a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
