@@ -9,6 +9,7 @@
 //! plane, [`volume::Volume`] and [`volume::QueueContext`] are the facade of the data plane. The bytes on disk are
 //! specified in `FORMAT.md`, the lock-free parts in `CONCURRENCY.md`.
 
+pub mod cache;
 pub mod canary;
 pub mod catalog;
 mod chain;
@@ -28,6 +29,7 @@ pub mod map;
 pub mod mapfile;
 mod ops;
 mod resolve;
+mod segments;
 pub mod store;
 pub(crate) mod sync;
 #[cfg(test)]

@@ -8,6 +8,8 @@ pub const DISK_SECTORS_MAX: u64 = 64 << 40 >> 9;
 pub const DISK_SECTORS_MIN: u64 = 1;
 /// The largest slot: 24 bits of a resolve word.
 pub const SLOT_MAX: u32 = (1 << 24) - 1;
+/// The largest number of a layer in the sector cache.
+pub const LAYER_NUMBER_MAX: u32 = 1 << 20;
 /// Bytes of the name of a volume or snapshot, in UTF-8.
 pub const NAME_BYTES_MAX: usize = 64;
 /// Bytes of the path of a raw base.

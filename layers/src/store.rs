@@ -7,8 +7,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::cache::arena::{Arena, Place};
+use crate::cache::writeback::WriteBack;
+use crate::cache::{Cache, CacheOptions, CacheStats};
 use crate::catalog::sqlite::SqliteCatalog;
 use crate::catalog::{Catalog, Change, SnapshotRow, VolumeRow};
 use crate::error::{Error, Result};
@@ -19,7 +23,8 @@ use crate::layer::Layer;
 use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
 use crate::mapfile::data_path;
-use crate::units::{LayerId, SECTOR_BYTES, StoreId};
+use crate::sync::{AtomicBool, Ordering};
+use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
 use crate::volume::Volume;
 
 /// How to open a store.
@@ -29,6 +34,8 @@ pub struct StoreOptions {
     pub direct_io: bool,
     /// Use the pread/pwrite engine even where io_uring works.
     pub no_io_uring: bool,
+    /// The sector cache.
+    pub cache: CacheOptions,
 }
 
 /// What a new volume starts from.
@@ -158,6 +165,12 @@ pub struct Store {
     pub(crate) clock: Arc<Clock>,
     /// What waits for the control plane.
     pub(crate) maintenance: Arc<Maintenance>,
+    /// The data that was used last, of all volumes.
+    pub(crate) cache: Arc<Cache>,
+    /// What is written back in time.
+    pub(crate) write_back: Arc<WriteBack>,
+    /// The threads that go with the cache; none in a simulation.
+    threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
     commands: Mutex<()>,
     /// Held for moments only.
@@ -175,6 +188,8 @@ pub(crate) struct Inner {
     pub layers: HashMap<LayerId, Weak<Layer>>,
     /// Volumes that are open.
     pub open: BTreeMap<String, Arc<Volume>>,
+    /// What an earlier process left dirty of layers that could not be written yet.
+    pub unsettled: BTreeMap<LayerId, Vec<(Cluster, SectorMask)>>,
 }
 
 impl Store {
@@ -199,7 +214,51 @@ impl Store {
             path: dir.to_owned(),
             source,
         })?;
-        Self::with_parts(Arc::new(media), Box::new(catalog), options, Some(lock))
+        let id = catalog.state().store;
+        let wanted = options.cache.sets();
+        let place = match &options.cache.place {
+            Some(shared) => Some(Place::new(dir, id, Some(shared.clone()))?),
+            None => None,
+        };
+        let (arena, adopted) = match &place {
+            None => (private_arena(wanted)?, false),
+            Some(place) => match Arena::adopt(place)? {
+                Some(arena) => (arena, true),
+                None => (Arena::create(place, wanted)?, false),
+            },
+        };
+        let mut store = Self::with_parts(
+            Arc::new(media),
+            Box::new(catalog),
+            options,
+            Some(lock),
+            arena,
+            adopted,
+        )?;
+        if let Some(place) = &place
+            && store.cache.arena().sets() != wanted
+        {
+            store.resize_cache(place, wanted)?;
+        }
+        store.threads = Some(CacheThreads::start(&store.cache, &store.write_back)?);
+        Ok(store)
+    }
+
+    /// Replaces an arena that was taken over by one of the size that is wanted now.
+    fn resize_cache(&mut self, place: &Place, sets: usize) -> Result<()> {
+        if !self.inner().unsettled.is_empty() {
+            self.maintenance.note(
+                "the cache keeps its size, since it holds writes that could not be written yet"
+                    .into(),
+            );
+            return Ok(());
+        }
+        self.cache.arena().remove()?;
+        let options = self.options.cache.clone();
+        let cache = Cache::new(Arena::create(place, sets)?, self.id, options);
+        self.cache = Arc::new(cache);
+        self.write_back = Arc::new(WriteBack::new(Arc::clone(&self.cache)));
+        Ok(())
     }
 
     /// Opens a store over any media and catalog: for simulations.
@@ -211,7 +270,21 @@ impl Store {
         catalog: Box<dyn Catalog>,
         options: StoreOptions,
     ) -> Result<Self> {
-        Self::with_parts(media, catalog, options, None)
+        let arena = private_arena(options.cache.sets())?;
+        Self::with_parts(media, catalog, options, None, arena, false)
+    }
+
+    /// As `simulated`, in the place of a process that was killed: with the arena that it left behind.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn simulated_after_kill(
+        media: Arc<dyn Media>,
+        catalog: Box<dyn Catalog>,
+        options: StoreOptions,
+        arena: Arena,
+    ) -> Result<Self> {
+        Self::with_parts(media, catalog, options, None, arena, true)
     }
 
     /// Puts a store together and finishes what a crash interrupted.
@@ -220,11 +293,18 @@ impl Store {
         catalog: Box<dyn Catalog>,
         options: StoreOptions,
         lock: Option<StoreLock>,
+        arena: Arena,
+        adopted: bool,
     ) -> Result<Self> {
+        let id = catalog.state().store;
+        let cache = Arc::new(Cache::new(arena, id, options.cache.clone()));
         let store = Self {
             media,
             options,
-            id: catalog.state().store,
+            id,
+            write_back: Arc::new(WriteBack::new(Arc::clone(&cache))),
+            cache,
+            threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
             commands: Mutex::new(()),
@@ -232,9 +312,13 @@ impl Store {
                 catalog,
                 layers: HashMap::new(),
                 open: BTreeMap::new(),
+                unsettled: BTreeMap::new(),
             }),
             _lock: lock,
         };
+        if adopted {
+            store.adopt_frames();
+        }
         store.recover()?;
         Ok(store)
     }
@@ -375,6 +459,34 @@ impl Store {
         result
     }
 
+    /// Ends the use of the store in order: makes everything durable, and then removes the cache's arena, unless it is to be
+    /// kept for a warm start. After an error the arena stays for the next process to take over.
+    ///
+    /// # Errors
+    /// As `flush_all`.
+    pub fn finish(&self) -> Result<()> {
+        self.flush_all()?;
+        if !self.options.cache.keep && self.inner().unsettled.is_empty() {
+            self.cache.arena().remove()?;
+        }
+        Ok(())
+    }
+
+    /// Figures of the sector cache.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.cache.stats()
+    }
+
+    /// The cache's arena, for simulations of a process that is killed.
+    pub fn cache_arena(&self) -> &Arena {
+        self.cache.arena()
+    }
+
+    /// Writes back about so many clusters of every dirty volume: what the write-back thread does, for simulations.
+    pub fn write_back_step(&self, clusters: usize) {
+        self.write_back.step(clusters);
+    }
+
     /// Serialises the commands that change something.
     pub(crate) fn command(&self) -> MutexGuard<'_, ()> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
@@ -437,6 +549,71 @@ impl Store {
         self.media
             .stat(&data_path(layer))
             .map_or(0, |stat| stat.allocated)
+    }
+}
+
+/// Memory for a cache that dies with the process.
+fn private_arena(sets: usize) -> Result<Arena> {
+    Arena::private(sets).map_err(|source| Error::Io {
+        op: "take memory for",
+        path: "the cache".into(),
+        source,
+    })
+}
+
+/// The threads that go with the cache of a store. Dropping it ends them.
+#[derive(Debug)]
+struct CacheThreads {
+    /// Whose bell ends the thread that writes back.
+    cache: Arc<Cache>,
+    /// Ends the thread that asks for huge pages.
+    stop: Arc<AtomicBool>,
+    /// To be joined.
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl CacheThreads {
+    /// Starts them.
+    fn start(cache: &Arc<Cache>, write_back: &Arc<WriteBack>) -> Result<Self> {
+        let mut started = Self {
+            cache: Arc::clone(cache),
+            stop: Arc::new(AtomicBool::new(false)),
+            threads: Vec::new(),
+        };
+        let work = Arc::clone(write_back);
+        started.spawn("write-back", move || work.run())?;
+        if cache.options().huge_pages && cache.options().place.is_some() {
+            let (cache, stop) = (Arc::clone(cache), Arc::clone(&started.stop));
+            started.spawn("huge-pages", move || {
+                cache.arena().huge_pages(&stop);
+            })?;
+        }
+        Ok(started)
+    }
+
+    /// Starts one.
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(work)
+            .map_err(|source| Error::Io {
+                op: "start a thread for",
+                path: "the cache".into(),
+                source,
+            })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for CacheThreads {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.cache.bell().close();
+        for thread in self.threads.drain(..) {
+            // A panic has said what it had to say.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -26,7 +26,6 @@ use crate::units::{Cluster, LayerId, LayerNumber, SECTOR_BYTES, SectorMask, Stor
 
 use self::access::{Claim, Clean, Copied, Read, Sets, Tally, Ticket, Write};
 use self::arena::Arena;
-use self::numbers::Numbers;
 use self::set::{FrameKey, WAYS};
 use self::staging::Page;
 use self::writeback::Bell;
@@ -95,8 +94,6 @@ pub struct CacheStats {
 pub struct Cache {
     /// The memory.
     arena: Arena,
-    /// Which number means which layer.
-    numbers: Numbers,
     /// Of the hash.
     seed: u64,
     /// How it was set up.
@@ -217,7 +214,7 @@ impl Span {
 
 impl Cache {
     /// A cache over an arena that nobody else uses. `store` seeds the hash: a guest does not know it.
-    pub fn new(arena: Arena, numbers: Numbers, store: StoreId, options: CacheOptions) -> Self {
+    pub fn new(arena: Arena, store: StoreId, options: CacheOptions) -> Self {
         let (high, low) = store.0.as_u64_pair();
         let frames = (arena.all().len() * WAYS) as u64;
         let dirty_max = options
@@ -226,7 +223,6 @@ impl Cache {
             .clamp(1, frames);
         Self {
             arena,
-            numbers,
             seed: high.rotate_left(32) ^ low,
             options,
             dirty_max,
@@ -263,20 +259,22 @@ impl Cache {
     /// # Errors
     /// `Limit` if the table is full.
     pub fn number(&self, layer: LayerId) -> Result<LayerNumber> {
-        self.numbers.number(layer)
+        self.arena.numbers().number(layer)
     }
 
     /// Which layer has a number.
     pub fn layer(&self, number: LayerNumber) -> Option<LayerId> {
-        self.numbers.layer(number)
+        self.arena.numbers().layer(number)
     }
 
     /// Drops everything of a layer that is being deleted and that nobody uses any more.
     pub fn forget(&self, layer: LayerId) {
-        if let Some(number) = self.numbers.find(layer) {
+        let numbers = self.arena.numbers();
+        if let Some(number) = numbers.find(layer) {
             let dirty = self.sets().drop_layer(number);
             self.cleaned(dirty);
-            self.numbers.forget(layer);
+            // One that cannot be freed now is no more than a number that is never given again.
+            drop(numbers.forget(layer));
         }
     }
 
@@ -364,7 +362,7 @@ impl Cache {
         let mut end = start;
         let read = self.sets().read(key, span.mask(), tally, |index| {
             end = start;
-            let frame = self.arena.frame(index).wrapping_add(span.offset());
+            let frame = self.arena.frame(index.set, index.way).wrapping_add(span.offset());
             // SAFETY: the caller promises the segments; the span lies inside the frame.
             unsafe { end.put(frame, span.bytes()) };
         });
@@ -393,7 +391,7 @@ impl Cache {
     ) -> Write {
         let mut end = *guest;
         let copy = |index| {
-            let frame = self.arena.frame(index).wrapping_add(span.offset());
+            let frame = self.arena.frame(index.set, index.way).wrapping_add(span.offset());
             // SAFETY: the caller promises the segments; the span lies inside the frame, which is locked by this thread.
             unsafe { end.get(frame, span.bytes()) };
         };
@@ -415,7 +413,7 @@ impl Cache {
     /// Ends a fill with what was read. Returns whether it was kept.
     pub fn insert(&self, ticket: Ticket, span: Span, page: &Page) -> bool {
         self.sets().insert(ticket, span.mask(), |index, missing| {
-            let frame = self.arena.frame(index);
+            let frame = self.arena.frame(index.set, index.way);
             for run in runs(missing) {
                 #[expect(unsafe_code, reason = "writes to a frame")]
                 // SAFETY: the frame is locked by this thread; the run lies inside both; pages and frames are apart.
@@ -438,7 +436,7 @@ impl Cache {
     /// Copies the dirty sectors of a cluster to their places in a page.
     pub fn copy_dirty(&self, key: FrameKey, page: &mut Page) -> Option<Copied> {
         self.sets().copy_dirty(key, |index, dirty| {
-            let frame = self.arena.frame(index);
+            let frame = self.arena.frame(index.set, index.way);
             for run in runs(dirty) {
                 #[expect(unsafe_code, reason = "reads a frame")]
                 // SAFETY: the run lies inside both; pages and frames are apart. Others may change the frame meanwhile: then

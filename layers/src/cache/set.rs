@@ -175,3 +175,16 @@ impl State {
         Self(version | self.valid().0 as u64 | (dirty as u64) << 8)
     }
 }
+
+impl Default for Set {
+    fn default() -> Self {
+        Self {
+            keys: std::array::from_fn(|_| AtomicU64::new(0)),
+            states: std::array::from_fn(|_| AtomicU64::new(0)),
+            reref: std::array::from_fn(|_| AtomicU8::new(0)),
+            ghosts: std::array::from_fn(|_| AtomicU16::new(0)),
+            lock: AtomicU32::new(0),
+            cursor: AtomicU32::new(0),
+        }
+    }
+}

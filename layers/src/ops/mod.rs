@@ -1,5 +1,6 @@
 //! The commands of a store, one a file, each with its durable order at the top.
 
+mod adopt;
 mod checkpoint;
 pub mod clone;
 mod create;

@@ -44,6 +44,9 @@ impl Store {
             let rows: Vec<LayerRow> = state.chain_of(row.active).into_iter().cloned().collect();
             (row, rows, inner.layers.clone())
         };
+        for row in &rows {
+            self.settle_left(row)?;
+        }
         let layers = rows
             .iter()
             .map(|row| self.layer(row, &mut known))
@@ -85,6 +88,7 @@ impl Store {
 
     /// Closes a volume without a flush, if only the store and the caller hold it. Returns whether it is closed.
     pub(crate) fn forget_volume(&self, name: &str, volume: Arc<Volume>) -> bool {
+        let _write_back = self.write_back.hold();
         if Arc::strong_count(&volume) > 2 {
             return false;
         }
@@ -110,7 +114,7 @@ impl Store {
     }
 
     /// Opens the files of a layer.
-    fn load_layer(&self, row: &LayerRow) -> Result<Layer> {
+    pub(crate) fn load_layer(&self, row: &LayerRow) -> Result<Layer> {
         let (journal, header, set, recovery) = MapFile::open(&self.media, row.id)?;
         self.check_header(row, &header)?;
         let number = self.cache.number(row.id)?;
@@ -253,6 +257,7 @@ impl Store {
     /// DURABILITY: data that a killed daemon left in the host's page cache is synced before a map says for good that it is
     /// there.
     fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
+        self.settle_left(row)?;
         let (map, header, set, recovery) = MapFile::open(&self.media, row.id)?;
         self.check_header(row, &header)?;
         if header.state != MapState::Sealed {

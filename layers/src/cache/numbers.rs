@@ -1,0 +1,266 @@
+//! Which layer has which number in an arena. Keys of frames hold the number, since a uuid would not fit.
+//!
+//! The table in the arena is what a process finds that takes the arena over; this process looks into its index only. The
+//! table is written with plain writes instead of through a mapping: a write into a full file system is an error, where a
+//! store would be a SIGBUS, and so the table takes up no more than is used.
+//!
+//! CRASH: an entry counts if its checksum is right, so at any instant there is a whole entry or none. `number` returns after the
+//! entry is written, hence no frame has a number that is not in the table. `forget` comes after the last frame is gone.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::limits::LAYER_NUMBER_MAX;
+use crate::units::{LayerId, LayerNumber};
+
+/// What to do about an arena that cannot be used and is not removed by itself.
+pub(crate) const WAY_OUT: &str =
+    "remove the file to go on without the writes in it that no flush covered";
+
+/// Bytes of an entry.
+const ENTRY_BYTES: usize = 32;
+/// Bytes of the table.
+pub const TABLE_BYTES: u64 = LAYER_NUMBER_MAX as u64 * ENTRY_BYTES as u64;
+/// The table's first byte in the file.
+const TABLE_AT: u64 = 4096;
+/// Entries that are read at once.
+const READ_ENTRIES: usize = 2048;
+
+const _: () = assert!((LAYER_NUMBER_MAX as usize).is_multiple_of(READ_ENTRIES));
+
+/// Where the table lies.
+#[derive(Debug)]
+struct Table {
+    /// The arena's file.
+    file: Arc<File>,
+    /// Its path, for messages.
+    path: PathBuf,
+}
+
+/// What the table says, in a form that can be searched.
+#[derive(Debug)]
+struct Index {
+    /// The number of each layer.
+    numbers: HashMap<LayerId, LayerNumber>,
+    /// The layer of each number.
+    layers: HashMap<LayerNumber, LayerId>,
+    /// Numbers below `next` that no layer has.
+    free: BTreeSet<LayerNumber>,
+    /// The lowest number that no layer ever had.
+    next: LayerNumber,
+}
+
+/// The layers that have a number in an arena.
+#[derive(Debug)]
+pub struct Numbers {
+    /// What outlives the process; none for a private arena.
+    table: Option<Table>,
+    /// The greatest number there is.
+    max: LayerNumber,
+    /// Never held over anything but one write of an entry.
+    index: Mutex<Index>,
+}
+
+/// The bytes of an entry.
+fn encode(number: LayerNumber, layer: LayerId) -> [u8; ENTRY_BYTES] {
+    let mut entry = [0; ENTRY_BYTES];
+    let (uuid, rest) = entry.split_at_mut(16);
+    uuid.copy_from_slice(layer.0.as_bytes());
+    let (crc, _) = rest.split_at_mut(4);
+    crc.copy_from_slice(&checksum(number, layer).to_le_bytes());
+    entry
+}
+
+/// The checksum of an entry. The number is part of it, so that an entry in the wrong place is none.
+fn checksum(number: LayerNumber, layer: LayerId) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&number.0.to_le_bytes()), layer.0.as_bytes())
+}
+
+/// The layer of an entry, if it is one.
+fn decode(number: LayerNumber, entry: &[u8]) -> Option<LayerId> {
+    let uuid: &[u8; 16] = entry.first_chunk()?;
+    let layer = LayerId(Uuid::from_bytes(*uuid));
+    (!layer.0.is_nil() && entry == encode(number, layer)).then_some(layer)
+}
+
+/// The first byte of an entry in the file.
+fn position(number: LayerNumber) -> u64 {
+    TABLE_AT + u64::from(number.0).saturating_sub(1) * ENTRY_BYTES as u64
+}
+
+impl Table {
+    /// Writes an entry.
+    fn write(&self, number: LayerNumber, entry: &[u8; ENTRY_BYTES]) -> Result<()> {
+        self.file
+            .write_all_at(entry, position(number))
+            .map_err(|source| Error::Io {
+                op: "write",
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    /// All entries, in the order of their numbers.
+    fn read(&self) -> io::Result<Vec<(LayerNumber, LayerId)>> {
+        let mut found = Vec::new();
+        let mut chunk = vec![0; READ_ENTRIES * ENTRY_BYTES];
+        for first in (1..=LAYER_NUMBER_MAX).step_by(READ_ENTRIES) {
+            let at = position(LayerNumber(first));
+            // Nearly all of it are holes.
+            self.file.read_exact_at(&mut chunk, at)?;
+            if chunk.iter().any(|byte| *byte != 0) {
+                let entries = (first..)
+                    .map(LayerNumber)
+                    .zip(chunk.chunks_exact(ENTRY_BYTES));
+                found.extend(
+                    entries.filter_map(|(number, entry)| Some((number, decode(number, entry)?))),
+                );
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Numbers {
+    /// The numbers of an arena that dies with the process.
+    pub fn private() -> Self {
+        Self::new(None, LayerNumber(LAYER_NUMBER_MAX))
+    }
+
+    /// No layer has a number.
+    fn new(table: Option<Table>, max: LayerNumber) -> Self {
+        Self {
+            table,
+            max,
+            index: Mutex::new(Index {
+                numbers: HashMap::new(),
+                layers: HashMap::new(),
+                free: BTreeSet::new(),
+                next: LayerNumber(1),
+            }),
+        }
+    }
+
+    /// The numbers in an arena's file.
+    ///
+    /// # Errors
+    /// `Io`; `Corrupt` if a layer has two numbers.
+    pub(crate) fn open(file: Arc<File>, path: &Path) -> Result<Self> {
+        let table = Table {
+            file,
+            path: path.to_owned(),
+        };
+        let entries = table.read().map_err(|source| Error::Io {
+            op: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        let numbers = Self::new(Some(table), LayerNumber(LAYER_NUMBER_MAX));
+        let mut index = numbers.index();
+        for (number, layer) in entries {
+            if let Some(other) = index.numbers.insert(layer, number) {
+                return Err(Error::Corrupt {
+                    path: path.to_owned(),
+                    what: format!(
+                        "layer {layer} has the numbers {other} and {number}; {}",
+                        WAY_OUT
+                    ),
+                });
+            }
+            index.layers.insert(number, layer);
+            let skipped = (index.next.0..number.0).map(LayerNumber);
+            index.free.extend(skipped);
+            index.next = LayerNumber(number.0.saturating_add(1));
+        }
+        drop(index);
+        Ok(numbers)
+    }
+
+    /// The index. Its holders change it only in ways that leave it whole.
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of a layer, which gets one if it has none.
+    ///
+    /// # Errors
+    /// `Invalid` if all numbers are taken or the uuid is nil; `Io` if the table takes no entry.
+    pub fn number(&self, layer: LayerId) -> Result<LayerNumber> {
+        if layer.0.is_nil() {
+            return Err(Error::Invalid {
+                field: "layer",
+                what: "the nil uuid names no layer".into(),
+            });
+        }
+        let mut index = self.index();
+        if let Some(number) = index.numbers.get(&layer) {
+            return Ok(*number);
+        }
+        let number = index.free.first().copied().unwrap_or(index.next);
+        if number > self.max {
+            return Err(Error::Invalid {
+                field: "cache",
+                what: format!(
+                    "all {} layer numbers are taken, none is left for layer {layer}; delete or merge snapshots, or stop the \
+                     daemon in an orderly way and start it again",
+                    self.max
+                ),
+            });
+        }
+        if let Some(table) = &self.table {
+            table.write(number, &encode(number, layer))?;
+        }
+        if !index.free.remove(&number) {
+            index.next = LayerNumber(number.0.saturating_add(1));
+        }
+        index.numbers.insert(layer, number);
+        index.layers.insert(number, layer);
+        Ok(number)
+    }
+
+    /// The layer that has a number.
+    pub fn layer(&self, number: LayerNumber) -> Option<LayerId> {
+        self.index().layers.get(&number).copied()
+    }
+
+    /// All layers that have a number, in the order of the numbers.
+    pub fn layers(&self) -> Vec<(LayerNumber, LayerId)> {
+        let mut all: Vec<_> = self
+            .index()
+            .layers
+            .iter()
+            .map(|(number, layer)| (*number, *layer))
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Takes a layer's number away, for the next layer to have. The caller has dropped all frames with this number, and
+    /// nothing is under way that could bring a new one: it would be taken for the next layer's.
+    ///
+    /// # Errors
+    /// `Io`. The layer keeps its number then.
+    pub fn forget(&self, layer: LayerId) -> Result<()> {
+        let mut index = self.index();
+        let Some(number) = index.numbers.get(&layer).copied() else {
+            return Ok(());
+        };
+        if let Some(table) = &self.table {
+            table.write(number, &[0; ENTRY_BYTES])?;
+        }
+        index.numbers.remove(&layer);
+        index.layers.remove(&number);
+        index.free.insert(number);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
