@@ -296,11 +296,20 @@ impl Walk {
     /// Step 6: makes the frames clean that have not changed since they were copied, and marks the others again.
     pub fn clean(&mut self, cache: &Cache, works: &[LayerWork]) {
         for (work, copied) in self.copied.drain(..) {
-            if cache.clean(&copied) == Clean::Changed
-                && let Some(work) = works.get(work)
-                && let LayerMap::Active(map) = &**work.layer.map()
-            {
-                map.mark_dirty(copied.key.cluster());
+            let Some(work) = works.get(work) else {
+                continue;
+            };
+            let map = work.layer.map();
+            let LayerMap::Active(map) = &**map else {
+                // Sealed since: its frames are in its file.
+                cache.clean(&copied);
+                continue;
+            };
+            // Sectors that came into the frame after its marks were taken and before it was copied are in the file and in no
+            // journal: such a frame must not be lost yet.
+            let cluster = copied.key.cluster();
+            if !map.is_journaled(cluster) || cache.clean(&copied) == Clean::Changed {
+                map.mark_dirty(cluster);
             }
         }
     }

@@ -297,7 +297,7 @@ impl<'a> Sets<'a> {
         };
         copy(FrameIndex { set: at, way });
         let dirtied = locked.dirty() == SectorMask::NONE;
-        if !planted(Fault::MarkAfterUnlock) {
+        if !planted(Fault::PublishAfterUnlock) {
             publish(dirtied);
             let (valid, dirty) = (locked.valid().0 | mask.0, locked.dirty().0 | mask.0);
             Self::unlock(set, way, locked.unlock(SectorMask(valid), SectorMask(dirty)));

@@ -24,7 +24,7 @@ use crate::segments::Slicer;
 use crate::sync::{AtomicU64, Ordering};
 use crate::units::{Cluster, LayerId, LayerNumber, SECTOR_BYTES, SectorMask, StoreId};
 
-use self::access::{Claim, Clean, Copied, Read, Sets, Tally, Ticket, Write};
+use self::access::{Claim, Clean, Copied, FrameIndex, Read, Sets, Tally, Ticket, Write};
 use self::arena::Arena;
 use self::set::{FrameKey, WAYS};
 use self::staging::Page;
@@ -390,7 +390,7 @@ impl Cache {
         publish: impl FnOnce(bool),
     ) -> Write {
         let mut end = *guest;
-        let copy = |index| {
+        let copy = |index: FrameIndex| {
             let frame = self.arena.frame(index.set, index.way).wrapping_add(span.offset());
             // SAFETY: the caller promises the segments; the span lies inside the frame, which is locked by this thread.
             unsafe { end.get(frame, span.bytes()) };

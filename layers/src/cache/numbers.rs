@@ -225,6 +225,11 @@ impl Numbers {
         Ok(number)
     }
 
+    /// The number of a layer, if it has one.
+    pub fn find(&self, layer: LayerId) -> Option<LayerNumber> {
+        self.index().numbers.get(&layer).copied()
+    }
+
     /// The layer that has a number.
     pub fn layer(&self, number: LayerNumber) -> Option<LayerId> {
         self.index().layers.get(&number).copied()

@@ -136,7 +136,7 @@ impl QueueContext {
             zeroed = true;
             // First the map, then the frames: a write that comes in between has both as it wants them, since it changes
             // the map under its frame's lock, and the trim asks the map under the same lock.
-            let changed = map.zero(run.first, run.count, |first, count| {
+            let changed = map.zero_and(run.first, run.count, |first, count| {
                 self.cache.trim(active.number, first, count, |cluster| map.get(cluster).data);
             });
             table.refresh(active.slot, map, run.first, run.count, changed);

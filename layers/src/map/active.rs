@@ -202,7 +202,12 @@ impl ActiveMap {
     pub fn write(&self, range: SectorRange) -> Change {
         let mut change = Change::Nothing;
         for part in cluster_parts(range) {
-            let seen = self.update(part.first.0, part.count, |old| old.with(part.mask));
+            let seen = self.update(
+                part.first.0,
+                part.count,
+                |old| old.with(part.mask),
+                |_| {},
+            );
             if seen == Change::Words {
                 change = Change::Words;
             }
@@ -248,7 +253,26 @@ impl ActiveMap {
     ///
     /// A dirty word stays dirty: until the frame is trimmed a write may find it dirty and rely on the flag.
     pub fn zero(&self, first: Cluster, count: u64) -> Change {
-        self.update(first.0, count, |_| ClusterState::ZERO)
+        self.zero_and(first, count, |_, _| {})
+    }
+
+    /// The same; hands on each run of clusters that held data until then, after their words were changed.
+    pub fn zero_and(
+        &self,
+        first: Cluster,
+        count: u64,
+        mut had_data: impl FnMut(Cluster, u64),
+    ) -> Change {
+        self.update(
+            first.0,
+            count,
+            |_| ClusterState::ZERO,
+            |run| {
+                if state(run.old).data != SectorMask::NONE {
+                    had_data(Cluster(run.first), run.count);
+                }
+            },
+        )
     }
 
     /// Changes states, and marks the regions that are left with unjournaled words.
@@ -257,6 +281,7 @@ impl ActiveMap {
         first: u64,
         count: u64,
         next: impl Fn(ClusterState) -> ClusterState,
+        mut each: impl FnMut(&Updated<u16>),
     ) -> Change {
         let mut change = Change::Nothing;
         let mut marked: Option<(u64, u64)> = None;
@@ -270,6 +295,7 @@ impl ActiveMap {
             (new != state(old)).then(|| word(new) | UNJOURNALED | old & kept)
         };
         self.radix.update(first, count, step, |run: Updated<u16>| {
+            each(&run);
             if run.old != run.new {
                 change = Change::Words;
             } else if planted(Fault::MarkOnlyOwnChanges) {

@@ -37,7 +37,7 @@ pub(crate) enum Fault {
     /// A reader of a frame looks at its state again without an order between the copy and the look.
     ReadWithoutFence,
     /// A write publishes what it did after it gave the frame back.
-    MarkAfterUnlock,
+    PublishAfterUnlock,
     /// A new key is put into a set without its lock.
     NoSetLock,
     /// A fill overwrites what was written meanwhile.
