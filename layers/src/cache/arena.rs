@@ -87,21 +87,29 @@ impl Arena {
         Self::new(memory, geometry, Numbers::private(), None).map_err(invalid)
     }
 
-    /// Makes a new arena of empty sets. A file of ours that is in the way and cannot be adopted is removed.
+    /// Makes a new arena of empty sets. A file of this store that is in the way and cannot be adopted is removed: to call
+    /// this after an error of `adopt` is to decide to do without what it held.
     ///
     /// # Errors
-    /// `Busy` if another process has it; `Exists` if what is there can be adopted, and must be, since it may hold
-    /// writes that are nowhere else; `Invalid` if there is no room, or something in the way that is not ours; `Io`.
+    /// `Busy` if another process has it; `Invalid` if what is there can be adopted, and must be, since it may
+    /// hold writes that are nowhere else; or if there is no room, or something in the way that is not this user's or
+    /// not this store's; `Io`.
     pub fn create(place: &Place, sets: usize) -> Result<Self> {
         let geometry = geometry_of(sets)?;
         if let Some(found) = ArenaFile::open(place)? {
-            if let Verdict::Adoptable(_) = found.judge(place)? {
-                return Err(Error::Exists {
-                    kind: "cache",
-                    name: found.path.display().to_string(),
-                });
+            match found.judge(place)? {
+                Verdict::Adoptable(_) => {
+                    return Err(Error::Invalid {
+                        field: "cache file",
+                        what: format!(
+                            "{} is to be taken over, not replaced: it may hold writes that are nowhere else",
+                            found.path.display()
+                        ),
+                    });
+                }
+                Verdict::Foreign(error) => return Err(error),
+                Verdict::Stale | Verdict::Unusable(_) => found.remove()?,
             }
-            found.remove()?;
         }
         let file = ArenaFile::create(place)?;
         match Self::furnish(&file, place, geometry) {
@@ -139,7 +147,7 @@ impl Arena {
                 file.remove()?;
                 return Ok(None);
             }
-            Verdict::Refused(error) => return Err(error),
+            Verdict::Unusable(error) | Verdict::Foreign(error) => return Err(error),
         };
         file.complete(&geometry)?;
         let memory = map(&file, &geometry)?;

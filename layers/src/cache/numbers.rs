@@ -4,8 +4,9 @@
 //! table is written with plain writes instead of through a mapping: a write into a full file system is an error, where a
 //! store would be a SIGBUS, and so the table takes up no more than is used.
 //!
-//! CRASH: an entry counts if its checksum is right, so at any instant there is a whole entry or none. `number` returns after the
-//! entry is written, hence no frame has a number that is not in the table. `forget` comes after the last frame is gone.
+//! CRASH: an entry counts if its checksum is right, so at any instant there is a whole entry or none. `number` returns
+//! after the entry is written, hence no frame has a number that is not in the table. `forget` comes after the last frame
+//! is gone.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;

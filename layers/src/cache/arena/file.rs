@@ -42,8 +42,10 @@ pub enum Verdict {
     Adoptable(Geometry),
     /// Nothing in it is of use to anyone: it was never finished, or is of another boot.
     Stale,
-    /// It may hold something, and cannot be used.
-    Refused(Error),
+    /// It may hold something of this store, and cannot be used.
+    Unusable(Error),
+    /// It may hold something of another store.
+    Foreign(Error),
 }
 
 /// The host's answer to an operation on a file.
@@ -277,11 +279,11 @@ impl ArenaFile {
             Err(Refusal::Unfinished | Refusal::OtherBoot) => return Ok(Verdict::Stale),
             Err(Refusal::Corrupt(what)) => {
                 let what = format!("{what}; {WAY_OUT}");
-                return Ok(Verdict::Refused(Error::Corrupt { path, what }));
+                return Ok(Verdict::Unusable(Error::Corrupt { path, what }));
             }
             Err(Refusal::Unsupported(what)) => {
                 let what = format!("{what}; {WAY_OUT}");
-                return Ok(Verdict::Refused(Error::Unsupported { path, what }));
+                return Ok(Verdict::Unusable(Error::Unsupported { path, what }));
             }
         };
         if header.store != place.store || header.store_dir != place.store_dir {
@@ -297,7 +299,7 @@ impl ArenaFile {
                 place.store_dir.dev,
             );
             let field = "cache file";
-            return Ok(Verdict::Refused(Error::Invalid { field, what }));
+            return Ok(Verdict::Foreign(Error::Invalid { field, what }));
         }
         let len = u64::try_from(self.stat()?.st_size).unwrap_or(0);
         if len != header.geometry.len {
@@ -305,7 +307,7 @@ impl ArenaFile {
                 "{len} bytes long instead of {}; {WAY_OUT}",
                 header.geometry.len
             );
-            return Ok(Verdict::Refused(Error::Corrupt { path, what }));
+            return Ok(Verdict::Unusable(Error::Corrupt { path, what }));
         }
         Ok(Verdict::Adoptable(header.geometry))
     }
