@@ -153,7 +153,7 @@ impl Numbers {
     ///
     /// # Errors
     /// `Io`; `Corrupt` if a layer has two numbers.
-    pub(crate) fn open(file: Arc<File>, path: &Path) -> Result<Self> {
+    pub fn open(file: Arc<File>, path: &Path) -> Result<Self> {
         let table = Table {
             file,
             path: path.to_owned(),
