@@ -108,7 +108,7 @@ fn mark_all(arena: &Arena) {
     for set in 0..arena.sets() {
         for way in 0..WAYS {
             fill(arena, set, way, mark(set, way));
-            let word = &arena.set(set).unwrap().keys[way];
+            let word = &arena.all().get(set).unwrap().keys[way];
             word.store(mark(set, way).into(), Ordering::Relaxed);
         }
     }
@@ -118,7 +118,7 @@ fn mark_all(arena: &Arena) {
 fn all_marked(arena: &Arena) -> bool {
     (0..arena.sets()).all(|set| {
         (0..WAYS).all(|way| {
-            let word = arena.set(set).unwrap().keys[way].load(Ordering::Relaxed);
+            let word = arena.all().get(set).unwrap().keys[way].load(Ordering::Relaxed);
             word == mark(set, way).into() && is_filled(arena, set, way, mark(set, way))
         })
     })
@@ -151,14 +151,14 @@ fn what_one_leaves_the_next_one_finds() {
     let arena = Arena::create(&home.place(), 3).unwrap();
     assert_eq!(arena.path(), Some(home.path().as_path()));
     assert!(is_filled(&arena, 2, 15, 0));
-    assert!((0..3).all(|set| arena.set(set).unwrap().keys[7].load(Ordering::Relaxed) == 0));
+    assert!((0..3).all(|set| arena.all().get(set).unwrap().keys[7].load(Ordering::Relaxed) == 0));
     mark_all(&arena);
     let numbers = [7, 8].map(|n| arena.numbers().number(layer(n)).unwrap());
     drop(arena);
 
     let arena = Arena::adopt(&home.place()).unwrap().unwrap();
     assert_eq!(arena.sets(), 3);
-    assert!(arena.set(2).is_some() && arena.set(3).is_none());
+    assert!(arena.all().get(2).is_some() && arena.all().get(3).is_none());
     assert!(all_marked(&arena));
     assert_eq!(
         arena.numbers().layers(),
@@ -181,16 +181,16 @@ fn frames_lie_way_by_way_and_suit_huge_pages() {
         let first = arena.frame(0, 0);
         assert!(first.addr().is_multiple_of(2 << 20));
         assert!(
-            std::ptr::from_ref(arena.set(0).unwrap())
+            std::ptr::from_ref(arena.all().get(0).unwrap())
                 .addr()
                 .is_multiple_of(2 << 20)
         );
         for (set, way, frame) in [(1, 0, 1), (2, 0, 2), (0, 1, 3), (2, 15, 47)] {
             assert_eq!(arena.frame(set, way), first.wrapping_add(frame * 4096));
         }
-        let second = std::ptr::from_ref(arena.set(1).unwrap()).addr();
+        let second = std::ptr::from_ref(arena.all().get(1).unwrap()).addr();
         assert_eq!(
-            second - std::ptr::from_ref(arena.set(0).unwrap()).addr(),
+            second - std::ptr::from_ref(arena.all().get(0).unwrap()).addr(),
             320
         );
     }
@@ -204,7 +204,7 @@ fn a_private_arena_takes_memory_as_it_is_touched() {
     assert!(is_filled(&arena, (1 << 20) - 1, 15, 0));
     fill(&arena, (1 << 20) - 1, 15, 9);
     assert!(is_filled(&arena, (1 << 20) - 1, 15, 9));
-    assert!(arena.set(1 << 20).is_none());
+    assert!(arena.all().get(1 << 20).is_none());
     arena.remove().unwrap();
     assert_eq!(arena.huge_pages(&AtomicBool::new(false)), 0);
     for sets in [0, usize::MAX, usize::MAX / 65536] {
