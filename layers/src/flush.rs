@@ -370,10 +370,9 @@ fn write_data(cache: &Cache, works: &[LayerWork], walk: &mut Walk) -> io::Result
     let mut writes = Vec::new();
     while walk.next(cache, works, &mut staging, &mut writes) {
         for write in &writes {
-            let (Some(work), Some(bytes)) = (
-                works.get(write.work),
-                staging.bytes(write.start, write.len),
-            ) else {
+            let (Some(work), Some(bytes)) =
+                (works.get(write.work), staging.bytes(write.start, write.len))
+            else {
                 continue;
             };
             // Before the write: a crash of this process in between only costs a sync.

@@ -64,7 +64,12 @@ impl Layer {
     }
 
     /// A layer that never changes.
-    pub fn sealed(header: MapHeader, number: LayerNumber, data: Arc<dyn File>, set: SectorSet) -> Self {
+    pub fn sealed(
+        header: MapHeader,
+        number: LayerNumber,
+        data: Arc<dyn File>,
+        set: SectorSet,
+    ) -> Self {
         Self {
             header,
             number,

@@ -292,15 +292,12 @@ impl Volume {
 
     /// A group has appended to journals: asks for a checkpoint where one has grown long.
     pub(crate) fn note_journal(&self, work: &[LayerWork]) {
-        let long = work
-            .iter()
-            .filter(|work| work.has_records())
-            .any(|work| {
-                work.layer
-                    .journal()
-                    .as_ref()
-                    .is_some_and(|journal| journal.journal_bytes() > limits::JOURNAL_BYTES_MAX)
-            });
+        let long = work.iter().filter(|work| work.has_records()).any(|work| {
+            work.layer
+                .journal()
+                .as_ref()
+                .is_some_and(|journal| journal.journal_bytes() > limits::JOURNAL_BYTES_MAX)
+        });
         if long {
             self.maintenance.want_checkpoint(&self.name);
         }

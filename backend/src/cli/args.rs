@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 
+use stratablk_layers::cache::arena::place::DEFAULT_DIR;
+
 use super::size;
 use crate::control::types::{QUEUES_DEFAULT, QUEUES_MAX, SnapshotRef};
 
@@ -116,6 +118,21 @@ pub struct ServeArgs {
     /// Use plain reads and writes even where io_uring works
     #[arg(long)]
     pub no_io_uring: bool,
+    /// Memory for the cache of recently used data, shared by all volumes
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse)]
+    pub cache_size: u64,
+    /// Where the cache's memory file lies; it must be in memory, so that it outlives the daemon and not the machine
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub cache_dir: PathBuf,
+    /// Keep the cache's memory after an orderly end, for a warm start
+    #[arg(long)]
+    pub cache_keep: bool,
+    /// How much written data may wait in the cache for being written to the files [default: half of the cache]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub dirty_limit: Option<u64>,
+    /// How long written data may wait in the cache
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
+    pub dirty_age: f64,
     /// Open the control socket to a group as well (name or number)
     #[arg(long, value_name = "GROUP")]
     pub control_group: Option<String>,
@@ -130,6 +147,18 @@ pub struct ServeArgs {
         default_value = "info"
     )]
     pub log: String,
+}
+
+/// A time in seconds, as people write it: `5`, `0.5`.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "write a number of seconds, such as 5 or 0.5".to_owned())?;
+    if (0.0..=86_400.0).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err("write a number of seconds between 0 and 86400".to_owned())
+    }
 }
 
 /// What to do with volumes.

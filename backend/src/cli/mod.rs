@@ -15,11 +15,13 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use hyper::Method;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use stratablk_layers::cache::CacheOptions;
 use stratablk_layers::store::StoreOptions;
 
 use self::args::{
@@ -253,6 +255,14 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
         store_options: StoreOptions {
             direct_io: args.direct_io,
             no_io_uring: args.no_io_uring,
+            cache: CacheOptions {
+                bytes: args.cache_size,
+                dirty_bytes: args.dirty_limit,
+                dirty_age: Duration::from_secs_f64(args.dirty_age),
+                place: Some(args.cache_dir),
+                keep: args.cache_keep,
+                huge_pages: true,
+            },
         },
         json,
     })

@@ -344,7 +344,7 @@ impl Commands {
     /// The first failure, after everything was tried.
     pub fn close(&self) -> Result<()> {
         self.attachments.stop_all();
-        let flushed = self.store.flush_all();
+        let flushed = self.store.finish();
         self.store.close();
         self.log_notes();
         Ok(flushed?)

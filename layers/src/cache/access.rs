@@ -300,10 +300,18 @@ impl<'a> Sets<'a> {
         if !planted(Fault::PublishAfterUnlock) {
             publish(dirtied);
             let (valid, dirty) = (locked.valid().0 | mask.0, locked.dirty().0 | mask.0);
-            Self::unlock(set, way, locked.unlock(SectorMask(valid), SectorMask(dirty)));
+            Self::unlock(
+                set,
+                way,
+                locked.unlock(SectorMask(valid), SectorMask(dirty)),
+            );
         } else {
             let (valid, dirty) = (locked.valid().0 | mask.0, locked.dirty().0 | mask.0);
-            Self::unlock(set, way, locked.unlock(SectorMask(valid), SectorMask(dirty)));
+            Self::unlock(
+                set,
+                way,
+                locked.unlock(SectorMask(valid), SectorMask(dirty)),
+            );
             publish(dirtied);
         }
         touch_written(set, way);
@@ -679,7 +687,9 @@ enum Taken {
 /// a key that is wanted again.
 fn victim(set: &Set, wanted_again: bool) -> Option<(usize, State)> {
     let mut best: Option<(usize, State, u8)> = None;
-    for (way, ((word, state), reref)) in set.keys.iter().zip(&set.states).zip(&set.reref).enumerate() {
+    for (way, ((word, state), reref)) in
+        set.keys.iter().zip(&set.states).zip(&set.reref).enumerate()
+    {
         // ORDERING: Acquire; the key is looked at after it, and what follows is a compare-and-swap of this very state.
         let state = State(state.load(Ordering::Acquire));
         if !state.is_idle() {

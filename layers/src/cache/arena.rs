@@ -183,7 +183,9 @@ impl Arena {
         // - By the invariant `sets` sets lie there, readable and writable; they start at a page, so they are aligned.
         // - A set consists of atomics alone, for which any bytes are values, and which others may change.
         // - The pages are unmapped when `self` goes, which the slice borrows.
-        unsafe { slice::from_raw_parts(first.as_ptr(), self.sets) }
+        unsafe {
+            slice::from_raw_parts(first.as_ptr(), self.sets)
+        }
     }
 
     /// The first byte of the frame of a way of a set. Valid for 4096 bytes, as long as the arena lives, if there are

@@ -163,7 +163,16 @@ impl Tally {
 
     /// The fields, from their order.
     const fn from_words(words: [u64; 8]) -> Self {
-        let [hits, misses, fills, bypasses, evictions, retries, parks, writes] = words;
+        let [
+            hits,
+            misses,
+            fills,
+            bypasses,
+            evictions,
+            retries,
+            parks,
+            writes,
+        ] = words;
         Self {
             hits,
             misses,
@@ -362,7 +371,10 @@ impl Cache {
         let mut end = start;
         let read = self.sets().read(key, span.mask(), tally, |index| {
             end = start;
-            let frame = self.arena.frame(index.set, index.way).wrapping_add(span.offset());
+            let frame = self
+                .arena
+                .frame(index.set, index.way)
+                .wrapping_add(span.offset());
             // SAFETY: the caller promises the segments; the span lies inside the frame.
             unsafe { end.put(frame, span.bytes()) };
         });
@@ -391,7 +403,10 @@ impl Cache {
     ) -> Write {
         let mut end = *guest;
         let copy = |index: FrameIndex| {
-            let frame = self.arena.frame(index.set, index.way).wrapping_add(span.offset());
+            let frame = self
+                .arena
+                .frame(index.set, index.way)
+                .wrapping_add(span.offset());
             // SAFETY: the caller promises the segments; the span lies inside the frame, which is locked by this thread.
             unsafe { end.get(frame, span.bytes()) };
         };

@@ -16,7 +16,8 @@ pub const WAYS: usize = 2;
 /// Bits of a key that name the cluster: disks of up to 64 TiB.
 const CLUSTER_BITS: u32 = 34;
 
-const _: () = assert!(crate::limits::DISK_SECTORS_MAX / crate::units::CLUSTER_SECTORS <= 1 << CLUSTER_BITS);
+const _: () =
+    assert!(crate::limits::DISK_SECTORS_MAX / crate::units::CLUSTER_SECTORS <= 1 << CLUSTER_BITS);
 
 /// The words of one set: 320 bytes, 20 a frame.
 #[derive(Debug)]

@@ -87,7 +87,10 @@ impl Staging {
     /// Bytes of the buffer; `None` beyond the end.
     pub fn bytes(&self, start: usize, len: usize) -> Option<&[u8]> {
         let bytes = self.pages.len() * Self::PAGE_BYTES;
-        #[expect(unsafe_code, reason = "pages behind each other are bytes behind each other")]
+        #[expect(
+            unsafe_code,
+            reason = "pages behind each other are bytes behind each other"
+        )]
         // SAFETY: a page is an array of 4096 bytes with no padding, and pages of a vector lie behind each other.
         let all = unsafe { std::slice::from_raw_parts(self.pages.as_ptr().cast::<u8>(), bytes) };
         all.get(start..start.checked_add(len)?)

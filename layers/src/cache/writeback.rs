@@ -237,7 +237,9 @@ impl WriteBack {
     /// For simulations: one batch of every volume that is dirty and whose flushes nobody leads.
     pub fn step(&self, clusters: usize) {
         for volume in self.due(|_| true) {
-            let led = volume.upgrade().filter(|volume| volume.flushes().try_lead());
+            let led = volume
+                .upgrade()
+                .filter(|volume| volume.flushes().try_lead());
             if let Some(volume) = led {
                 // Latched in the volume, or marked again.
                 let _ = volume.lead_write_back(clusters);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::chain::Chain;
-use crate::layer::{Layer, LayerMap};
 use crate::generation::Announcement;
+use crate::layer::{Layer, LayerMap};
 use crate::units::{Generation, LayerNumber, LayerSlot};
 use crate::volume::Volume;
 

@@ -53,11 +53,7 @@ impl QueueContext {
     /// As for `QueueContext::submit`.
     #[inline]
     #[expect(unsafe_code, reason = "writes to guest memory")]
-    pub(super) unsafe fn read_hot(
-        &mut self,
-        range: SectorRange,
-        guest: &mut Slicer<'_>,
-    ) -> Sector {
+    pub(super) unsafe fn read_hot(&mut self, range: SectorRange, guest: &mut Slicer<'_>) -> Sector {
         let table = self.volume.table();
         let chain = self.eras.chain();
         let end = range.end();
@@ -182,8 +178,8 @@ impl QueueContext {
                 }
                 Read::Miss => {
                     self.tally.misses += 1;
-                    let filled = !reading.stream
-                        && self.fill(reading, chain, slot, key, (at, span), before);
+                    let filled =
+                        !reading.stream && self.fill(reading, chain, slot, key, (at, span), before);
                     guest.skip(span.bytes());
                     !filled
                 }

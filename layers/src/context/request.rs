@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::cache::Span;
+use crate::cache::access::Ticket;
 use crate::chain::Chain;
 use crate::file::{FileToken, IoOp, Segment};
 use crate::flush::ZeroedRange;
-use crate::cache::Span;
-use crate::cache::access::Ticket;
 use crate::units::{Cluster, SectorRange};
 use crate::volume::{Durability, RequestError};
 

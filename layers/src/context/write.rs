@@ -70,14 +70,8 @@ impl QueueContext {
             };
             // SAFETY: the caller promises the segments.
             let write = unsafe {
-                self.cache.write(
-                    key,
-                    span,
-                    self.may_dirty,
-                    guest,
-                    &mut self.tally,
-                    publish,
-                )
+                self.cache
+                    .write(key, span, self.may_dirty, guest, &mut self.tally, publish)
             };
             match write {
                 Write::Done { dirtied } => self.dirtied += u64::from(dirtied),
@@ -100,7 +94,12 @@ impl QueueContext {
     }
 
     /// Writes a range on behalf of a request under way; what finds no frame is put aside.
-    pub(super) fn write_range(&mut self, request: usize, range: SectorRange, mut guest: Slicer<'_>) {
+    pub(super) fn write_range(
+        &mut self,
+        request: usize,
+        range: SectorRange,
+        mut guest: Slicer<'_>,
+    ) {
         #[expect(unsafe_code, reason = "reads guest memory")]
         // SAFETY: `submit` was promised that the segments are valid until the request ends; or they are the page of zeroes.
         let (at, stop) = unsafe { self.write_hot(Some(request), range, &mut guest) };

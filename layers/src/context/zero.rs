@@ -137,13 +137,18 @@ impl QueueContext {
             // First the map, then the frames: a write that comes in between has both as it wants them, since it changes
             // the map under its frame's lock, and the trim asks the map under the same lock.
             let changed = map.zero_and(run.first, run.count, |first, count| {
-                self.cache.trim(active.number, first, count, |cluster| map.get(cluster).data);
+                self.cache
+                    .trim(active.number, first, count, |cluster| map.get(cluster).data);
             });
             table.refresh(active.slot, map, run.first, run.count, changed);
         }
         let layer = Arc::clone(&active.layer);
         if zeroed && let Some(request) = self.requests.get_mut(request) {
-            request.zeroed = Some(ZeroedRange { layer, first, count });
+            request.zeroed = Some(ZeroedRange {
+                layer,
+                first,
+                count,
+            });
         }
         Ok(())
     }

@@ -202,12 +202,7 @@ impl ActiveMap {
     pub fn write(&self, range: SectorRange) -> Change {
         let mut change = Change::Nothing;
         for part in cluster_parts(range) {
-            let seen = self.update(
-                part.first.0,
-                part.count,
-                |old| old.with(part.mask),
-                |_| {},
-            );
+            let seen = self.update(part.first.0, part.count, |old| old.with(part.mask), |_| {});
             if seen == Change::Words {
                 change = Change::Words;
             }

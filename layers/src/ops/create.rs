@@ -188,7 +188,13 @@ impl Store {
             base: None,
             created_ns: header.created_ns,
         };
-        let layer = Layer::active(header, number, data, ActiveMap::new(clusters(size)), journal);
+        let layer = Layer::active(
+            header,
+            number,
+            data,
+            ActiveMap::new(clusters(size)),
+            journal,
+        );
         Ok((Arc::new(layer), row))
     }
 
