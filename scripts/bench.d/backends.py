@@ -1,4 +1,6 @@
-"""The programs under test: stratablk and qemu-storage-daemon, each pinned to one CPU, and their disks."""
+"""The programs under test: stratablk, qemu-storage-daemon and the copying limit, each pinned to one CPU, and their disks."""
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -26,11 +28,16 @@ def command(arguments, **options):
 class Server:
     """A back-end process on a CPU of its own."""
 
+    # All that run: what they use of the machine is no disturbance.
+    live = set()
+
     def __init__(self, arguments, cpu, log):
+        """`cpu`: a list as taskset takes it."""
         self.log_path = log
         with open(log, "ab") as output:
             self.process = subprocess.Popen(["taskset", "-c", str(cpu), *map(str, arguments)],
                                             stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        Server.live.add(self.process.pid)
 
     @property
     def pid(self):
@@ -69,6 +76,7 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        Server.live.discard(self.process.pid)
 
 
 def answers(path):
@@ -97,9 +105,14 @@ class Load:
 
     def run(self, disk, *arguments, seed=None):
         """One run against a disk; returns its report."""
-        arguments = [self.program, "--socket", disk.socket, "--cpu", self.cpu, "--server-pid", disk.pid, "--json",
-                     "--seed", self.seed if seed is None else seed, *arguments]
-        return json.loads(command([str(argument) for argument in arguments]))
+        return json.loads(command(self.arguments(disk, *arguments, seed=seed)))
+
+    def arguments(self, disk, *arguments, seed=None):
+        """The command line of such a run."""
+        seed = self.seed if seed is None else seed
+        return [str(argument) for argument in (
+            self.program, "--socket", disk.socket, "--cpu", self.cpu, "--server-pid", disk.pid, "--json", "--seed", seed,
+            *arguments)]
 
 
 class QsdDisk:
@@ -137,14 +150,59 @@ class QsdDisk:
         self.server.stop()
 
 
+class MemcpyDisk:
+    """Memory as a disk, one copy a request, behind the rings and sessions of stratablk: what the machine allows."""
+
+    def __init__(self, work, name, cpu, program, size, label="memcpy limit", pages="huge"):
+        self.socket, self.label = work / f"{name}.sock", label
+        self.server = Server([program, "--socket-path", self.socket, "--size", size, "--pages", pages, "--queues", QUEUES],
+                             cpu, work / f"{name}.log")
+        self.server.wait_for(self.socket, listens)
+
+    @property
+    def pid(self):
+        """Of the back-end."""
+        return self.server.pid
+
+    def stop(self):
+        """Ends the back-end."""
+        self.server.stop()
+
+
+class Unix(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path):
+        super().__init__("localhost", timeout=PATIENCE_SECONDS)
+        self.path = str(path)
+
+    def connect(self):
+        """To the socket, whatever the name of the host."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE_SECONDS)
+        self.sock.connect(self.path)
+
+
+def known_options(program):
+    """The options that `serve` of this build has."""
+    return frozenset(word.strip(",") for word in command([str(program), "serve", "--help"]).split() if word.startswith("--"))
+
+
 class StratablkStore:
     """A running stratablk with a store of its own."""
 
-    def __init__(self, work, name, cpu, program):
+    def __init__(self, work, name, cpu, program, options=None, only_known=True):
+        """`options`: of `serve`, with their values (None: a flag); those that this build does not know are left out."""
         self.work, self.program = work, program
         self.store = work / f"{name}.store"
         self.control = self.store / "control.sock"
-        self.server = Server([program, "serve", "--store", self.store], cpu, work / f"{name}.log")
+        known = known_options(program)
+        self.left_out = [option for option in options or () if option not in known]
+        extra = []
+        for option, value in (options or {}).items():
+            if option in known or not only_known:
+                extra += [option] if value is None else [option, value]
+        self.server = Server([program, "serve", "--store", self.store, *extra], cpu, work / f"{name}.log")
         # The control socket gets its name after it listens, so the kernel's table knows it by another one.
         self.server.wait_for(self.control, answers)
 
@@ -152,9 +210,34 @@ class StratablkStore:
         """A command of the CLI."""
         return command([str(part) for part in (self.program, "--control", self.control, *arguments)])
 
-    def disk(self, name, label, size=None, base=None):
+    @property
+    def pid(self):
+        """Of the daemon."""
+        return self.server.pid
+
+    def ask(self, method, path, body=None):
+        """A request to the control socket, without a process for it; returns the text of the reply."""
+        with contextlib.closing(Unix(self.control)) as connection:
+            headers = {"content-type": "application/json"} if body is not None else {}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            text = response.read().decode()
+            if response.status >= 300:
+                raise Failed(f"{method} {path}: {response.status} {text}")
+            return text
+
+    def metrics(self):
+        """The daemon's metrics that have no labels."""
+        found = {}
+        for line in self.ask("GET", "/metrics").splitlines():
+            name, _, value = line.partition(" ")
+            if not line.startswith("#") and "{" not in name:
+                found[name] = float(value)
+        return found
+
+    def disk(self, name, label, size=None, base=None, snapshot=None):
         """Creates and attaches a volume."""
-        source = ["--base", base] if base else ["--size", size]
+        source = ["--base", base] if base else ["--from", snapshot] if snapshot else ["--size", size]
         self.cli("volume", "create", name, *source)
         path = self.work / f"{self.store.name}.{name}.sock"
         self.cli("volume", "attach", name, "--socket", path, "--queues", QUEUES)

@@ -90,18 +90,37 @@ def heaviest(seconds=1.0, count=5):
     return sorted(shares, reverse=True)[:count]
 
 
+def kernel_ticks():
+    """CPU ticks of the kernel's own threads: what they do (write back files, run timers) is done for those measured."""
+    total = 0
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as stat:
+                    fields = stat.read().rsplit(")", 1)[1].split()
+            except (OSError, IndexError):
+                continue
+            # The parent of all kernel threads is 2.
+            if fields[1] == "2":
+                total += int(fields[11]) + int(fields[12])
+    return total
+
+
 class Watch:
     """How much of the machine others used between `start` and `stop`."""
 
     def __init__(self, pids):
-        """`pids`: the back-ends. This process and the children that it has waited for count by themselves."""
-        self.pids = {os.getpid(), *pids}
+        """`pids`: the back-ends, looked up again at each sample. This process and the children that it has waited for
+        count by themselves."""
+        self.pids = pids
+        self.cpus = os.cpu_count()
         self.before = None
 
     def sample(self):
         """Busy ticks of others, stolen ticks, all ticks."""
         busy, steal, total = cpu_ticks()
-        return busy - sum(process_ticks(pid) for pid in self.pids), steal, total
+        ours = sum(process_ticks(pid) for pid in {os.getpid(), *self.pids})
+        return busy - ours - kernel_ticks(), steal, total
 
     def start(self):
         """Begins to watch."""

@@ -5,12 +5,19 @@ import sys
 import unittest
 
 import host
-from table import Row, Target, number, render
+import probes
+from measure import Side, turns
+from table import DIFFERENCE, VALUE, Row, Target, number, render, render_markdown
 
 
-def row(a_rates, b_rates, target=Target(1.0, "")):
-    """A row with these rates."""
-    return Row("case", "ours", "theirs", "op/s", target, a_rates, b_rates)
+def row(a_values, b_values, target=Target(1.0, ""), **more):
+    """A row with these figures."""
+    return Row("case", "ours", "theirs", "op/s", target, a_values, b_values, **more)
+
+
+def bound(value):
+    """An upper bound."""
+    return Target(value, "", at_most=True)
 
 
 class Judgement(unittest.TestCase):
@@ -28,7 +35,7 @@ class Judgement(unittest.TestCase):
     def test_only_figures_of_one_pair_are_compared(self):
         # The machine became twice as slow between the pairs; the ratio did not change.
         drifting = row([200, 100, 50], [100, 50, 25])
-        self.assertEqual(drifting.ratios(), [2, 2, 2])
+        self.assertEqual(drifting.outcomes(), [2, 2, 2])
 
     def test_one_wild_pair_does_not_decide(self):
         self.assertEqual(row([300, 90, 90], [100, 100, 100]).verdict(), "BELOW")
@@ -37,11 +44,54 @@ class Judgement(unittest.TestCase):
         lines = render([row([90, 110, 120], [100, 100, 100])]).splitlines()
         self.assertIn("1.10", lines[2])
         self.assertIn("0.90..1.20", lines[2])
-        self.assertIn("PASS (>= 1)", lines[2])
+        self.assertRegex(lines[2], r">= 1 +PASS$")
+
+    def test_canary_an_upper_bound_that_is_exceeded_is_seen(self):
+        slow = row([40, 41, 42], [100, 100, 100], bound(0.4))
+        self.assertEqual((slow.verdict(), slow.is_missed()), ("ABOVE", True))
+        self.assertRegex(render([slow]).splitlines()[2], r"<= 0.4 +ABOVE$")
+        self.assertIn("**ABOVE**", render_markdown([slow]))
+
+    def test_an_upper_bound_that_is_kept_passes(self):
+        fast = row([39, 41, 38], [100, 100, 100], bound(0.4))
+        self.assertEqual((fast.verdict(), fast.is_missed()), ("PASS", False))
+
+    def test_differences_are_taken_within_rounds(self):
+        gaps = row([5.0, 9.0, 3.0], [4.0, 8.0, 1.0], bound(2), kind=DIFFERENCE)
+        self.assertEqual(gaps.outcomes(), [1, 1, 2])
+        self.assertEqual(gaps.verdict(), "PASS")
+        self.assertEqual(row([9.0], [4.0], bound(2), kind=DIFFERENCE).verdict(), "ABOVE")
+
+    def test_a_value_is_judged_alone(self):
+        self.assertEqual(row([0.04, 0.06, 0.05], [], bound(0.05), kind=VALUE).verdict(), "PASS")
+        self.assertEqual(row([0.89], [], Target(0.9, ""), kind=VALUE).verdict(), "BELOW")
+
+    def test_every_side_is_first_in_turn_and_followers_follow(self):
+        sides = [Side("a", None), Side("b", None), Side("c", None), Side("after a", None, follows=0)]
+        self.assertEqual([list(turns(sides, pair)) for pair in range(3)], [[0, 3, 1, 2], [1, 2, 0, 3], [2, 0, 3, 1]])
 
     def test_numbers_are_short(self):
-        self.assertEqual([number(value) for value in (12, 9999, 12345, 345678, 1234567, 4e9)],
-                         ["12", "9999", "12.3k", "346k", "1.2M", "4.0G"])
+        self.assertEqual([number(value) for value in (0.0123, 12, 9999, 12345, 345678, 1234567, 4e9, -12345)],
+                         ["0.0123", "12", "9999", "12.3k", "346k", "1.2M", "4.0G", "-12.3k"])
+
+
+class Counters(unittest.TestCase):
+    """What tools and the kernel report."""
+
+    def test_counts_of_system_calls_are_read(self):
+        perf = "# started on Mon\n\n4711,,raw_syscalls:sys_enter,1000,100.00,,\n"
+        strace = ("% time     seconds  usecs/call     calls    errors syscall\n"
+                  " 60.00    0.001000           1       900           preadv\n"
+                  "100.00    0.002000           1      1000         5 total\n")
+        self.assertEqual(probes.parse_count("perf", perf), 4711)
+        self.assertEqual(probes.parse_count("strace", strace), 1000)
+        self.assertIsNone(probes.parse_count("perf", "<not counted>,,raw_syscalls:sys_enter,0,100.00,,\n"))
+
+    def test_cpu_time_of_a_process_grows_as_it_works(self):
+        before = probes.cpu_nanoseconds(os.getpid())
+        while probes.cpu_nanoseconds(os.getpid()) == before:
+            pass
+        self.assertGreater(probes.resident_bytes(os.getpid()), 1 << 20)
 
 
 class Machine(unittest.TestCase):

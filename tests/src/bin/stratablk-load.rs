@@ -1,6 +1,7 @@
 //! `stratablk-load`: load against a vhost-user-blk socket, from a front-end that shares no code with the daemon.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use stratablk_tests::load::process::pin_to_cpu;
 use stratablk_tests::load::report::Report;
 use stratablk_tests::load::run::{Limits, run, sweep};
 use stratablk_tests::load::stamp::STAMP_BYTES;
+use stratablk_tests::load::straight::run_straight;
 use stratablk_tests::load::workload::{Mix, Pattern, Steps, Workload};
 
 /// Puts load on a vhost-user-blk back-end and measures it, or fills a disk, or checks what it holds.
@@ -20,8 +22,11 @@ use stratablk_tests::load::workload::{Mix, Pattern, Steps, Workload};
 #[command(version)]
 struct Arguments {
     /// The back-end's socket.
-    #[arg(long)]
-    socket: PathBuf,
+    #[arg(long, required_unless_present = "file")]
+    socket: Option<PathBuf>,
+    /// No back-end: do the same to this file, one request after the other, with plain system calls.
+    #[arg(long, conflicts_with_all = ["socket", "queues", "depth", "verify", "sleep", "hold"])]
+    file: Option<PathBuf>,
     /// Virtqueues to use.
     #[arg(long, default_value_t = 1)]
     queues: usize,
@@ -82,6 +87,12 @@ struct Arguments {
     /// Everything random follows from this number.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Count completions by slices of this many seconds (in the JSON document).
+    #[arg(long, default_value = "0", value_parser = parse_seconds)]
+    timeline: Duration,
+    /// After printing, stay connected and idle until standard input ends.
+    #[arg(long)]
+    hold: bool,
     /// Print one JSON document instead of a line for people.
     #[arg(long)]
     json: bool,
@@ -159,13 +170,114 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| format!("{text:?}: {error}"))
 }
 
-/// Does what the arguments say.
-fn load(arguments: &Arguments) -> Result<Report, String> {
-    if let Some(cpu) = arguments.cpu {
-        pin_to_cpu(cpu).map_err(|error| format!("CPU {cpu}: {error}"))?;
+/// What was asked for, on a disk of a certain size.
+struct Plan {
+    /// Where the requests come from.
+    steps: Steps,
+    /// What is done.
+    mix: Mix,
+    /// When it ends.
+    limits: Limits,
+    /// The part of the disk.
+    part: WorkingSet,
+}
+
+impl Arguments {
+    /// Bytes of a request, as a length in memory.
+    fn buffer_bytes(&self) -> Result<usize, String> {
+        usize::try_from(self.block).map_err(|error| format!("--block: {error}"))
     }
-    let buffer_bytes =
-        usize::try_from(arguments.block).map_err(|error| format!("--block: {error}"))?;
+
+    /// What to do to a disk of this size.
+    fn plan(&self, capacity_bytes: u64) -> Result<Plan, String> {
+        let part = self.working_set.unwrap_or(WorkingSet {
+            len: capacity_bytes
+                .checked_div(self.block)
+                .map_or(0, |blocks| blocks * self.block),
+            start: 0,
+        });
+        let mix = match self.rw {
+            _ if self.fill => Mix::Write,
+            MixName::Read => Mix::Read,
+            MixName::Write => Mix::Write,
+            MixName::Mix => Mix::Mixed {
+                read_percent: self.read_percent,
+            },
+            MixName::Writeflush => Mix::WriteFlush,
+        };
+        let pattern = match self.pattern {
+            _ if self.fill => Pattern::Sequential,
+            PatternName::Rand => Pattern::Random,
+            PatternName::Seq => Pattern::Sequential,
+            PatternName::Once => Pattern::Once {
+                stride_bytes: self.stride,
+                skip: self.skip,
+            },
+        };
+        let workload = Workload {
+            pattern,
+            mix,
+            block_bytes: self.block,
+            start: part.start,
+            len: part.len,
+            seed: self.seed,
+        };
+        let steps = Steps::new(&workload, capacity_bytes)?;
+        let count = if self.fill {
+            Some(part.len / self.block)
+        } else {
+            self.count
+        };
+        let runs_out = count.is_some() || matches!(pattern, Pattern::Once { .. });
+        Ok(Plan {
+            steps,
+            mix,
+            limits: Limits {
+                warmup: self.warmup,
+                time: self
+                    .seconds
+                    .or_else(|| (!runs_out).then_some(Duration::from_secs(5))),
+                count,
+                server_pid: self.server_pid,
+                slice: self.timeline,
+            },
+            part,
+        })
+    }
+}
+
+/// Does what the arguments say to a file.
+fn load_file(arguments: &Arguments, path: &Path) -> Result<Report, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(failed)?;
+    let plan = arguments.plan(file.metadata().map_err(failed)?.len())?;
+    let measurement = run_straight(
+        &file,
+        plan.steps,
+        plan.mix,
+        arguments.buffer_bytes()?,
+        &plan.limits,
+        arguments.seed,
+    )
+    .map_err(|error| error.to_string())?;
+    if arguments.fill {
+        file.sync_all().map_err(failed)?;
+    }
+    Ok(Report::new(
+        &measurement,
+        arguments.block,
+        0,
+        arguments.seed,
+    ))
+}
+
+/// Does what the arguments say to a back-end's disk; returns the session as well, which lasts until it is dropped.
+fn load_disk(arguments: &Arguments, socket: &Path) -> Result<(Report, Driver), String> {
+    let buffer_bytes = arguments.buffer_bytes()?;
     let verify = arguments.verify.is_some();
     if verify && !buffer_bytes.is_multiple_of(STAMP_BYTES) {
         return Err(format!(
@@ -182,55 +294,15 @@ fn load(arguments: &Arguments) -> Result<Report, String> {
             Wait::Spin
         },
         patience: arguments.patience,
-        ..Options::new(&arguments.socket)
+        ..Options::new(socket)
     })
     .map_err(|error| error.to_string())?;
-    let whole = WorkingSet {
-        len: driver.capacity_bytes() / arguments.block * arguments.block,
-        start: 0,
-    };
-    let WorkingSet { len, start } = arguments.working_set.unwrap_or(whole);
-    let mix = match arguments.rw {
-        _ if arguments.fill => Mix::Write,
-        MixName::Read => Mix::Read,
-        MixName::Write => Mix::Write,
-        MixName::Mix => Mix::Mixed {
-            read_percent: arguments.read_percent,
-        },
-        MixName::Writeflush => Mix::WriteFlush,
-    };
-    let pattern = match arguments.pattern {
-        _ if arguments.fill => Pattern::Sequential,
-        PatternName::Rand => Pattern::Random,
-        PatternName::Seq => Pattern::Sequential,
-        PatternName::Once => Pattern::Once {
-            stride_bytes: arguments.stride,
-            skip: arguments.skip,
-        },
-    };
-    let workload = Workload {
-        pattern,
+    let Plan {
+        steps,
         mix,
-        block_bytes: arguments.block,
-        start,
-        len,
-        seed: arguments.seed,
-    };
-    let steps = Steps::new(&workload, driver.capacity_bytes())?;
-    let count = if arguments.fill {
-        Some(len / arguments.block)
-    } else {
-        arguments.count
-    };
-    let runs_out = count.is_some() || matches!(pattern, Pattern::Once { .. });
-    let limits = Limits {
-        warmup: arguments.warmup,
-        time: arguments
-            .seconds
-            .or_else(|| (!runs_out).then_some(Duration::from_secs(5))),
-        count,
-        server_pid: arguments.server_pid,
-    };
+        limits,
+        part: WorkingSet { len, start },
+    } = arguments.plan(driver.capacity_bytes())?;
     let mut ledger = verify
         .then(|| Ledger::new(0, arguments.seed, start, len, arguments.filled))
         .transpose()?;
@@ -254,28 +326,42 @@ fn load(arguments: &Arguments) -> Result<Report, String> {
         swept_blocks =
             sweep(&mut driver, ledger, start, stamped).map_err(|error| error.to_string())?;
     }
-    Ok(Report::new(
-        &measurement,
-        arguments.block,
-        swept_blocks,
-        arguments.seed,
-    ))
+    let report = Report::new(&measurement, arguments.block, swept_blocks, arguments.seed);
+    Ok((report, driver))
+}
+
+/// Does what the arguments say and prints what it showed.
+fn load(arguments: &Arguments) -> Result<(), String> {
+    if let Some(cpu) = arguments.cpu {
+        pin_to_cpu(cpu).map_err(|error| format!("CPU {cpu}: {error}"))?;
+    }
+    let (report, driver) = match (&arguments.file, &arguments.socket) {
+        (Some(file), _) => (load_file(arguments, file)?, None),
+        (None, Some(socket)) => {
+            let (report, driver) = load_disk(arguments, socket)?;
+            (report, Some(driver))
+        }
+        (None, None) => return Err("give --socket or --file".into()),
+    };
+    if arguments.json {
+        println!(
+            "{}",
+            serde_json::to_string(&report).map_err(|error| error.to_string())?
+        );
+    } else {
+        println!("{report}");
+    }
+    if arguments.hold {
+        std::io::copy(&mut std::io::stdin(), &mut std::io::sink())
+            .map_err(|error| format!("standard input: {error}"))?;
+    }
+    drop(driver);
+    Ok(())
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let printed = load(&arguments).and_then(|report| {
-        if arguments.json {
-            serde_json::to_string(&report).map_err(|error| error.to_string())
-        } else {
-            Ok(report.to_string())
-        }
-    });
-    match printed {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
+    match load(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("stratablk-load: {error}");
             ExitCode::FAILURE

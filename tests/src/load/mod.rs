@@ -18,4 +18,6 @@ pub mod random;
 pub mod report;
 pub mod run;
 pub mod stamp;
+pub mod straight;
+pub mod timeline;
 pub mod workload;

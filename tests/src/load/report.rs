@@ -7,6 +7,11 @@ use serde::Serialize;
 
 use super::run::Measurement;
 
+/// The upper end of the first step of the histogram in a report.
+const HISTOGRAM_FIRST_NS: u64 = 100;
+/// How much wider each step is than the one before: fine enough to draw, coarse enough to keep.
+const HISTOGRAM_STEP: f64 = 1.1;
+
 /// The result of `stratablk-load`. Latencies in nanoseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -26,6 +31,8 @@ pub struct Report {
     pub latency_ns_mean: f64,
     /// Half were at most this.
     pub latency_ns_p50: u64,
+    /// 9 in 10 were at most this.
+    pub latency_ns_p90: u64,
     /// 99 in 100 were at most this.
     pub latency_ns_p99: u64,
     /// 999 in 1000 were at most this.
@@ -40,8 +47,21 @@ pub struct Report {
     pub server_system_seconds: Option<f64>,
     /// Stamped blocks whose content was checked.
     pub verified_blocks: u64,
+    /// The latencies as pairs: at most so many nanoseconds (and more than the pair before), so many operations.
+    pub latency_histogram: Vec<(u64, u64)>,
+    /// Completions by time, if that was asked for.
+    pub timeline: Option<TimelineReport>,
     /// Everything random follows from it.
     pub seed: u64,
+}
+
+/// Completions by time.
+#[derive(Clone, Debug, Serialize)]
+pub struct TimelineReport {
+    /// The length of a slice in seconds.
+    pub slice_seconds: f64,
+    /// Operations that completed in each slice.
+    pub operations: Vec<u64>,
 }
 
 impl Report {
@@ -66,6 +86,7 @@ impl Report {
             bytes_per_second: rate(operations.saturating_mul(block_bytes)),
             latency_ns_mean: latency.mean(),
             latency_ns_p50: latency.value_at_quantile(0.5),
+            latency_ns_p90: latency.value_at_quantile(0.9),
             latency_ns_p99: latency.value_at_quantile(0.99),
             latency_ns_p999: latency.value_at_quantile(0.999),
             latency_ns_max: latency.max(),
@@ -73,6 +94,18 @@ impl Report {
             server_user_seconds: measurement.server.map(|time| time.user.as_secs_f64()),
             server_system_seconds: measurement.server.map(|time| time.system.as_secs_f64()),
             verified_blocks: measurement.verified_blocks + swept_blocks,
+            latency_histogram: latency
+                .iter_log(HISTOGRAM_FIRST_NS, HISTOGRAM_STEP)
+                .filter(|step| step.count_since_last_iteration() > 0)
+                .map(|step| (step.value_iterated_to(), step.count_since_last_iteration()))
+                .collect(),
+            timeline: measurement
+                .timeline
+                .as_ref()
+                .map(|timeline| TimelineReport {
+                    slice_seconds: timeline.slice().as_secs_f64(),
+                    operations: timeline.counts().to_vec(),
+                }),
             seed,
         }
     }
@@ -136,6 +169,7 @@ mod tests {
             gap_max: Duration::from_micros(7),
             server: None,
             verified_blocks: 5,
+            timeline: None,
         };
         let report = Report::new(&measurement, 4096, 10, 1);
         assert!((report.iops - 2000.0).abs() < 1e-6);
@@ -151,6 +185,12 @@ mod tests {
             report.latency_ns_p99
         );
         assert_eq!(report.verified_blocks, 15);
+        let counted: u64 = report
+            .latency_histogram
+            .iter()
+            .map(|(_, count)| count)
+            .sum();
+        assert_eq!(counted, 1000);
         assert!(
             report
                 .to_string()

@@ -13,6 +13,7 @@ use super::ledger::{Ledger, Mismatch};
 use super::process::{CpuTime, cpu_time};
 use super::random::Random;
 use super::stamp::STAMP_BYTES;
+use super::timeline::Timeline;
 use super::workload::{Mix, Step, Steps};
 
 /// The longest latency that is told apart from longer ones.
@@ -33,6 +34,8 @@ pub struct Limits {
     pub count: Option<u64>,
     /// The process of the back-end, whose CPU time is of interest.
     pub server_pid: Option<u32>,
+    /// Completions are counted by slices of time of this length; zero: they are not.
+    pub slice: Duration,
 }
 
 /// What a run showed.
@@ -52,6 +55,48 @@ pub struct Measurement {
     pub server: Option<CpuTime>,
     /// Stamped blocks that were checked.
     pub verified_blocks: u64,
+    /// Completions by time, if that was asked for.
+    pub timeline: Option<Timeline>,
+}
+
+impl Measurement {
+    /// Nothing yet.
+    ///
+    /// # Errors
+    /// The bounds of the histogram are refused.
+    pub fn new(limits: &Limits) -> Result<Self, RunError> {
+        let latency = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)
+            .map_err(|error| RunError::Histogram(error.to_string()))?;
+        Ok(Self {
+            reads: 0,
+            writes: 0,
+            elapsed: Duration::ZERO,
+            latency,
+            gap_max: Duration::ZERO,
+            server: None,
+            verified_blocks: 0,
+            timeline: Timeline::new(limits.slice),
+        })
+    }
+
+    /// Counts an operation that took `latency`.
+    #[inline]
+    pub fn count(&mut self, is_read: bool, latency: Duration) {
+        self.reads += u64::from(is_read);
+        self.writes += u64::from(!is_read);
+        let latency = u64::try_from(latency.as_nanos()).unwrap_or(LATENCY_NS_MAX);
+        self.latency.saturating_record(latency.max(1));
+    }
+
+    /// Notes that operations completed at a time since the beginning, and how long before that others had.
+    #[inline]
+    pub fn reached(&mut self, at: Duration, gap: Duration, completions: u64) {
+        self.gap_max = self.gap_max.max(gap);
+        self.elapsed = at;
+        if let Some(timeline) = &mut self.timeline {
+            timeline.count(at, completions);
+        }
+    }
 }
 
 /// Why a run was given up.
@@ -63,6 +108,8 @@ pub enum RunError {
     Mismatch(Mismatch),
     /// No address is free of other writes: the working set is too small for the depth.
     Crowded,
+    /// The file that stands for a disk failed.
+    File(std::io::Error),
     /// The back-end's CPU time cannot be read.
     Server(std::io::Error),
     /// The workload was over before anything counted.
@@ -79,6 +126,7 @@ impl fmt::Display for RunError {
             Self::Crowded => {
                 f.write_str("the working set is too small: each block may have one write under way")
             }
+            Self::File(error) => write!(f, "the file: {error}"),
             Self::Server(error) => write!(f, "CPU time of the back-end: {error}"),
             Self::Nothing => {
                 f.write_str("the workload was over before anything counted; shorten the warm-up")
@@ -145,8 +193,6 @@ pub fn run(
     seed: u64,
 ) -> Result<Measurement, RunError> {
     let options = driver.options().clone();
-    let latency = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)
-        .map_err(|error| RunError::Histogram(error.to_string()))?;
     let now = Instant::now();
     let slot = Slot {
         issued: now,
@@ -169,15 +215,7 @@ pub fn run(
         issuing: true,
         issued: 0,
         count_max: u64::MAX,
-        result: Measurement {
-            reads: 0,
-            writes: 0,
-            elapsed: Duration::ZERO,
-            latency,
-            gap_max: Duration::ZERO,
-            server: None,
-            verified_blocks: 0,
-        },
+        result: Measurement::new(limits)?,
     };
     run.go(limits)
 }
@@ -230,13 +268,14 @@ impl Run<'_> {
                 }
                 any = true;
                 let now = Instant::now();
+                let ended_before = self.result.reads + self.result.writes;
                 for ended in done.drain(..) {
                     self.end(queue, ended, now)?;
                 }
                 self.driver.kick(queue)?;
                 if self.phase == Phase::Measuring {
-                    self.result.gap_max = self.result.gap_max.max(now - last);
-                    self.result.elapsed = now - start;
+                    let ended = self.result.reads + self.result.writes - ended_before;
+                    self.result.reached(now - start, now - last, ended);
                     if limits.time.is_some_and(|time| now - start >= time) {
                         self.result.server = server_cpu()?
                             .zip(cpu_before)
@@ -368,10 +407,7 @@ impl Run<'_> {
                 .get(queue)
                 .and_then(|slots| slots.get(ended.slot))
         {
-            self.result.reads += u64::from(is_read);
-            self.result.writes += u64::from(!is_read);
-            let latency = u64::try_from((now - state.issued).as_nanos()).unwrap_or(LATENCY_NS_MAX);
-            self.result.latency.saturating_record(latency.max(1));
+            self.result.count(is_read, now - state.issued);
         }
         self.issue(queue, ended.slot, now)
     }
