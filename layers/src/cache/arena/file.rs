@@ -23,6 +23,10 @@ use crate::error::{Error, Result};
 const MODE: u32 = 0o600;
 /// Bytes that are asked of the file system at once: a signal in between makes it give up what it did for a request.
 const RESERVE_BYTES: u64 = 1 << 30;
+/// `f_type` of tmpfs.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// Where the kernel says how much memory there is.
+const MEMINFO: &str = "/proc/meminfo";
 /// Bytes of a block, as `stat` counts them.
 const STAT_BLOCK: u64 = 512;
 
@@ -89,6 +93,42 @@ fn vet(stat: &Stat, path: &Path) -> Result<()> {
             path.display()
         ),
     })
+}
+
+/// Bytes of memory that could be had without harm, by what the kernel says; `None` if it does not.
+pub(super) fn available_memory(meminfo: &str) -> Option<u64> {
+    let field = |name: &str| {
+        let mut lines = meminfo.lines().filter_map(|line| line.strip_prefix(name));
+        let value = lines.next()?.trim().strip_suffix(" kB")?;
+        value.parse::<u64>().ok()?.checked_mul(1024)
+    };
+    let swap = field("SwapFree:").unwrap_or(0);
+    field("MemAvailable:")?.checked_add(swap)
+}
+
+/// What is known of the room for an arena.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Bytes that the file has already.
+    pub held: u64,
+    /// Bytes that the file system has left, if there is a limit.
+    pub free: Option<u64>,
+    /// Bytes of memory that the host has left, if the file system lies in memory: it may promise more than there is, and
+    /// to take that would bring down others before it fails.
+    pub memory: Option<u64>,
+}
+
+/// Why there is no room for `bytes` bytes, if so.
+pub(super) fn shortage(room: &Room, bytes: u64) -> Option<String> {
+    let more = bytes.saturating_sub(room.held);
+    if let Some(free) = room.free.filter(|free| *free < more) {
+        return Some(format!("only {} are free there", human(free)));
+    }
+    let memory = room.memory.filter(|memory| *memory < more)?;
+    Some(format!(
+        "the host has only {} of memory left",
+        human(memory)
+    ))
 }
 
 /// Bytes as people say them.
@@ -205,6 +245,22 @@ impl ArenaFile {
         rustix::fs::unlink(&self.path).map_err(failed("remove", &self.path))
     }
 
+    /// How much the file may grow to.
+    fn room(&self) -> Result<Room> {
+        let stat = rustix::fs::fstatvfs(&*self.file).map_err(failed("stat", &self.path))?;
+        let kind = rustix::fs::fstatfs(&*self.file).map_err(failed("stat", &self.path))?;
+        // A host that does not say is asked without knowing.
+        let meminfo = || std::fs::read_to_string(MEMINFO).unwrap_or_default();
+        Ok(Room {
+            held: allocated(&self.stat()?),
+            // A file system without a limit says that it has no blocks at all.
+            free: (stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize)),
+            memory: (kind.f_type == TMPFS_MAGIC)
+                .then(meminfo)
+                .and_then(|text| available_memory(&text)),
+        })
+    }
+
     /// Makes the file as long as it has to be, with a page for every byte that is to be mapped.
     ///
     /// # Errors
@@ -220,12 +276,7 @@ impl ArenaFile {
             return Err(no_room(&self.path, geometry.len, &why));
         }
         // Asked beforehand, so that a hopeless attempt does not first take all the memory there is.
-        let free = rustix::fs::fstatvfs(&*self.file).map_err(failed("stat", &self.path))?;
-        let available = free.f_bavail.saturating_mul(free.f_frsize);
-        let held = allocated(&self.stat()?);
-        // A file system without a limit says that it has no blocks at all.
-        if free.f_blocks > 0 && available.saturating_add(held) < bytes {
-            let why = format!("only {} are free there", human(available));
+        if let Some(why) = shortage(&self.room()?, bytes) {
             return Err(no_room(&self.path, bytes, &why));
         }
         for (start, len) in geometry.reserved() {

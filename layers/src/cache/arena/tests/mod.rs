@@ -322,3 +322,46 @@ fn huge_pages_change_nothing_but_speed() {
         assert!(arena.memory.collapse(offset).is_err(), "{offset}");
     }
 }
+
+#[test]
+fn memory_that_is_left_is_read_from_the_kernel() {
+    let text = "MemTotal:  24683520 kB\nMemFree: 5 kB\nMemAvailable:   1024 kB\nSwapTotal: 9 kB\nSwapFree:  8 kB\n";
+    assert_eq!(file::available_memory(text), Some(1032 << 10));
+    assert_eq!(file::available_memory("MemAvailable: 4 kB\n"), Some(4096));
+    let none = [
+        "",
+        "MemFree: 5 kB\n",
+        "MemAvailable: x kB\n",
+        "MemAvailable: 5\n",
+        "MemAvailable: 18446744073709551615 kB\n",
+    ];
+    for text in none {
+        assert_eq!(file::available_memory(text), None, "{text}");
+    }
+    let real = std::fs::read_to_string("/proc/meminfo").unwrap();
+    assert!(file::available_memory(&real).is_some_and(|bytes| bytes > 1 << 20));
+}
+
+#[test]
+fn a_shortage_of_either_kind_is_seen_beforehand() {
+    let shortage =
+        |held, free, memory| file::shortage(&file::Room { held, free, memory }, 10 << 20);
+    let (enough, few) = (Some(10 << 20), Some((10 << 20) - 1));
+    for (free, memory) in [
+        (enough, enough),
+        (enough, None),
+        (None, enough),
+        (None, None),
+    ] {
+        assert_eq!(shortage(0, free, memory), None);
+    }
+    assert_eq!(shortage(1, few, few), None);
+    assert_eq!(
+        shortage(0, few, enough).unwrap(),
+        "only 9.9 MiB are free there"
+    );
+    assert_eq!(
+        shortage(0, enough, few).unwrap(),
+        "the host has only 9.9 MiB of memory left"
+    );
+}
