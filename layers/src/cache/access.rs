@@ -14,6 +14,7 @@ use crate::map::fault::{Fault, planted};
 use crate::sync::{Ordering, fence, hint};
 use crate::units::{LayerNumber, SectorMask};
 
+use super::copy::prefetch;
 use super::set::{FrameKey, Set, State, WAYS};
 
 /// How often a hit is tried again when its frame changes under it, before the request is put aside.
@@ -155,6 +156,17 @@ impl<'a> Sets<'a> {
         }
         let at = usize::try_from(at).unwrap_or(0);
         self.sets.get(at).map(|set| (at, set))
+    }
+
+    /// Asks the processor for the words of the set of a key that will be used soon.
+    #[inline]
+    pub fn prefetch(&self, key: FrameKey) {
+        if let Some((_, set)) = self.place(key) {
+            let start = std::ptr::from_ref(set).cast::<u8>();
+            for line in (0..size_of::<Set>()).step_by(64) {
+                prefetch(start.wrapping_add(line));
+            }
+        }
     }
 
     /// The way that holds a key, as far as can be seen without an order.

@@ -51,3 +51,16 @@ pub unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
         unsafe { to.add(byte).write_volatile(value) };
     }
 }
+
+/// Asks the processor for the cache line of an address that will be used soon. Any address is fine.
+#[inline]
+pub fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "an intrinsic")]
+    // SAFETY: a hint, which never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}

@@ -22,10 +22,12 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::cache::access::Tally;
+use crate::cache::set::FrameKey;
 use crate::cache::staging::Pages;
 use crate::cache::{Cache, Counters};
 use crate::error::{Error, Result};
 use crate::file::{Engine, FileToken, IoDone, IoOp, Segment};
+use crate::layer::LayerMap;
 use crate::limits;
 use crate::mailbox::{Mail, Mailbox, Waiter};
 use crate::resolve::Part;
@@ -35,7 +37,7 @@ use crate::volume::{Completion, Durability, Operation, RequestError, Volume};
 
 use era::Eras;
 use group::{Group, SyncTime};
-use request::{Backlog, Fill, Parked, Request, Slab, Step};
+use request::{Backlog, Deferred, Fill, Parked, Request, Slab, Step};
 use write::Stop;
 
 /// Carries out the requests of one worker thread (of one or more of its queues). Not shared between threads.
@@ -75,6 +77,10 @@ pub struct QueueContext {
     steps: Slab<Step>,
     /// Operations that found no room in the engine.
     backlog: Backlog,
+    /// Reads and writes of the batch that have not been carried out.
+    batch: Vec<Deferred>,
+    /// Their memory.
+    batch_segments: Vec<Segment>,
     /// Requests that have ended and were not yet polled.
     ended: Vec<Completion>,
     /// The flush group that this context leads.
@@ -122,6 +128,8 @@ impl QueueContext {
             requests: Slab::default(),
             steps: Slab::default(),
             backlog: Backlog::default(),
+            batch: Vec::new(),
+            batch_segments: Vec::new(),
             ended: Vec::new(),
             group: None,
             next_group: None,
@@ -160,10 +168,24 @@ impl QueueContext {
             Err(error) => return self.end(token, Err(error)),
         };
         match operation {
-            // SAFETY: the caller promises the segments.
-            Operation::Read(_) => unsafe { self.read(token, durability, range, segments) },
-            // SAFETY: as above.
-            Operation::Write(_) => unsafe { self.write(token, durability, range, segments) },
+            Operation::Read(_) | Operation::Write(_) => {
+                let write = matches!(operation, Operation::Write(_));
+                self.prefetch(range.start, write);
+                self.batch.push(Deferred {
+                    token,
+                    durability,
+                    write,
+                    range,
+                    first: self.batch_segments.len(),
+                    count: segments.len(),
+                });
+                self.batch_segments.extend_from_slice(segments);
+                return;
+            }
+            _ => self.carry_out_batch(),
+        }
+        match operation {
+            Operation::Read(_) | Operation::Write(_) => {}
             Operation::WriteZeroes { unmap, .. } => {
                 let request = self.requests.insert(Request::new(token, durability));
                 self.zero(request, range, unmap);
@@ -177,6 +199,56 @@ impl QueueContext {
                 self.flush(request);
             }
         }
+    }
+
+    /// Asks the processor for what a request will look at first. The words of sets and tables are scattered over megabytes, and
+    /// a copy keeps the processor from looking ahead; so a batch is looked at as a whole before anything is copied.
+    #[inline]
+    fn prefetch(&self, start: Sector, write: bool) {
+        let cluster = start.cluster();
+        let slot = self.volume.table().get(cluster).slot;
+        let active = self.eras.active();
+        if let Some(active) = active.filter(|active| write || active.slot == slot) {
+            if let LayerMap::Active(map) = &*active.map {
+                std::hint::black_box(map.get(cluster));
+            }
+            let key = FrameKey::new(active.number, cluster);
+            self.cache.sets().prefetch(key);
+        } else if let Some(number) = self.eras.chain().number(slot) {
+            self.cache.sets().prefetch(FrameKey::new(number, cluster));
+        }
+    }
+
+    /// Carries out the reads and writes of the batch, in their order.
+    #[inline]
+    fn carry_out_batch(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let (mut batch, mut segments) = (
+            std::mem::take(&mut self.batch),
+            std::mem::take(&mut self.batch_segments),
+        );
+        for deferred in batch.drain(..) {
+            let end = deferred.first + deferred.count;
+            let segments = segments.get(deferred.first..end).unwrap_or_default();
+            let Deferred {
+                token,
+                durability,
+                range,
+                ..
+            } = deferred;
+            #[expect(unsafe_code, reason = "guest memory crosses this seam without a copy")]
+            if deferred.write {
+                // SAFETY: `submit` was promised that the segments are valid until the request ends.
+                unsafe { self.write(token, durability, range, segments) }
+            } else {
+                // SAFETY: as above.
+                unsafe { self.read(token, durability, range, segments) }
+            }
+        }
+        segments.clear();
+        (self.batch, self.batch_segments) = (batch, segments);
     }
 
     /// Reads; a request is made only of what is not in the cache.
@@ -239,6 +311,7 @@ impl QueueContext {
 
     /// Hands what was queued to the kernel. Call once after a batch. Does not wait.
     pub fn kick(&mut self) {
+        self.carry_out_batch();
         self.drive();
         self.eras.leave();
         self.tell();
@@ -246,6 +319,7 @@ impl QueueContext {
 
     /// Appends the requests that have ended to `done`. Does not wait.
     pub fn poll(&mut self, done: &mut Vec<Completion>) {
+        self.carry_out_batch();
         for letter in self.mailbox.take() {
             match letter {
                 Mail::FlushDone { request, result } => self.flush_done(request, result),
@@ -295,7 +369,7 @@ impl QueueContext {
 
     /// Requests submitted and not yet polled.
     pub fn under_way(&self) -> usize {
-        self.requests.len() + self.ended.len()
+        self.requests.len() + self.ended.len() + self.batch.len()
     }
 
     /// What the request may do, and to which sectors.
@@ -502,7 +576,7 @@ impl fmt::Debug for QueueContext {
 impl Drop for QueueContext {
     fn drop(&mut self) {
         let mut done = Vec::new();
-        while !self.requests.is_empty() || self.group.is_some() || self.next_group.is_some() {
+        while self.under_way() > 0 || self.group.is_some() || self.next_group.is_some() {
             self.poll(&mut done);
             done.clear();
             if (!self.requests.is_empty() || self.group.is_some()) && self.wait(-1).is_err() {

@@ -90,6 +90,23 @@ impl Step {
     }
 }
 
+/// A read or write of a batch whose turn has not come: see `QueueContext::carry_out_batch`.
+#[derive(Clone, Copy, Debug)]
+pub struct Deferred {
+    /// The caller's number.
+    pub token: u64,
+    /// What its completion promises.
+    pub durability: Durability,
+    /// Whether it writes.
+    pub write: bool,
+    /// Which sectors.
+    pub range: SectorRange,
+    /// Its first segment in the batch's list.
+    pub first: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
 /// A cluster on its way from a file into a frame and to the guest.
 #[derive(Debug)]
 pub struct Fill {

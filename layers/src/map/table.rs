@@ -158,6 +158,9 @@ impl Table {
         change: Change,
     ) {
         check(layer);
+        if change == Change::Nothing && self.knows(layer, first, count) {
+            return;
+        }
         let end = first.0.saturating_add(count).min(self.clusters());
         let mut at = first.0;
         while at < end {
@@ -165,6 +168,16 @@ impl Table {
             let stop = end.min((at / SPAN_CLUSTERS + 1) * SPAN_CLUSTERS);
             at = self.refresh_run(layer, map, at, stop, change);
         }
+    }
+
+    /// Whether all of these clusters lead to this layer or a newer one. Who changed nothing in the map needs no more than
+    /// that: the mask is the business of the one who did.
+    #[inline]
+    fn knows(&self, layer: LayerSlot, first: Cluster, count: u64) -> bool {
+        if count == 1 {
+            return self.get(first).slot >= layer;
+        }
+        self.runs(first, count).all(|run| run.resolve.slot >= layer)
     }
 
     /// Refreshes the clusters of one state from `at`; returns the first that was not.
