@@ -101,6 +101,18 @@ pub struct Volume {
     cache: Arc<Cache>,
 }
 
+/// What the volumes of a store share.
+pub(crate) struct Shared {
+    /// The generations of the store.
+    pub clock: Arc<Clock>,
+    /// Where the files are.
+    pub media: Arc<dyn Media>,
+    /// Whom to tell what.
+    pub maintenance: Arc<Maintenance>,
+    /// Where the data is that was used last.
+    pub cache: Arc<Cache>,
+}
+
 impl Volume {
     /// A volume over this chain, whose maps `table` was built from.
     pub(crate) fn new(
@@ -108,11 +120,14 @@ impl Volume {
         capacity: Sector,
         table: Table,
         chain: Chain,
-        clock: Arc<Clock>,
-        media: Arc<dyn Media>,
-        maintenance: Arc<Maintenance>,
-        cache: Arc<Cache>,
+        shared: Shared,
     ) -> Self {
+        let Shared {
+            clock,
+            media,
+            maintenance,
+            cache,
+        } = shared;
         Self {
             name: name.to_owned(),
             capacity,

@@ -22,7 +22,7 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::segments::Slicer;
 use crate::sync::{AtomicU64, Ordering};
-use crate::units::{Cluster, LayerId, LayerNumber, SECTOR_BYTES, SectorMask, StoreId};
+use crate::units::{Cluster, LayerId, LayerNumber, SectorMask, StoreId};
 
 use self::access::{Claim, Clean, Copied, FrameIndex, Read, Sets, Tally, Ticket, Write};
 use self::arena::Arena;
@@ -32,8 +32,12 @@ use self::writeback::Bell;
 
 /// Bytes of a frame.
 pub const FRAME_BYTES: u64 = crate::units::CLUSTER_BYTES;
+/// Bytes of a sector, as a length in memory.
+const SECTOR: usize = 512;
 /// The smallest cache: one set.
 pub const CACHE_BYTES_MIN: u64 = FRAME_BYTES * WAYS as u64;
+
+const _: () = assert!(SECTOR as u64 == crate::units::SECTOR_BYTES);
 
 /// How the cache of a store is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -212,12 +216,12 @@ impl Span {
 
     /// Bytes before it in the cluster.
     pub const fn offset(self) -> usize {
-        self.first as usize * SECTOR_BYTES as usize
+        self.first as usize * SECTOR
     }
 
     /// Its bytes.
     pub const fn bytes(self) -> usize {
-        self.count as usize * SECTOR_BYTES as usize
+        self.count as usize * SECTOR
     }
 }
 

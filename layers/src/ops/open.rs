@@ -20,7 +20,7 @@ use crate::mapfile::{
 };
 use crate::store::{Inner, Store};
 use crate::units::{CLUSTER_SECTORS, LayerId, LayerSlot, SECTOR_BYTES, Sector};
-use crate::volume::Volume;
+use crate::volume::{Shared, Volume};
 
 impl Store {
     /// Opens a volume for requests: builds its resolve table. All openers share one.
@@ -58,10 +58,12 @@ impl Store {
             row.size,
             table,
             chain,
-            Arc::clone(&self.clock),
-            Arc::clone(&self.media),
-            Arc::clone(&self.maintenance),
-            Arc::clone(&self.cache),
+            Shared {
+                clock: Arc::clone(&self.clock),
+                media: Arc::clone(&self.media),
+                maintenance: Arc::clone(&self.maintenance),
+                cache: Arc::clone(&self.cache),
+            },
         ));
         self.write_back.add(&volume);
         let mut inner = self.inner();

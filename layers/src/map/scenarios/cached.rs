@@ -425,7 +425,7 @@ fn many_threads_find_their_writes_durable() {
         }
         while writers_left.load(Ordering::Acquire) != 0 {
             let mut disk = disk.lock().unwrap();
-            if writers_left.load(Ordering::Relaxed) % 2 == 0 {
+            if writers_left.load(Ordering::Relaxed).is_multiple_of(2) {
                 cached.flush(3, &mut disk);
             } else {
                 let collected = cached.map.collect(5);

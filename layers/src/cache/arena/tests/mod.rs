@@ -181,7 +181,7 @@ fn frames_lie_way_by_way_and_suit_huge_pages() {
         let first = arena.frame(0, 0);
         assert!(first.addr().is_multiple_of(2 << 20));
         assert!(
-            std::ptr::from_ref(arena.all().get(0).unwrap())
+            std::ptr::from_ref(arena.all().first().unwrap())
                 .addr()
                 .is_multiple_of(2 << 20)
         );
@@ -190,7 +190,7 @@ fn frames_lie_way_by_way_and_suit_huge_pages() {
         }
         let second = std::ptr::from_ref(arena.all().get(1).unwrap()).addr();
         assert_eq!(
-            second - std::ptr::from_ref(arena.all().get(0).unwrap()).addr(),
+            second - std::ptr::from_ref(arena.all().first().unwrap()).addr(),
             320
         );
     }
