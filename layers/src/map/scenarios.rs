@@ -440,7 +440,7 @@ fn loom_flush_against_flush() {
 
 #[test]
 fn loom_flush_against_zero_of_cluster() {
-    explore(None, || flush_against_zero(1));
+    explore(Some(6), || flush_against_zero(1));
 }
 
 #[test]
