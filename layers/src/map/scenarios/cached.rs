@@ -427,7 +427,7 @@ fn many_threads_find_their_writes_durable() {
         }
         while writers_left.load(Ordering::Acquire) != 0 {
             let mut disk = disk.lock().unwrap();
-            if writers_left.load(Ordering::Relaxed) % 2 == 0 {
+            if writers_left.load(Ordering::Relaxed) & 1 == 0 {
                 cached.flush(3, &mut disk);
             } else {
                 let collected = cached.map.collect(5);
