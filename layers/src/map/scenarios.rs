@@ -430,7 +430,7 @@ fn loom_flush_after_acknowledgement_of_same_sector() {
 
 #[test]
 fn loom_flush_after_acknowledgement_of_other_sector() {
-    explore(None, || flush_after_acknowledgement(sectors(1, 1)));
+    explore(Some(6), || flush_after_acknowledgement(sectors(1, 1)));
 }
 
 #[test]
