@@ -425,7 +425,7 @@ fn loom_old_or_new() {
 
 #[test]
 fn loom_flush_after_acknowledgement_of_same_sector() {
-    explore(None, || flush_after_acknowledgement(sectors(0, 1)));
+    explore(Some(6), || flush_after_acknowledgement(sectors(0, 1)));
 }
 
 #[test]
