@@ -2,13 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use roaring::RoaringTreemap;
 
 use crate::limits::{DISK_SECTORS_MAX, SLOT_MAX};
-use crate::map::active::{ActiveMap, Change, ClusterState};
+use crate::map::active::{ActiveMap, Change, ClusterState, Collected};
 use crate::map::radix::{REGION_CLUSTERS, SPAN_CLUSTERS};
-use crate::map::record::{MapRecord, RecordKind};
+use crate::map::record::{MapRecord, RecordKind, cluster_parts};
 use crate::map::set::SectorSet;
 use crate::map::table::{Resolve, Table};
 use crate::units::{CLUSTER_SECTORS, Cluster, LayerSlot, Sector, SectorMask, SectorRange};
@@ -38,6 +40,12 @@ enum Operation {
     Zero(u64, u64),
     /// A flush.
     Collect,
+    /// A write into frames.
+    Cached(SectorRange),
+    /// A part of a flush: at least so many clusters, and whether it succeeds.
+    CollectSome(usize, bool),
+    /// Zeroing of whole clusters that is made durable by itself.
+    ZeroNow(u64, u64),
 }
 
 /// A run of sectors of a test's disk.
@@ -50,14 +58,30 @@ fn operation() -> impl Strategy<Value = Operation> {
     let small = (0..200u64, 1..40u64);
     let large = (0..CLUSTERS * 8, 1..CLUSTERS * 8);
     let sectors = prop_oneof![4 => small, 1 => large];
-    let write = sectors
-        .prop_map(|(start, count)| Operation::Write(range(start, count.min(CLUSTERS * 8 - start))));
+    let sectors = sectors.prop_map(|(start, count)| range(start, count.min(CLUSTERS * 8 - start)));
+    let sectors = sectors.boxed();
+    let write = sectors.clone().prop_map(Operation::Write);
+    let cached = sectors.prop_map(Operation::Cached);
     let small = (0..30u64, 1..8u64);
     let large = (0..CLUSTERS, 1..CLUSTERS);
     let clusters = prop_oneof![2 => small, 1 => large];
-    let zero =
-        clusters.prop_map(|(first, count)| Operation::Zero(first, count.min(CLUSTERS - first)));
-    prop_oneof![6 => write, 2 => zero, 1 => Just(Operation::Collect)]
+    let clusters = clusters
+        .prop_map(|(first, count)| (first, count.min(CLUSTERS - first)))
+        .boxed();
+    let zero = clusters
+        .clone()
+        .prop_map(|(first, count)| Operation::Zero(first, count));
+    let zero_now = clusters.prop_map(|(first, count)| Operation::ZeroNow(first, count));
+    let some = (1..700usize, any::<bool>())
+        .prop_map(|(limit, succeeds)| Operation::CollectSome(limit, succeeds));
+    prop_oneof![
+        4 => write,
+        4 => cached,
+        2 => zero,
+        1 => zero_now,
+        1 => Just(Operation::Collect),
+        2 => some,
+    ]
 }
 
 /// Says something about a run of sectors in a model.
@@ -104,6 +128,21 @@ fn assert_set(set: &SectorSet, model: &[Said]) {
     assert_eq!(set.zero_sectors(), count(Said::Zero));
 }
 
+/// What a collection gives is in order, apart and as long as possible.
+fn assert_in_order(collected: &Collected) {
+    let mut records = collected.records.windows(2);
+    assert!(records.all(|pair| pair[0].range.end() <= pair[1].range.start));
+    let mut dirty = collected.dirty.windows(2);
+    assert!(dirty.all(|pair| pair[0].0.0 + pair[0].1 <= pair[1].0.0));
+}
+
+/// Makes the frames clean that a collection took.
+fn clean(frames: &mut BTreeSet<u64>, collected: &Collected) {
+    for (first, count) in &collected.dirty {
+        frames.retain(|cluster| !(first.0..first.0 + count).contains(cluster));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
@@ -113,6 +152,8 @@ proptest! {
         let table = Table::new(CLUSTERS);
         let mut model = vec![Said::Absent; usize::try_from(CLUSTERS * 8).unwrap()];
         let mut journal = SectorSet::empty();
+        // The clusters whose frames are dirty.
+        let mut frames = BTreeSet::new();
         for operation in &operations {
             match *operation {
                 Operation::Write(range) => {
@@ -121,21 +162,64 @@ proptest! {
                     table.refresh(LayerSlot(1), &map, first, range.end().0.div_ceil(8) - first.0, change);
                     say(&mut model, range, Said::Data);
                 }
-                Operation::Zero(first, count) => {
+                Operation::Cached(range) => {
+                    for part in cluster_parts(range) {
+                        for cluster in (part.first.0..part.first.0 + part.count).map(Cluster) {
+                            let change = map.write_cluster(cluster, part.mask, frames.insert(cluster.0));
+                            table.refresh(LayerSlot(1), &map, cluster, 1, change);
+                            assert_eq!(map.write_cluster(cluster, part.mask, false), Change::Nothing);
+                        }
+                    }
+                    say(&mut model, range, Said::Data);
+                }
+                Operation::Zero(first, count) | Operation::ZeroNow(first, count) => {
                     let change = map.zero(Cluster(first), count);
                     table.refresh(LayerSlot(1), &map, Cluster(first), count, change);
                     say(&mut model, range(first * 8, count * 8), Said::Zero);
+                    if matches!(operation, Operation::ZeroNow(..)) {
+                        // Nobody writes meanwhile.
+                        let records = map.zero_records(Cluster(first), count).unwrap();
+                        records.iter().for_each(|record| journal.apply(record));
+                        for cluster in (first..first + count).map(Cluster) {
+                            assert_eq!(journal.cluster(cluster), (SectorMask::NONE, SectorMask::ALL));
+                            assert!(map.is_journaled(cluster));
+                        }
+                        assert_eq!(map.zero_records(Cluster(first), count), Some(Vec::new()));
+                    }
                 }
                 Operation::Collect => {
-                    let records = map.collect(usize::MAX).records;
-                    assert!(records.windows(2).all(|pair| pair[0].range.end() <= pair[1].range.start), "in order");
-                    records.iter().for_each(|record| journal.apply(record));
+                    let collected = map.collect(usize::MAX);
+                    assert_in_order(&collected);
+                    assert!(!collected.more);
+                    collected.records.iter().for_each(|record| journal.apply(record));
                     assert_set(&journal, &model);
+                    clean(&mut frames, &collected);
+                    assert!(frames.is_empty(), "all that is dirty is found");
                     assert!(map.collect(usize::MAX).is_empty(), "nothing is left");
+                    assert!(!map.has_marks());
+                }
+                Operation::CollectSome(limit, succeeds) => {
+                    let collected = map.collect(limit);
+                    assert_in_order(&collected);
+                    assert_eq!(map.has_marks(), collected.more);
+                    if succeeds {
+                        collected.records.iter().for_each(|record| journal.apply(record));
+                        clean(&mut frames, &collected);
+                    } else {
+                        map.put_back(&collected);
+                        assert!(map.has_marks() || collected.is_empty());
+                    }
                 }
             }
         }
-        map.collect(usize::MAX).records.iter().for_each(|record| journal.apply(record));
+        let mut more = true;
+        while more {
+            let collected = map.collect(600);
+            collected.records.iter().for_each(|record| journal.apply(record));
+            clean(&mut frames, &collected);
+            more = collected.more;
+        }
+        assert!(frames.is_empty(), "all that is dirty is found");
         assert_set(&journal, &model);
         assert_set(&map.to_set(), &model);
         for cluster in 0..CLUSTERS {
@@ -169,7 +253,7 @@ proptest! {
                 match *operation {
                     Operation::Write(range) => { let _ = map.write(range); }
                     Operation::Zero(first, count) => { let _ = map.zero(Cluster(first), count); }
-                    Operation::Collect => {}
+                    _ => {}
                 }
             }
             table.load_layer(slot, &map.to_set());
@@ -231,7 +315,7 @@ proptest! {
             match *operation {
                 Operation::Write(range) => { let _ = map.write(range); }
                 Operation::Zero(first, count) => { let _ = map.zero(Cluster(first), count); }
-                Operation::Collect => {}
+                _ => {}
             }
         }
         let (mut data, mut zero) = map.to_set().to_portable();
@@ -287,6 +371,141 @@ fn a_touched_span_costs_at_most_its_words() {
     let node = 512 * 8;
     assert_eq!(table.memory_bytes() - empty.0, SPAN_CLUSTERS * 4 + node);
     assert_eq!(map.memory_bytes() - empty.1, SPAN_CLUSTERS * 2 + node);
+}
+
+#[test]
+fn the_worst_tebibyte_costs_its_words_and_half_a_percent() {
+    /// Spans that are made as fragmented as can be.
+    const SPANS: u64 = 3;
+    let table = Table::new(TEBIBYTE);
+    let map = ActiveMap::new(TEBIBYTE);
+    let uniform = (table.memory_bytes(), map.memory_bytes());
+    for region in 0..SPANS * SPAN_CLUSTERS / REGION_CLUSTERS {
+        // One cluster that differs from its neighbours is as bad as all.
+        let cluster = Cluster(region * REGION_CLUSTERS + region % REGION_CLUSTERS);
+        let change = map.write_cluster(cluster, SectorMask(0x0f), true);
+        table.refresh(LayerSlot(1), &map, cluster, 1, change);
+    }
+    let spans = TEBIBYTE / SPAN_CLUSTERS;
+    let scaled = |now: u64, uniform: u64| uniform + (now - uniform) / SPANS * spans;
+    let table_worst = scaled(table.memory_bytes(), uniform.0);
+    let map_worst = scaled(map.memory_bytes(), uniform.1);
+    assert_eq!(uniform, (8 << 10, (8 + 64 + 1) << 10));
+    assert_eq!(table_worst, (1 << 30) + (4 << 20) + uniform.0);
+    assert_eq!(map_worst, (512 << 20) + (4 << 20) + uniform.1);
+    assert!(table_worst <= (1 << 30) / 200 * 201);
+}
+
+#[test]
+fn only_a_state_that_is_new_concerns_the_table() {
+    let map = ActiveMap::new(8);
+    let part = SectorMask(0x0f);
+    assert_eq!(map.write_cluster(Cluster(3), part, true), Change::Words);
+    let collected = map.collect(usize::MAX);
+    assert_eq!(collected.dirty, [(Cluster(3), 1)]);
+    assert_eq!(collected.records.len(), 1);
+    // Overwriting a dirty frame leaves no mark; making a clean one dirty does, but the journal has no business with it.
+    assert_eq!(map.write_cluster(Cluster(3), part, false), Change::Nothing);
+    assert!(!map.has_marks());
+    assert_eq!(map.write_cluster(Cluster(3), part, true), Change::Nothing);
+    assert!(map.has_marks() && map.is_journaled(Cluster(3)));
+    assert_eq!(map.write_cluster(Cluster(4), part, true), Change::Words);
+    let runs: Vec<_> = map.runs(Cluster(0), 8).map(|(_, count, _)| count).collect();
+    assert_eq!(runs, [3, 2, 3], "flags are no part of a state");
+    let collected = map.collect(usize::MAX);
+    assert_eq!(collected.dirty, [(Cluster(3), 2)]);
+    let fresh = MapRecord {
+        kind: RecordKind::Data,
+        range: range(32, 4),
+    };
+    assert_eq!(collected.records, [fresh]);
+}
+
+#[test]
+fn zeroes_of_a_cluster_that_was_written_since_wait_for_its_data() {
+    let map = ActiveMap::new(100);
+    assert_eq!(map.zero(Cluster(0), 100), Change::Words);
+    let _ = map.write_cluster(Cluster(50), SectorMask(1), true);
+    assert_eq!(map.zero_records(Cluster(0), 100), None);
+    let zero = |first: u64, count: u64| {
+        Some(vec![MapRecord {
+            kind: RecordKind::Zero,
+            range: range(first * 8, count * 8),
+        }])
+    };
+    assert_eq!(map.zero_records(Cluster(0), 50), zero(0, 50));
+    assert_eq!(map.zero_records(Cluster(50), 50), None);
+    assert_eq!(
+        map.zero_records(Cluster(51), u64::MAX),
+        zero(51, 49),
+        "the refusal took nothing"
+    );
+    let collected = map.collect(usize::MAX);
+    assert_eq!(collected.dirty, [(Cluster(50), 1)]);
+    assert_eq!(collected.records.len(), 2, "data, and zeroes beside them");
+}
+
+#[test]
+fn collections_with_a_limit_take_turns() {
+    /// Regions, more than the marks of one word.
+    const REGIONS: u64 = 200;
+    let map = ActiveMap::new(REGIONS * REGION_CLUSTERS);
+    let first = |region: u64| Cluster(region * REGION_CLUSTERS);
+    let marked: BTreeSet<_> = (0..REGIONS).filter(|region| region % 3 != 2).collect();
+    for region in &marked {
+        let _ = map.write_cluster(first(*region), SectorMask::ALL, true);
+        let _ = map.write_cluster(Cluster(first(*region).0 + 1), SectorMask::ALL, true);
+    }
+    let mut seen = BTreeSet::new();
+    while seen.len() < marked.len() {
+        // What was taken is dirty again each time; the others have their turn nevertheless.
+        for region in &seen {
+            map.mark_dirty(first(*region));
+        }
+        let collected = map.collect(3);
+        let runs: Vec<_> = collected.dirty.iter().map(|(_, count)| *count).collect();
+        assert_eq!(runs, [2, 2], "the third cluster brings its region");
+        for (cluster, _) in &collected.dirty {
+            assert!(
+                seen.insert(cluster.0 / REGION_CLUSTERS),
+                "none is taken twice"
+            );
+        }
+    }
+    assert_eq!(seen, marked);
+    // Two thirds of the way, so that the next one goes around the end; in order for all that.
+    for region in &marked {
+        map.mark_dirty(first(*region));
+    }
+    let part = map.collect(90);
+    assert!(part.more);
+    for region in &marked {
+        map.mark_dirty(first(*region));
+    }
+    let around = map.collect(100);
+    assert_in_order(&around);
+    assert_eq!((around.dirty.len(), around.more), (100, true));
+    assert_eq!(around.dirty.first().map(|(first, _)| first.0), Some(0));
+    assert!(!map.collect(usize::MAX).more && !map.has_marks());
+}
+
+#[test]
+fn a_uniform_disk_is_collected_in_parts() {
+    const REGIONS: u64 = 200;
+    let map = ActiveMap::new(REGIONS * REGION_CLUSTERS);
+    let all = Collected {
+        dirty: vec![(Cluster(0), REGIONS * REGION_CLUSTERS)],
+        ..Collected::default()
+    };
+    map.put_back(&all);
+    let limit = usize::try_from(70 * REGION_CLUSTERS - 5).unwrap();
+    for (at, count, more) in [(0, 70, true), (70, 70, true), (140, 60, false)] {
+        let part = map.collect(limit);
+        let run = (Cluster(at * REGION_CLUSTERS), count * REGION_CLUSTERS);
+        assert_eq!((part.dirty, part.more), (vec![run], more));
+    }
+    map.put_back(&all);
+    assert_eq!(map.collect(usize::MAX).dirty, all.dirty);
 }
 
 #[test]

@@ -425,12 +425,12 @@ fn loom_old_or_new() {
 
 #[test]
 fn loom_flush_after_acknowledgement_of_same_sector() {
-    explore(None, || flush_after_acknowledgement(sectors(0, 1)));
+    explore(Some(6), || flush_after_acknowledgement(sectors(0, 1)));
 }
 
 #[test]
 fn loom_flush_after_acknowledgement_of_other_sector() {
-    explore(None, || flush_after_acknowledgement(sectors(1, 1)));
+    explore(Some(6), || flush_after_acknowledgement(sectors(1, 1)));
 }
 
 #[test]
@@ -440,7 +440,7 @@ fn loom_flush_against_flush() {
 
 #[test]
 fn loom_flush_against_zero_of_cluster() {
-    explore(None, || flush_against_zero(1));
+    explore(Some(6), || flush_against_zero(1));
 }
 
 #[test]
