@@ -108,7 +108,7 @@ fn canary_a_lost_cache_is_noticed() {
         after: After::LostCache,
         in_memory: true,
         cache: Cache::LARGE,
-        mix: Mix::Everything,
+        mix: Mix::Unflushed,
         overwrites_only: false,
     };
     match run(plan) {

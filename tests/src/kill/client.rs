@@ -31,6 +31,8 @@ const WRONG_TOLD_MAX: usize = 10;
 pub enum Mix {
     /// Reads, writes, flushes, discards and write-zeroes.
     Everything,
+    /// The same without flushes.
+    Unflushed,
     /// Reads, writes and flushes.
     Transfers,
 }
@@ -168,14 +170,18 @@ impl Client {
         }
     }
 
-    /// Starts a session of random depth and with more or fewer flushes, down to none. Everything about it is new but the socket.
+    /// Starts a session of random depth and with more or fewer flushes, down to none. Everything about it is new but the
+    /// socket.
     ///
     /// # Errors
     /// No session could be had.
     pub fn connect(&mut self, socket: &Path) -> Result<Link, Fault> {
         let depth = 1 + usize::try_from(self.random.below(DEPTH_MAX as u64)).expect("small");
-        self.flush_percent =
-            [0, 0, 1, 4, 25][usize::try_from(self.random.below(5)).expect("small")];
+        let flushes = usize::try_from(self.random.below(5)).expect("small");
+        self.flush_percent = match self.mix {
+            Mix::Unflushed => 0,
+            Mix::Everything | Mix::Transfers => [0, 0, 1, 4, 25][flushes],
+        };
         let transfer = usize::try_from(TRANSFER_SECTORS_MAX).expect("small") * SECTOR_BYTES;
         let driver = Driver::connect(Options {
             queues: QUEUES,
@@ -334,7 +340,7 @@ impl Client {
             return Job::new(Request::Flush, None);
         }
         let kind = self.random.below(100);
-        let zeroes = kind < 12 && self.mix == Mix::Everything;
+        let zeroes = kind < 12 && self.mix != Mix::Transfers;
         if zeroes || kind < 60 {
             for _ in 0..DRAWS_MAX {
                 let max = if zeroes {
@@ -440,9 +446,9 @@ impl Client {
                 self.oracle.flushed(job.issued);
             }
             Request::Read { offset, len } => {
-                let mut sector = offset / SECTOR_BYTES as u64;
+                let sectors = offset / SECTOR_BYTES as u64..;
                 // One by one, so that all wrong ones are counted.
-                for bytes in buffer[..len].chunks_exact(SECTOR_BYTES) {
+                for (sector, bytes) in sectors.zip(buffer[..len].chunks_exact(SECTOR_BYTES)) {
                     let checked = if adopting {
                         self.oracle.adopt(sector, bytes)
                     } else {
@@ -454,7 +460,6 @@ impl Client {
                             self.wrong.push(wrong);
                         }
                     }
-                    sector += 1;
                 }
             }
             _ => self.oracle.complete(job.range()),

@@ -3,6 +3,9 @@
 //! A sector goes through *values*: what the base holds, zeroes, or the number of a write. Every value determines all 512
 //! bytes, different ones for each sector and each run, so that a wrong sector also tells what it holds instead.
 //!
+//! A read beside a change of the same sector, or after a kill that cut the change off, may see words of both values: nobody
+//! promises a guest otherwise before the change was acknowledged. After a reboot sectors are whole.
+//!
 //! INVARIANT: at most one change of a sector is under way, so its values are in order; `settled` is never empty.
 
 use std::fmt;
@@ -62,19 +65,17 @@ struct Settled {
 struct Sector {
     /// The acknowledged values that may still be of interest, the last one last.
     settled: Vec<Settled>,
-    /// The value that a change under way gives it.
+    /// The value that a change gives it which is under way, or was cut off.
     next: Option<Value>,
-    /// Whether the daemon was killed while that change was under way.
-    interrupted: bool,
 }
 
 /// What a sector may hold.
 #[derive(Clone, Debug)]
 struct Allowed {
-    /// Any of these, whole.
+    /// Any of these, in order.
     values: Vec<Value>,
-    /// Or words of the last acknowledged value and words of the next one: a change was cut off in the midst.
-    mixed: Option<(Value, Value)>,
+    /// Whether words of two neighbours will do.
+    mixed: bool,
 }
 
 /// A sector that does not hold what it must.
@@ -112,7 +113,7 @@ pub struct Oracle {
     flushed: u64,
     /// The number of the last write.
     writes: u64,
-    /// Sectors that were found half old and half new. Only those of requests that a kill cut off may be.
+    /// Sectors that were found half old and half new, where that may be.
     pub mixed: u64,
 }
 
@@ -125,7 +126,6 @@ impl Oracle {
                 at: 0,
             }],
             next: None,
-            interrupted: false,
         };
         Self {
             seed,
@@ -210,7 +210,6 @@ impl Oracle {
         self.now += 1;
         for sector in &mut self.sectors[range] {
             let value = sector.next.take().expect("a change was under way");
-            sector.interrupted = false;
             let at = self.now;
             sector.settled.push(Settled { value, at });
         }
@@ -225,7 +224,6 @@ impl Oracle {
     pub fn killed(&mut self) {
         let flushed = self.flushed;
         for sector in &mut self.sectors {
-            sector.interrupted |= sector.next.is_some();
             let first = sector.last_until(flushed);
             sector.settled.drain(..first);
         }
@@ -240,7 +238,7 @@ impl Oracle {
         for (number, bytes) in (sector..).zip(bytes.chunks_exact(SECTOR_BYTES)) {
             let state = self.state(number);
             let first = state.last_until(issued);
-            let allowed = state.allowed(first, state.interrupted);
+            let allowed = state.allowed(first, true);
             self.judge(number, bytes, &allowed)?;
         }
         Ok(())
@@ -269,7 +267,7 @@ impl Oracle {
             } else if let Some(value) = found {
                 state.settled.push(Settled { value, at: now });
             }
-            (state.next, state.interrupted) = (None, false);
+            state.next = None;
         }
         Ok(())
     }
@@ -302,7 +300,8 @@ impl Oracle {
                 return Ok(Some(*value));
             }
         }
-        if let Some((old, new)) = allowed.mixed {
+        for pair in allowed.values.windows(2).filter(|_| allowed.mixed) {
+            let &[old, new] = pair else { continue };
             let both = self
                 .words(sector, old)
                 .into_iter()
@@ -365,10 +364,9 @@ impl Sector {
     /// What it may hold if it holds the value at place `first`, a later one, or the next one.
     fn allowed(&self, first: usize, mixed: bool) -> Allowed {
         let settled = self.settled[first..].iter().map(|settled| settled.value);
-        let last = self.settled.last().expect("never empty").value;
         Allowed {
             values: settled.chain(self.next).collect(),
-            mixed: self.next.filter(|_| mixed).map(|next| (last, next)),
+            mixed,
         }
     }
 }
@@ -439,15 +437,15 @@ mod tests {
         oracle.begin(3..4, new);
         let (old, new) = (bytes(&oracle, Value::Base), bytes(&oracle, new));
         let mixed = [&old[..64], &new[64..128], &old[128..]].concat();
-        assert!(
-            oracle.check(3, &mixed, 0).is_err(),
-            "nothing was cut off yet"
-        );
-        oracle.killed();
-        for bytes in [&old, &new, &mixed] {
-            assert_eq!(oracle.check(3, bytes, 0), Ok(()));
+        for kill in [false, true] {
+            if kill {
+                oracle.killed();
+            }
+            for bytes in [&old, &new, &mixed] {
+                assert_eq!(oracle.check(3, bytes, 0), Ok(()));
+            }
         }
-        assert_eq!(oracle.mixed, 1);
+        assert_eq!(oracle.mixed, 2);
         let torn_word = [&old[..63], &new[63..]].concat();
         assert!(oracle.check(3, &torn_word, 0).is_err());
         oracle.begin(3..4, Value::Write(1));
@@ -475,6 +473,8 @@ mod tests {
         let found = bytes(&oracle, later);
         assert_eq!(oracle.adopt(3, &found), Ok(()));
         assert!(oracle.is_free(3..4), "the guest is gone");
+        let mixed = [&found[..64], &bytes(&oracle, next)[64..]].concat();
+        oracle.adopt(3, &mixed).unwrap_err();
         assert_eq!(oracle.check(3, &found, oracle.now()), Ok(()));
         // It was not flushed, so the next reboot may take it back, but not bring anything newer.
         oracle.killed();

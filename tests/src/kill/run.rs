@@ -17,7 +17,7 @@ use crate::load::random::Random;
 /// Sectors of the disk: 8 MiB, few enough to be rewritten often and read as a whole after every kill.
 const SECTORS: usize = 16 * 1024;
 /// The longest load between two kills.
-const LOAD_MAX: Duration = Duration::from_millis(120);
+const LOAD_MAX: Duration = Duration::from_millis(200);
 /// Snapshots taken of one store, at most: each adds a layer to open.
 const SNAPSHOTS_MAX: usize = 40;
 
@@ -65,7 +65,7 @@ pub struct Summary {
     pub snapshots: usize,
     /// What the guest did.
     pub counts: Counts,
-    /// Sectors found half old and half new, of requests that were cut off.
+    /// Sectors found half old and half new, beside a write of them or after one was cut off.
     pub mixed: u64,
     /// Whole reads of the disk.
     pub verified: u64,
@@ -285,12 +285,7 @@ impl Rounds {
             self.summary.verified += 1;
         }
         let snapshot = self.take_snapshot(daemon);
-        // A snapshot takes little longer than the start of the command line.
-        let delay = self.part_of(if snapshot.is_some() {
-            LOAD_MAX / 3
-        } else {
-            LOAD_MAX
-        });
+        let delay = self.part_of(LOAD_MAX);
         let killer = killer.unwrap_or_else(|| Killer::start(daemon, delay));
         let result = self.client.load(&mut link, killer.flag());
         killer.finish();
