@@ -53,6 +53,11 @@ struct Entry {
     len: AtomicUsize,
 }
 
+/// Something on cache lines of its own: all workers look at it all the time, and must not wait for who writes beside it.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Alone<T>(T);
+
 /// The part of the bookkeeping that the handler does not read.
 #[derive(Debug)]
 struct Books {
@@ -67,7 +72,7 @@ static TABLE: [Entry; REGIONS_MAX] = [const { Entry::empty() }; REGIONS_MAX];
 /// Entries behind this many were never used.
 static USED: AtomicUsize = AtomicUsize::new(0);
 /// How many regions were lost so far, wrapping around.
-static LOSSES: AtomicU32 = AtomicU32::new(0);
+static LOSSES: Alone<AtomicU32> = Alone(AtomicU32::new(0));
 /// What whoever changes the table needs besides.
 static BOOKS: Mutex<Books> = Mutex::new(Books {
     installed: false,
@@ -85,7 +90,7 @@ static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 #[inline]
 pub fn losses() -> u32 {
     fence(Ordering::Acquire);
-    LOSSES.load(Ordering::Relaxed)
+    LOSSES.0.load(Ordering::Relaxed)
 }
 
 /// A region of foreign memory that may go away without ending this process. To be dropped before it is unmapped.
@@ -184,7 +189,7 @@ impl Entry {
     /// that who sees the count (and its Acquire fence) sees the note.
     fn replace(&self, start: usize, len: usize) -> bool {
         if !self.lost.swap(true, Ordering::SeqCst) {
-            LOSSES.fetch_add(1, Ordering::SeqCst);
+            LOSSES.0.fetch_add(1, Ordering::SeqCst);
         }
         let place: *mut c_void = ptr::with_exposed_provenance_mut(start);
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
