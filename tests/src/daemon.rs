@@ -240,7 +240,8 @@ impl Daemon {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("no {what:?} in time; log:\n{}", self.log())
+                    let (log, threads) = (self.log(), self.threads());
+                    panic!("no {what:?} in time; log:\n{log}\nthreads:\n{threads}")
                 }
             }
         }
@@ -252,6 +253,18 @@ impl Daemon {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// What each of its threads waits for in the kernel, as far as the host tells: for the message of a failed test.
+    pub fn threads(&self) -> String {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let tasks = std::fs::read_dir(tasks).into_iter().flatten().flatten();
+        let describe = |task: std::fs::DirEntry| {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let [name, wait, call] = ["comm", "wchan", "syscall"].map(read);
+            format!("  {}: {wait}, system call {}\n", name.trim(), call.trim())
+        };
+        tasks.map(describe).collect()
     }
 
     /// Its process id.
