@@ -11,6 +11,10 @@
 //! A request costs no allocation, lock, system call or log line once the worker's lists have grown to their size. What a
 //! guest does wrong ends its request or its ring; a panic ends the session that the worker serves, and nothing else.
 //!
+//! Memory that its front-end takes away holds zeroes ([`guard`]). So after anything was read from guest memory, and before a
+//! request is carried out or reported as done, the worker looks whether memory was lost: then all of its rings break, and
+//! what is under way fails.
+//!
 //! INVARIANT: every layout of a ring lies in `memory`; every slot under way holds the memory of its addresses; the context
 //! is dropped (which waits for what it has under way) before either.
 
@@ -29,7 +33,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
@@ -46,6 +50,7 @@ use self::queue::{Phase, Queue};
 use crate::signal::Signal;
 use crate::vhost::dirty_log::DirtyLog;
 use crate::vhost::event::Kick;
+use crate::vhost::guard;
 use crate::vhost::memory::GuestMemory;
 use crate::virtio::chain::Chain;
 use crate::virtio::complete::{WorkerMemory, end_at_once};
@@ -188,6 +193,10 @@ struct Worker<D: DiskSource> {
     retired: Vec<(WorkerMemory, mpsc::Sender<()>)>,
     /// The dirty log.
     log: Option<Arc<DirtyLog>>,
+    /// How much memory was lost in the whole process when this worker looked last.
+    losses: u32,
+    /// Whether some of it was this front-end's.
+    lost: bool,
     /// The disk.
     source: Arc<D>,
     /// What requests are judged by.
@@ -242,6 +251,8 @@ impl<D: DiskSource> Worker<D> {
             memory: Rc::new(setup.memory),
             retired: Vec::new(),
             log: setup.log,
+            losses: guard::losses(),
+            lost: false,
             disk: Disk {
                 capacity: setup.disk.capacity(),
                 read_only: setup.read_only,
@@ -322,7 +333,7 @@ impl<D: DiskSource> Worker<D> {
                 Err(why) => break_ring(queue, &self.counters, why),
             }
         }
-        if !waiting {
+        if self.notice_losses() || !waiting {
             return false;
         }
         self.context.begin_batch();
@@ -377,6 +388,11 @@ impl<D: DiskSource> Worker<D> {
             self.counters.malformed();
             return true;
         };
+        if self.notice_losses() {
+            // What was read of the request may be zeroes that the guest never wrote.
+            self.end_now(place, head, &request, Status::IoError);
+            return false;
+        }
         self.carry_out(place, head, &request);
         true
     }
@@ -448,17 +464,48 @@ impl<D: DiskSource> Worker<D> {
 
     /// Returns the requests that have ended to their rings.
     fn complete(&mut self) {
+        // ORDERING: SeqCst; keeps the look at the losses behind the stores of the reads that have ended. With that, a read into
+        // memory that another thread's fault has replaced is not taken for done. Once a batch.
+        fence(Ordering::SeqCst);
+        let lost = self.notice_losses();
         for completion in &self.done {
             let (place, head) = from_token(completion.token);
             let Some(Some(queue)) = self.queues.get_mut(place) else {
                 debug_assert!(false, "a completion for a ring that was drained");
                 continue;
             };
-            let ok = completion.result.is_ok();
+            let ok = completion.result.is_ok() && !lost;
             let ended = queue.in_flight.part_ended(head, ok, self.log.as_deref());
             if let Some(ended) = ended {
                 queue.ring.put_used(head, ended.used_len);
                 self.counters.ended(&ended);
+            }
+        }
+    }
+
+    /// Looks whether memory was lost since it was looked at last. Returns whether some of this front-end's is.
+    #[inline]
+    fn notice_losses(&mut self) -> bool {
+        let losses = guard::losses();
+        if losses != self.losses {
+            self.losses = losses;
+            self.judge_memory();
+        }
+        self.lost
+    }
+
+    /// Finds out whether memory of this front-end was lost, and if so takes nothing more from its rings: nothing that is read
+    /// of them need be what the guest has written.
+    #[cold]
+    fn judge_memory(&mut self) {
+        self.lost = self.memory.is_lost()
+            || self.retired.iter().any(|(memory, _)| memory.is_lost())
+            || self.log.as_ref().is_some_and(|log| log.is_lost());
+        if self.lost {
+            for queue in self.queues.iter_mut().flatten() {
+                if matches!(queue.phase, Phase::Armed | Phase::Started) {
+                    break_ring(queue, &self.counters, Broken::MemoryLost);
+                }
             }
         }
     }
@@ -529,6 +576,7 @@ impl<D: DiskSource> Worker<D> {
             if come {
                 return;
             }
+            self.notice_losses();
         }
         let timeout = if polled { LOOK_PERIOD_MS } else { -1 };
         let mut events = [epoll::Event::new(Events::empty(), 0); 16];
@@ -602,6 +650,7 @@ impl<D: DiskSource> Worker<D> {
                         queue.ring.set_log(used);
                     }
                 }
+                self.judge_memory();
                 let _ = done.send(());
             }
             Command::SetDurability { durability, done } => {
@@ -642,6 +691,7 @@ impl<D: DiskSource> Worker<D> {
         if let Some(free) = self.queues.get_mut(place) {
             *free = Some(queue);
         }
+        self.judge_memory();
         Ok(())
     }
 
@@ -691,6 +741,7 @@ impl<D: DiskSource> Worker<D> {
         }
         self.retired.push((before, done));
         self.let_go();
+        self.judge_memory();
     }
 }
 

@@ -181,6 +181,23 @@ impl Daemon {
     /// # Panics
     /// As `try_start`.
     pub fn spawn(command: &mut Command, control: &Path) -> Result<Self, Ran> {
+        let mut daemon = Self::launch(command, control);
+        if daemon.await_ready() {
+            return Ok(daemon);
+        }
+        let code = daemon.wait().code();
+        Err(Ran {
+            code,
+            stdout: String::new(),
+            stderr: daemon.log(),
+        })
+    }
+
+    /// As `spawn`, without waiting for anything.
+    ///
+    /// # Panics
+    /// It could not be started.
+    pub fn launch(command: &mut Command, control: &Path) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -192,21 +209,20 @@ impl Daemon {
         let (sender, lines) = channel();
         let copy = Arc::clone(&log);
         thread::spawn(move || follow(BufReader::new(stderr), &copy, &sender));
-        let mut daemon = Self {
+        Self {
             child,
             control: control.to_owned(),
             log,
             lines,
-        };
-        if daemon.wait_for("stratablk: ready:") {
-            return Ok(daemon);
         }
-        let code = daemon.wait().code();
-        Err(Ran {
-            code,
-            stdout: String::new(),
-            stderr: daemon.log(),
-        })
+    }
+
+    /// Waits until a daemon that was launched is ready. `false` if it ended first.
+    ///
+    /// # Panics
+    /// Neither came in time.
+    pub fn await_ready(&self) -> bool {
+        self.wait_for("stratablk: ready:")
     }
 
     /// Waits until a line of stderr contains `what`. `false` if it ended first. Each line is looked at once.
@@ -224,7 +240,8 @@ impl Daemon {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("no {what:?} in time; log:\n{}", self.log())
+                    let (log, threads) = (self.log(), self.threads());
+                    panic!("no {what:?} in time; log:\n{log}\nthreads:\n{threads}")
                 }
             }
         }
@@ -236,6 +253,18 @@ impl Daemon {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// What each of its threads waits for in the kernel, as far as the host tells: for the message of a failed test.
+    pub fn threads(&self) -> String {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let tasks = std::fs::read_dir(tasks).into_iter().flatten().flatten();
+        let describe = |task: std::fs::DirEntry| {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let [name, wait, call] = ["comm", "wchan", "syscall"].map(read);
+            format!("  {}: {wait}, system call {}\n", name.trim(), call.trim())
+        };
+        tasks.map(describe).collect()
     }
 
     /// Its process id.

@@ -48,6 +48,11 @@ impl DirtyLog {
         self.file.as_fd()
     }
 
+    /// Cuts the file to nothing under everybody who has mapped it. Nobody here may touch the log afterwards.
+    pub fn shrink(&self) {
+        self.file.set_len(0).expect("a memfd can be cut");
+    }
+
     /// Takes all marks: the numbers of the pages that were written since the last call.
     pub fn take(&self) -> Vec<u64> {
         let mut pages = Vec::new();

@@ -6,8 +6,8 @@
 //!
 //! Each stage can be used without the next one: a hostile test speaks raw messages or writes raw descriptors, a plain one
 //! uses [`disk::Disk`]. Nothing here shares code with the daemon, so that a misreading of a specification shows.
-//! Three parts use no driver of their own: [`daemon`] runs the real daemon and its command line, [`load`] drives disks with an
-//! independent driver, and [`machine`] boots real Linux guests.
+//! Some parts use no driver of their own: [`daemon`] runs the real daemon and its command line, [`load`] drives disks with an
+//! independent driver, [`kill`] kills the daemon under such a load, and [`machine`] boots real Linux guests.
 //! A failed expectation panics: everything in this package runs inside tests.
 
 pub mod daemon;
@@ -15,6 +15,7 @@ pub mod dirty_log;
 pub mod disk;
 pub mod frontend;
 pub mod guest;
+pub mod kill;
 pub mod launch;
 pub mod lines;
 pub mod load;

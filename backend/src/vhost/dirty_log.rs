@@ -49,6 +49,11 @@ impl DirtyLog {
             .is_none_or(|last| last.0 / LOG_PAGE_BYTES / 8 < self.mapping.len() as u64)
     }
 
+    /// Whether the front-end has taken it away, so that marks are gone. Exact once [`super::guard::losses`] was looked at.
+    pub fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
+    }
+
     /// Marks the pages that hold `len` bytes from guest address `guest`. Pages outside the log are left out.
     ///
     /// ORDERING: the bits are set with a read-modify-write, so that marks of several workers in one byte do not undo each

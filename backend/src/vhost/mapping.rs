@@ -2,8 +2,8 @@
 //!
 //! The mapping outlives the file descriptor, which its owner may (and should) close at once. The bytes belong to another
 //! process, so they are only ever reached with the volatile and atomic accesses of `vm-memory`, never as a Rust
-//! reference to plain data. A file that is too short for what was asked is refused, because touching a page past its
-//! end would raise SIGBUS.
+//! reference to plain data. A file that is too short for what was asked is refused. One that is cut later costs its
+//! front-end the disk, and nobody else anything: see [`super::guard`].
 //!
 //! `vm-memory` maps a file only if it may keep the descriptor, so the pages are mapped and unmapped here, and lent to its
 //! region in between.
@@ -16,14 +16,22 @@ use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::MmapRegion;
 use vm_memory::volatile_memory::{Error as VolatileError, VolatileMemory, VolatileSlice};
 
+use super::guard::Guarded;
+
 /// `f_type` of hugetlbfs, whose mappings must start at a multiple of its page size.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+/// Mapped pages of a file, unmapped on drop.
+#[derive(Debug)]
+struct Pages(MmapRegion);
 
 /// A shared, writable mapping of a part of a file. Unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
+    /// Sees to it that the process survives if the file is cut. Before `pages`, so that it is dropped first.
+    guard: Guarded,
     /// What is mapped, from a page boundary of the file on.
-    pages: MmapRegion,
+    pages: Pages,
     /// Bytes between the start of `pages` and the first byte that was asked for.
     skip: usize,
     /// Bytes that were asked for.
@@ -89,12 +97,19 @@ impl Mapping {
             let (protection, flags) = (protection.bits().cast_signed(), flags.bits().cast_signed());
             MmapRegion::build_raw(start.cast(), mapped, protection, flags)
         };
+        // Refused only if `start` is not at a page boundary, which the kernel rules out.
+        let pages = Pages(pages.map_err(io::Error::other)?);
         Ok(Self {
-            // Refused only if `start` is not at a page boundary, which the kernel rules out.
-            pages: pages.map_err(io::Error::other)?,
+            guard: Guarded::new(start.expose_provenance(), mapped)?,
+            pages,
             skip,
             len,
         })
+    }
+
+    /// Whether its owner cut the file, so that it holds zeroes now. Exact once [`super::guard::losses`] was looked at.
+    pub fn is_lost(&self) -> bool {
+        self.guard.is_lost()
     }
 }
 
@@ -109,18 +124,19 @@ impl VolatileMemory for Mapping {
     #[inline]
     fn get_slice(&self, offset: usize, count: usize) -> Result<VolatileSlice<'_>, VolatileError> {
         self.compute_end_offset(offset, count)?;
-        self.pages.get_slice(self.skip + offset, count)
+        self.pages.0.get_slice(self.skip + offset, count)
     }
 }
 
-impl Drop for Mapping {
+impl Drop for Pages {
     fn drop(&mut self) {
-        let start = self.pages.as_ptr().cast();
+        let start = self.0.as_ptr().cast();
         #[expect(unsafe_code, reason = "unmapping what `shared` mapped")]
         // SAFETY:
-        // - Start and size are those of the mapping made in `shared`, and nobody else unmaps it.
-        // - Slices borrow `self`; addresses taken from them must not outlive the `Arc` that their users hold.
-        let unmapped = unsafe { rustix::mm::munmap(start, self.pages.size()) };
+        // - Start and size are those of the mapping made in `Mapping::shared`, or of what replaced it in place, and nobody
+        //   else unmaps it.
+        // - Slices borrow the mapping; addresses taken from them must not outlive the `Arc` that their users hold.
+        let unmapped = unsafe { rustix::mm::munmap(start, self.0.size()) };
         debug_assert!(unmapped.is_ok(), "munmap of a mapping of ours failed");
     }
 }

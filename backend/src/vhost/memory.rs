@@ -245,6 +245,11 @@ impl GuestMemory {
         self.regions.last().map(Region::last_addr)
     }
 
+    /// Whether the front-end has taken away a part of it. Exact once [`super::guard::losses`] was looked at.
+    pub fn is_lost(&self) -> bool {
+        self.regions.iter().any(|region| region.mapping.is_lost())
+    }
+
     /// Whether there is no memory at all.
     pub fn is_empty(&self) -> bool {
         self.regions.is_empty()

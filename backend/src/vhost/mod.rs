@@ -3,7 +3,7 @@
 //! A [`session`] reads one front-end's messages, each of them with a deadline, and hands them to the [`handler`], which
 //! keeps the state of the device and of each of its rings (`vring`), and commands the workers. [`features`] and
 //! [`config_space`] say what the device is, [`memory`], [`mapping`] and [`dirty_log`] are what the front-end shares,
-//! [`channel`] is the way back to it.
+//! [`guard`] keeps the daemon alive when it takes that away, [`channel`] is the way back to it.
 //! Nothing here touches a request; nothing here imports a layer's map or file.
 
 pub mod channel;
@@ -11,6 +11,7 @@ pub mod config_space;
 pub mod dirty_log;
 pub mod event;
 pub mod features;
+pub mod guard;
 pub mod handler;
 pub mod mapping;
 pub mod memory;

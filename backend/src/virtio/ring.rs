@@ -191,6 +191,9 @@ pub enum Broken {
     /// The memory that held the ring is gone.
     #[error("the ring lies in memory that is no longer shared")]
     MemoryGone,
+    /// The front-end cut the file behind its memory or its dirty log, this ring's part of it or another.
+    #[error("the front-end took away memory while it was shared")]
+    MemoryLost,
 }
 
 /// Where changes of the used ring are to be logged.

@@ -100,6 +100,11 @@ impl TestGuest {
         (REGIONS, [file(), file()])
     }
 
+    /// Cuts the file behind all memory to that many bytes, under whoever has mapped it.
+    pub fn cut(&self, len: u64) {
+        self.file.set_len(len).unwrap();
+    }
+
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }

@@ -415,3 +415,81 @@ fn written_pages_are_logged_while_there_is_a_log() {
     bench.used();
     assert_eq!(pages(), vec![4]);
 }
+
+#[test]
+fn what_is_under_way_in_lost_memory_fails_and_its_rings_break() {
+    let bench = Bench::new(false);
+    bench.submit_read(0, 1);
+    bench.disk.wait_held(1);
+    // Only what lies behind the data and the ring, which a write of ours comes upon.
+    bench.guest.cut(bench.guest.second_region());
+    let lost = bench
+        .guest
+        .memory()
+        .translate(vm_memory::GuestAddress(bench.guest.second_region()), 512);
+    lost.unwrap().copy_from(&[1u8; 512]);
+    bench.disk.release(Ok(()));
+    assert_eq!(bench.used(), (0, 0));
+    assert_eq!(bench.answer(0).1, 1, "it may have been read into the void");
+    wait_for(&bench.err);
+    bench.submit_read(3, 1);
+    bench.round();
+    assert_eq!(bench.disk.state().held.len(), 0, "nothing more is taken");
+    assert_eq!(bench.worker().detach(0).unwrap(), Some(1));
+    // Not even from a ring that is set up anew, until the memory is replaced.
+    bench.attach(1, true);
+    wait_for(&bench.err);
+    assert_eq!(bench.worker().detach(0).unwrap(), Some(1));
+    bench.guest.cut(bench.guest.guest_end());
+    let mut setup = bench.setup(1, true);
+    let again = bench.guest.map_again();
+    setup.layout = RingLayout::resolve(&again, 16, &bench.guest.addresses()).unwrap();
+    bench.worker().set_memory(again, Vec::new()).unwrap();
+    bench.worker().attach(setup).unwrap();
+    bench.disk.wait_held(1);
+    bench.disk.release(Ok(()));
+    assert_eq!(bench.used(), (3, 513));
+}
+
+#[test]
+fn a_request_read_from_lost_memory_is_not_carried_out() {
+    let bench = Bench::new(true);
+    bench.read_request(0, 1);
+    bench
+        .guest
+        .descriptor(0, bench.guest.second_region(), 16, NEXT, 1);
+    bench.guest.offer(0);
+    bench.guest.cut(bench.guest.second_region());
+    signal(&bench.kick);
+    assert_eq!(bench.used(), (0, 0));
+    assert_eq!(
+        bench.answer(0),
+        (0xee, 1),
+        "zeroes look like a read of sector 0"
+    );
+    wait_for(&bench.err);
+    let asked = bench.disk.state().asked.clone();
+    assert!(!asked.iter().any(|ask| matches!(ask, Asked::Submit(..))));
+}
+
+#[test]
+fn a_ring_in_lost_memory_breaks() {
+    let bench = Bench::new(true);
+    bench.guest.cut(0);
+    signal(&bench.kick);
+    wait_for(&bench.err);
+    assert_eq!(bench.disk.state().held.len(), 0);
+    assert_eq!(bench.worker().detach(0).unwrap(), Some(0));
+}
+
+#[test]
+fn a_dirty_log_that_is_lost_breaks_the_rings() {
+    let bench = Bench::new(true);
+    let file = crate::virtio::test_guest::memfd(4096);
+    let log = Arc::new(DirtyLog::map(&file, 0, 4096).unwrap());
+    bench.worker().set_log(Some(log), Vec::new()).unwrap();
+    file.set_len(0).unwrap();
+    bench.submit_read(0, 1);
+    assert_eq!(bench.used(), (0, 513));
+    wait_for(&bench.err);
+}

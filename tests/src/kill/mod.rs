@@ -1,0 +1,17 @@
+//! Kills the daemon under a verified load, and checks that nothing is lost by it.
+//!
+//! ```text
+//! Rig (store, base, socket, cache) -> daemon, killed at some instant -> restarted -> ...
+//! Client (which request?) -> Link (a session of the independent driver) -> the daemon
+//!    |
+//! Oracle (what may each sector hold?)
+//! ```
+//!
+//! The client plays a guest that survives the daemon: it keeps what was not completed, connects again to the same socket with
+//! rings and memory of its own making, and submits that again. [`run`] puts it all together, for a daemon that is killed and
+//! for a host that loses power ([`run::After`]).
+
+pub mod client;
+pub mod oracle;
+pub mod rig;
+pub mod run;
