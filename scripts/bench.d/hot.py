@@ -25,10 +25,10 @@ def cache_options(bench, cache=None):
     return {"--cache-size": cache or bench.scale.cache_bytes, "--dirty-limit": (cache or bench.scale.cache_bytes) // 2}
 
 
-def open_store(bench, stack, name, options=None, directory=None):
-    """A store that ends with the group."""
-    store = StratablkStore(directory or bench.work, name, bench.arguments.server_cpu, bench.stratablk,
-                           cache_options(bench) if options is None else options)
+def open_store(bench, stack, name, options=None, directory=None, cpus=None):
+    """A store that ends with the group. Its cache is always in the directory for what is in memory."""
+    options = {"--cache-dir": bench.work, **(cache_options(bench) if options is None else options)}
+    store = StratablkStore(directory or bench.work, name, cpus or bench.arguments.server_cpu, bench.stratablk, options)
     stack.callback(store.stop)
     if store.left_out:
         bench.note(f"this build does not know {', '.join(store.left_out)}: measured without")

@@ -1,7 +1,9 @@
 """How a case is measured: sides that take turns, what is noted of each run, and the rows that follow."""
 import dataclasses
 import pathlib
+import shutil
 import subprocess
+import tempfile
 
 import host
 import probes
@@ -83,6 +85,21 @@ class Bench:
         self.stratablk = self.bin_dir / "stratablk"
         self.load = Load(self.bin_dir / "stratablk-load", arguments.load_cpu, arguments.seed)
         self.rows, self.records, self.notes = [], [], []
+        self.on_disk = None
+
+    def disk_dir(self):
+        """A directory of this run on a real disk."""
+        if not self.on_disk:
+            self.arguments.disk_dir.mkdir(parents=True, exist_ok=True)
+            self.on_disk = pathlib.Path(tempfile.mkdtemp(prefix="stratablk-bench.", dir=self.arguments.disk_dir.resolve()))
+            if host.is_memory(self.on_disk):
+                self.note(f"{self.arguments.disk_dir} is no disk: what is measured there says nothing about disks")
+        return self.on_disk
+
+    def clean(self):
+        """Removes what was put on the disk."""
+        if self.on_disk:
+            shutil.rmtree(self.on_disk, ignore_errors=True)
 
     @property
     def judged(self):
