@@ -75,6 +75,14 @@ def turns(sides, pair):
         yield from (at for at, side in enumerate(sides) if side.follows == leader)
 
 
+def with_cpu(report):
+    """A report that says what an operation costs the back-end in CPU time, where it knows."""
+    if report.get("server_user_seconds") is not None and report["operations"]:
+        seconds = report["server_user_seconds"] + report["server_system_seconds"]
+        report["server_cpu_ns_per_operation"] = seconds * 1e9 / report["operations"]
+    return report
+
+
 class Bench:
     """One run of the whole: its settings and its results."""
 
@@ -129,7 +137,7 @@ class Bench:
         watch.start()
         for pair in range(self.scale.pairs):
             for at in turns(sides, pair):
-                reports[at].append(sides[at].run(pair))
+                reports[at].append(with_cpu(sides[at].run(pair)))
                 if sides[at].pid:
                     memory[at] = max(memory[at], probes.resident_bytes(sides[at].pid()))
         others, steal = watch.stop()
@@ -189,6 +197,9 @@ class Bench:
         except (OSError, Failed, subprocess.SubprocessError) as error:
             self.note(f"system calls were not counted: {error}")
             return None
+        if counter.total is None:
+            self.note("system calls were not counted: neither perf nor strace can do it here")
+            return None
         # What was made during the warm-up counts as well, so do its operations.
         operations = report["iops"] * (self.scale.warmup + report["seconds"])
-        return counter.total / operations if operations and counter.total is not None else None
+        return counter.total / operations if operations else None

@@ -81,3 +81,23 @@ impl Drop for Memory {
         debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failure here is the test's failure")]
+
+    use super::*;
+
+    #[test]
+    fn only_what_lies_inside_has_a_place() {
+        for pages in Pages::value_variants() {
+            let memory = Memory::new(8192, *pages).unwrap();
+            assert_eq!(memory.len(), 8192);
+            assert!(memory.place(0, 8192).is_some());
+            assert!(memory.place(8192, 0).is_some());
+            assert!(memory.place(4096, 4097).is_none());
+            assert!(memory.place(u64::MAX, 1).is_none());
+            assert!(memory.place(1, usize::MAX).is_none());
+        }
+    }
+}
