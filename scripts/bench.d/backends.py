@@ -269,7 +269,8 @@ class StratablkDisk:
     def snapshot(self):
         """Takes a snapshot."""
         self.snapshots += 1
-        self.store.cli("snapshot", "create", f"s{self.snapshots}", self.name)
+        # Not with the command line, whose start takes longer than a snapshot: chains of a thousand are made here.
+        self.store.ask("POST", "/v1/snapshots", {"name": f"s{self.snapshots}", "volumes": [self.name]})
 
     def stop(self):
         """Ends the back-end."""

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -117,6 +118,9 @@ def main():
     if arguments.list:
         print("\n".join(f"{name:12}  {said(group)}" for name, group in GROUPS.items()))
         return 0
+    # However it is ended, no back-end and no file stays.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         work = pathlib.Path(tempfile.mkdtemp(prefix="stratablk-bench.", dir=arguments.dir))

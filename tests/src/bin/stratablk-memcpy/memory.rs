@@ -32,7 +32,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Maps `bytes` and writes to all of them, so that no page is missing or shared.
+    /// Maps `bytes` and writes zeroes to all of them, so that no page is missing or the kernel's shared one.
     ///
     /// # Errors
     /// The host's answer if it has no memory.
@@ -55,7 +55,7 @@ impl Memory {
         #[expect(unsafe_code, reason = "touches the mapping")]
         // SAFETY: all bytes lie in the mapping just made, which nobody else knows yet.
         unsafe {
-            std::ptr::write_bytes(start.as_ptr(), 0xa5, len);
+            std::ptr::write_bytes(start.as_ptr(), 0, len);
         }
         Ok(memory)
     }
