@@ -8,13 +8,18 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 
+import disk
 import host
 import hot
 import layers
+import plot
+import snapshots
+import system
 from backends import Failed
 from measure import Bench
 from table import render, render_markdown
@@ -23,9 +28,18 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # In the order in which they run.
 GROUPS = {
     "hot": hot.group_hot,
-    "first-write": layers.group_first_write,
     "depth": layers.group_depth,
     "chain": layers.group_chain,
+    "first-write": layers.group_first_write,
+    "bytes": snapshots.group_bytes,
+    "timeline": snapshots.group_timeline,
+    "gap": snapshots.group_gap,
+    "flush": disk.group_flush,
+    "cold": disk.group_cold,
+    "scale": system.group_scale,
+    "quiet": system.group_quiet,
+    "cache": system.group_cache,
+    "tables": system.group_tables,
 }
 
 
@@ -104,11 +118,15 @@ def main():
     if arguments.list:
         print("\n".join(f"{name:12}  {said(group)}" for name, group in GROUPS.items()))
         return 0
+    # However it is ended, no back-end and no file stays.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         work = pathlib.Path(tempfile.mkdtemp(prefix="stratablk-bench.", dir=arguments.dir))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         bench = Bench(arguments, work, ROOT)
+        stack.callback(bench.clean)
         refused = refuse(arguments, bench.scale, work)
         if refused:
             print(f"scripts/bench: {refused[1]}", file=sys.stderr)
@@ -144,9 +162,10 @@ def conclude(bench, environment, reasons, seconds):
     judged = [row for row in bench.rows if row.target]
     if judged:
         print(f"{len(judged) - len(missed)} of {len(judged)} targets reached.")
-    if not quotable:
-        print("NOT TO BE QUOTED: " + "; ".join(
-            reasons + [f"disturbed: {case}" for case in disturbed] or ["a quick or checking run"]) + ".")
+    if arguments.quick or arguments.self_check:
+        print("NOT TO BE QUOTED: a quick or checking run.")
+    elif not quotable:
+        print("NOT TO BE QUOTED: " + "; ".join(reasons + [f"disturbed: {case}" for case in disturbed]) + ".")
     save(bench, environment, quotable, reasons)
     return 4 if arguments.strict and missed else 0
 
@@ -164,7 +183,8 @@ def save(bench, environment, quotable, reasons):
     }, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(path, directory / "latest.json")
     (directory / "latest.md").write_text(render_markdown(bench.rows) + "\n", encoding="utf-8")
-    print(f"All figures: {path}")
+    plots = plot.draw(bench.records, directory)
+    print(f"All figures: {path}" + (f"; plots: {directory}/{{{','.join(each.name for each in plots)}}}" if plots else ""))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,12 @@ def environment(root):
     }
 
 
+def is_memory(directory):
+    """Whether a directory is on a file system that keeps its files in memory."""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", str(directory)], capture_output=True, text=True, check=False)
+    return kind.stdout.strip() in ("tmpfs", "ramfs", "hugetlbfs")
+
+
 def cpu_ticks():
     """Busy, stolen and all ticks of all CPUs since the start of the machine."""
     with open("/proc/stat", encoding="utf-8") as stat:

@@ -1,7 +1,9 @@
 """How a case is measured: sides that take turns, what is noted of each run, and the rows that follow."""
 import dataclasses
 import pathlib
+import shutil
 import subprocess
+import tempfile
 
 import host
 import probes
@@ -73,6 +75,14 @@ def turns(sides, pair):
         yield from (at for at, side in enumerate(sides) if side.follows == leader)
 
 
+def with_cpu(report):
+    """A report that says what an operation costs the back-end in CPU time, where it knows."""
+    if report.get("server_user_seconds") is not None and report["operations"]:
+        seconds = report["server_user_seconds"] + report["server_system_seconds"]
+        report["server_cpu_ns_per_operation"] = seconds * 1e9 / report["operations"]
+    return report
+
+
 class Bench:
     """One run of the whole: its settings and its results."""
 
@@ -83,6 +93,21 @@ class Bench:
         self.stratablk = self.bin_dir / "stratablk"
         self.load = Load(self.bin_dir / "stratablk-load", arguments.load_cpu, arguments.seed)
         self.rows, self.records, self.notes = [], [], []
+        self.on_disk = None
+
+    def disk_dir(self):
+        """A directory of this run on a real disk."""
+        if not self.on_disk:
+            self.arguments.disk_dir.mkdir(parents=True, exist_ok=True)
+            self.on_disk = pathlib.Path(tempfile.mkdtemp(prefix="stratablk-bench.", dir=self.arguments.disk_dir.resolve()))
+            if host.is_memory(self.on_disk):
+                self.note(f"{self.arguments.disk_dir} is no disk: what is measured there says nothing about disks")
+        return self.on_disk
+
+    def clean(self):
+        """Removes what was put on the disk."""
+        if self.on_disk:
+            shutil.rmtree(self.on_disk, ignore_errors=True)
 
     @property
     def judged(self):
@@ -112,7 +137,7 @@ class Bench:
         watch.start()
         for pair in range(self.scale.pairs):
             for at in turns(sides, pair):
-                reports[at].append(sides[at].run(pair))
+                reports[at].append(with_cpu(sides[at].run(pair)))
                 if sides[at].pid:
                     memory[at] = max(memory[at], probes.resident_bytes(sides[at].pid()))
         others, steal = watch.stop()
@@ -172,6 +197,9 @@ class Bench:
         except (OSError, Failed, subprocess.SubprocessError) as error:
             self.note(f"system calls were not counted: {error}")
             return None
+        if counter.total is None:
+            self.note("system calls were not counted: neither perf nor strace can do it here")
+            return None
         # What was made during the warm-up counts as well, so do its operations.
         operations = report["iops"] * (self.scale.warmup + report["seconds"])
-        return counter.total / operations if operations and counter.total is not None else None
+        return counter.total / operations if operations else None

@@ -4,7 +4,10 @@ import subprocess
 import sys
 import unittest
 
+from xml.etree import ElementTree
+
 import host
+import plot
 import probes
 from measure import Side, turns
 from table import DIFFERENCE, VALUE, Row, Target, number, render, render_markdown
@@ -92,6 +95,38 @@ class Counters(unittest.TestCase):
         while probes.cpu_nanoseconds(os.getpid()) == before:
             pass
         self.assertGreater(probes.resident_bytes(os.getpid()), 1 << 20)
+
+
+class Plots(unittest.TestCase):
+    """What is drawn."""
+
+    def points(self, svg):
+        """The lines of a plot, as lists of coordinates."""
+        lines = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}polyline")
+        return [[tuple(map(float, point.split(","))) for point in line.get("points").split()] for line in lines]
+
+    def test_more_is_higher_and_later_is_further_right(self):
+        line, = self.points(plot.chart("t < u & v", "x", "y", [("a", [(1, 10), (10, 1000), (100, 10000)])], True, True))
+        self.assertEqual(sorted(line), line)
+        self.assertEqual(sorted((y for _, y in line), reverse=True), [y for _, y in line])
+
+    def test_what_was_measured_is_drawn(self):
+        def side(label, *rates):
+            return {"label": label, "reports": [{
+                "iops": rate, "latency_histogram": [[1000, 3], [2000, 1]],
+                "timeline": {"slice_seconds": 0.01, "operations": [5, 6, 0, 7]}} for rate in rates]}
+
+        records = [
+            {"group": "chain", "case": "read 4K QD32, depth 8", "sides": [side("a depth 8", 3, 5), side("b depth 8", 1)]},
+            {"group": "depth", "case": "read 4K QD32, half in the layers", "sides": [side("a depth 1000", 4)]},
+            {"group": "hot", "case": "read 4K QD1", "sides": [side("a", 1), side("b", 1)]},
+            {"group": "timeline", "case": "write", "sides": [side("a", 1)]},
+        ]
+        self.assertEqual([len(line) for line in self.points(plot.depth_plot(records))], [2, 1])
+        self.assertEqual([len(line) for line in self.points(plot.latency_plot(records, "read 4K QD1"))], [2, 2])
+        self.assertEqual([len(line) for line in self.points(plot.timeline_plot(records))], [3])
+        self.assertEqual(plot.merged_histogram(records[2]["sides"][0]["reports"]), [(1, 75), (2, 25)])
+        self.assertIsNone(plot.latency_plot(records, "no such case"))
 
 
 class Machine(unittest.TestCase):

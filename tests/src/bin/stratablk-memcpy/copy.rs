@@ -51,3 +51,26 @@ pub unsafe fn copy(kind: CopyKind, from: *const u8, to: *mut u8, len: usize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_copies_all_bytes_and_no_other() {
+        let from: Vec<u8> = (0..=255).cycle().take(5000).collect();
+        for kind in CopyKind::value_variants() {
+            for (start, len) in [(0, 0), (1, 1), (3, 511), (0, 4096), (7, 4993)] {
+                let mut to = vec![0xee; 5000 + 1];
+                let place = to.as_mut_ptr();
+                #[expect(unsafe_code, reason = "what is tested")]
+                // SAFETY: both vectors have at least `start + len` bytes, and nothing else uses them meanwhile.
+                unsafe {
+                    copy(*kind, from.as_ptr().wrapping_add(start), place, len);
+                }
+                assert_eq!(to.get(..len), from.get(start..start + len), "{kind:?}");
+                assert!(to.iter().skip(len).all(|byte| *byte == 0xee), "{kind:?}");
+            }
+        }
+    }
+}

@@ -32,7 +32,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Maps `bytes` and writes to all of them, so that no page is missing or shared.
+    /// Maps `bytes` and writes zeroes to all of them, so that no page is missing or the kernel's shared one.
     ///
     /// # Errors
     /// The host's answer if it has no memory.
@@ -55,7 +55,7 @@ impl Memory {
         #[expect(unsafe_code, reason = "touches the mapping")]
         // SAFETY: all bytes lie in the mapping just made, which nobody else knows yet.
         unsafe {
-            std::ptr::write_bytes(start.as_ptr(), 0xa5, len);
+            std::ptr::write_bytes(start.as_ptr(), 0, len);
         }
         Ok(memory)
     }
@@ -79,5 +79,25 @@ impl Drop for Memory {
         // SAFETY: this is the whole mapping, and every worker that knew addresses in it held this value.
         let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failure here is the test's failure")]
+
+    use super::*;
+
+    #[test]
+    fn only_what_lies_inside_has_a_place() {
+        for pages in Pages::value_variants() {
+            let memory = Memory::new(8192, *pages).unwrap();
+            assert_eq!(memory.len(), 8192);
+            assert!(memory.place(0, 8192).is_some());
+            assert!(memory.place(8192, 0).is_some());
+            assert!(memory.place(4096, 4097).is_none());
+            assert!(memory.place(u64::MAX, 1).is_none());
+            assert!(memory.place(1, usize::MAX).is_none());
+        }
     }
 }
