@@ -198,6 +198,12 @@ impl Daemon {
     /// # Panics
     /// It could not be started.
     pub fn launch(command: &mut Command, control: &Path) -> Self {
+        // Gone with the test, however the daemon ends.
+        let beside = control.parent().filter(|dir| dir.is_dir());
+        command.env("STRATABLK_CACHE_SIZE", "16M").env(
+            "STRATABLK_CACHE_DIR",
+            beside.unwrap_or(&std::env::temp_dir()),
+        );
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

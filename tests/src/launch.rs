@@ -229,6 +229,10 @@ fn spawn(dir: &Path, options: ServerOptions) -> Process {
         Program::Stratablk => {
             let mut command = stratablk(["serve", "--blk-file"]);
             command.arg(image).arg("--socket-path").arg(socket);
+            // Gone with the test, however the daemon ends.
+            command
+                .args(["--cache-size", "16M", "--cache-dir"])
+                .arg(dir);
             command.arg("--queues").arg(options.queues.to_string());
             if options.read_only {
                 command.arg("--read-only");

@@ -119,10 +119,16 @@ pub struct ServeArgs {
     #[arg(long)]
     pub no_io_uring: bool,
     /// Memory for the cache of recently used data, shared by all volumes
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse)]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "STRATABLK_CACHE_SIZE",
+        default_value = "256M",
+        value_parser = size::parse
+    )]
     pub cache_size: u64,
     /// Where the cache's memory file lies; it must be in memory, so that it outlives the daemon and not the machine
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    #[arg(long, value_name = "DIR", env = "STRATABLK_CACHE_DIR", default_value = DEFAULT_DIR)]
     pub cache_dir: PathBuf,
     /// Keep the cache's memory after an orderly end, for a warm start
     #[arg(long)]

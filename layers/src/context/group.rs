@@ -121,6 +121,9 @@ impl QueueContext {
 
     /// The flush that a request waited for has ended.
     pub(super) fn flush_done(&mut self, request: usize, result: Result<(), RequestError>) {
+        if result.is_ok() {
+            self.trim_zeroed(request);
+        }
         self.complete(request, result);
     }
 

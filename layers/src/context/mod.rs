@@ -540,7 +540,7 @@ impl QueueContext {
         }
         let stable = request.changes && request.durability == Durability::OnCompletion;
         let (era, changes, error) = (request.era.take(), request.changes, request.error);
-        let zeroed = request.zeroed.take();
+        let zeroed = request.zeroed.as_ref().map(|zeroed| zeroed.range.clone());
         if let Some(era) = era {
             self.eras.end(era, changes);
         }

@@ -30,8 +30,8 @@ pub struct Request {
     pub error: Option<RequestError>,
     /// The chain it reads from, where that is not its era's.
     pub chain: Option<Arc<Chain>>,
-    /// Clusters that it has zeroed, to be recorded before it ends.
-    pub zeroed: Option<ZeroedRange>,
+    /// Clusters that it has zeroed, to be recorded, and taken out of the cache, before it ends.
+    pub zeroed: Option<Zeroed>,
 }
 
 impl Request {
@@ -88,6 +88,15 @@ impl Step {
             Self::Group => None,
         }
     }
+}
+
+/// What a request has zeroed.
+#[derive(Debug)]
+pub struct Zeroed {
+    /// The clusters, and of which layer.
+    pub range: ZeroedRange,
+    /// The runs of clusters among them that held data until then, which may still lie in frames.
+    pub held: Vec<(Cluster, u64)>,
 }
 
 /// A read or write of a batch whose turn has not come: see `QueueContext::carry_out_batch`.

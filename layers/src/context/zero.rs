@@ -17,7 +17,7 @@ use crate::units::{
 use crate::volume::RequestError;
 
 use super::QueueContext;
-use super::request::Step;
+use super::request::{Step, Zeroed};
 
 /// A cluster of zeroes to write from.
 static ZEROES: [u8; 4096] = [0; 4096];
@@ -126,6 +126,7 @@ impl QueueContext {
         let chain = self.eras.chain();
         let table = self.volume.table();
         let mut zeroed = false;
+        let mut held = Vec::new();
         for run in table.runs(first, count) {
             let word = run.resolve;
             let reads_zero = word.slot == LayerSlot::NONE
@@ -134,23 +135,43 @@ impl QueueContext {
                 continue;
             }
             zeroed = true;
-            // First the map, then the frames: a write that comes in between has both as it wants them, since it changes
-            // the map under its frame's lock, and the trim asks the map under the same lock.
             let changed = map.zero_and(run.first, run.count, |first, count| {
-                self.cache
-                    .trim(active.number, first, count, |cluster| map.get(cluster).data);
+                held.push((first, count));
             });
             table.refresh(active.slot, map, run.first, run.count, changed);
         }
         let layer = Arc::clone(&active.layer);
         if zeroed && let Some(request) = self.requests.get_mut(request) {
-            request.zeroed = Some(ZeroedRange {
+            let range = ZeroedRange {
                 layer,
                 first,
                 count,
-            });
+            };
+            request.zeroed = Some(Zeroed { range, held });
         }
         Ok(())
+    }
+
+    /// Takes the clusters that a request has zeroed out of the cache.
+    ///
+    /// Not before their record is in the journal: until then a process that takes over would know nothing of the zeroes, and
+    /// the frames may hold what was acknowledged before. And before the request is acknowledged: from then on
+    /// nobody may find the old data. A write that comes in between keeps its sectors: it changes the map under its frame's
+    /// lock, and the trim asks the map under the same lock.
+    pub(super) fn trim_zeroed(&mut self, request: usize) {
+        let zeroed = self.requests.get_mut(request);
+        let Some(zeroed) = zeroed.and_then(|request| request.zeroed.take()) else {
+            return;
+        };
+        let layer = &zeroed.range.layer;
+        let map = layer.map_full();
+        for (first, count) in zeroed.held {
+            self.cache
+                .trim(layer.number(), first, count, |cluster| match &*map {
+                    LayerMap::Active(map) => map.get(cluster).data,
+                    LayerMap::Sealed(set) => set.cluster(cluster).0,
+                });
+        }
     }
 
     /// Whether the active layer's file holds data of any of these clusters. Its own map is asked: the masks in the resolve
