@@ -68,7 +68,7 @@ class Server:
             return log.read()[-4000:]
 
     def stop(self):
-        """Asks it to end, and makes it."""
+        """Asks it to end, and makes it; nothing if it has ended."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:

@@ -1,5 +1,4 @@
 """What the kernel knows of a process: memory, CPU time, system calls, bytes written."""
-import os
 import re
 import shutil
 import signal
@@ -26,15 +25,9 @@ def resident_bytes(pid):
 
 
 def cpu_nanoseconds(pid):
-    """CPU time of the threads of a process so far, exact to the nanosecond (of those that still run)."""
-    total = 0
-    for task in os.listdir(f"/proc/{pid}/task"):
-        try:
-            with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as stat:
-                total += int(stat.read().split()[0])
-        except FileNotFoundError:
-            continue
-    return total
+    """CPU time of all threads of a process so far, of those that have ended as well, to the nanosecond."""
+    # The kernel's name of the clock, as clock_getcpuclockid(3) makes it.
+    return time.clock_gettime_ns((~pid << 3) | 2)
 
 
 def io_counters(pid):

@@ -1,5 +1,7 @@
 """What a snapshot costs: while it is taken under load, in bytes that are written after it, and over time."""
+import contextlib
 import json
+import shutil
 import threading
 
 import probes
@@ -13,6 +15,8 @@ from table import DIFFERENCE
 PERIOD_SECONDS = 0.02
 NO_STALL = at_most(2e6, "a snapshot is an exchange of a pointer for those who work")
 FEW_BYTES = at_most(1.1, "data, and next to nothing beside it")
+# Each snapshot's layer may grow to this while snapshots are taken under load.
+GAP_BYTES = 16 << 20
 # Completions are counted in slices of this length for the plot.
 SLICE_SECONDS = 0.01
 
@@ -47,24 +51,30 @@ def group_gap(bench, stack):
     # The load sleeps while it waits and the daemon may use both CPUs, so that there is room for the threads that take the
     # snapshots: what is of interest is whether they hold up requests, not how the kernel shares out a busy CPU.
     cpus = f"{bench.arguments.load_cpu},{bench.arguments.server_cpu}"
-    store = open_store(bench, stack, "gap", cpus=cpus)
     seconds = bench.scale.snapshots * PERIOD_SECONDS * 1.25 + 0.1
-    load = ["--sleep", *random(bench, "mix", 4), "--warmup", bench.scale.warmup, "--seconds", seconds]
-    volumes = {}
+    load = ["--sleep", "--rw", "mix", "--depth", 4, "--working-set", GAP_BYTES, "--warmup", bench.scale.warmup,
+            "--seconds", seconds]
+    disks = {}
+    inner = stack.enter_context(contextlib.ExitStack())
 
     def volume(pair):
-        """One that both sides of a round share."""
-        if pair not in volumes:
-            volumes[pair] = store.disk(f"gap{pair}", "stratablk", size=bench.scale.warm_bytes)
-            fill(bench, volumes[pair])
-        return volumes[pair]
+        """A new one for each round, which both sides share; the last one's store goes, since its layers have grown."""
+        if pair not in disks:
+            inner.close()
+            store = open_store(bench, inner, f"gap{pair}", cpus=cpus)
+            inner.callback(shutil.rmtree, store.store, ignore_errors=True)
+            # First to be undone: the daemon has to end before its files go.
+            inner.callback(store.stop)
+            disks[pair] = store.disk("gap", "stratablk", size=bench.scale.warm_bytes)
+            fill(bench, disks[pair])
+        return disks[pair]
 
     def alone(pair):
         return bench.load.run(volume(pair), *load, seed=bench.arguments.seed + pair)
 
     def with_snapshots(pair):
         disk = volume(pair)
-        snapshots = Snapshots(store, disk.name, bench.scale.snapshots, "gap")
+        snapshots = Snapshots(disk.store, disk.name, bench.scale.snapshots, "gap")
         snapshots.start()
         try:
             report = bench.load.run(disk, *load, seed=bench.arguments.seed + pair)
@@ -76,8 +86,7 @@ def group_gap(bench, stack):
         report.update(snapshots=len(snapshots.elapsed), snapshot_ns=snapshots.elapsed, snapshot_stall_ns=snapshots.stalls)
         return report
 
-    sides = [Side(f"{bench.scale.snapshots} snapshots", with_snapshots, lambda: store.pid),
-             Side("none", alone, lambda: store.pid)]
+    sides = [Side(f"{bench.scale.snapshots} snapshots", with_snapshots), Side("none", alone)]
     reports = bench.measure("gap", "longest gap, mix QD4", sides, [
         Compare(0, 1, NO_STALL, "gap_ns_max", DIFFERENCE),
         Compare(0, 1, name="rate meanwhile, mix QD4"),
