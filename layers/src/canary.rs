@@ -4,26 +4,39 @@
 #[cfg(feature = "canary")]
 use std::cell::Cell;
 
+/// A step that is taken at the wrong time, or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    /// A flush writes and syncs the map before the data that it speaks of.
+    MapBeforeData,
+    /// A frame becomes clean before the records of its sectors are committed.
+    CleanBeforeCommit,
+    /// A write-zeroes is acknowledged without its record.
+    ZeroesWithoutRecord,
+    /// A write-zeroes drops frames before it is recorded.
+    TrimBeforeRecord,
+}
+
 #[cfg(feature = "canary")]
 thread_local! {
-    /// See `set_map_before_data`.
-    static MAP_BEFORE_DATA: Cell<bool> = const { Cell::new(false) };
+    /// What is broken on this thread.
+    static BROKEN: Cell<Option<Canary>> = const { Cell::new(None) };
 }
 
-/// Makes flushes of this thread write and sync the map before the data that it speaks of.
+/// Breaks something on this thread, or nothing any more.
 #[cfg(feature = "canary")]
-pub fn set_map_before_data(on: bool) {
-    MAP_BEFORE_DATA.set(on);
+pub fn set(canary: Option<Canary>) {
+    BROKEN.set(canary);
 }
 
-/// Whether flushes write the map first.
+/// Whether it is broken on this thread.
 #[cfg(feature = "canary")]
-pub(crate) fn map_before_data() -> bool {
-    MAP_BEFORE_DATA.get()
+pub(crate) fn is_set(canary: Canary) -> bool {
+    BROKEN.get() == Some(canary)
 }
 
-/// Whether flushes write the map first: never.
+/// Whether it is broken: never.
 #[cfg(not(feature = "canary"))]
-pub(crate) const fn map_before_data() -> bool {
+pub(crate) const fn is_set(_canary: Canary) -> bool {
     false
 }

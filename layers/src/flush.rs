@@ -28,6 +28,7 @@ use crate::cache::Cache;
 use crate::cache::access::{Clean, Copied};
 use crate::cache::set::FrameKey;
 use crate::cache::staging::Staging;
+use crate::canary::{self, Canary};
 use crate::file::File;
 use crate::layer::{Layer, LayerMap};
 use crate::mailbox::{Mail, Mailbox, Waiter};
@@ -348,6 +349,9 @@ pub fn carry_out(
             return Err(FlushError::Full(error));
         }
         Err(error) => return Err(FlushError::Fatal(error)),
+    }
+    if canary::is_set(Canary::CleanBeforeCommit) {
+        walk.clean(cache, works);
     }
     if everything || works.iter().any(LayerWork::has_records) {
         commit(works).map_err(FlushError::Fatal)?;

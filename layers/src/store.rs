@@ -287,6 +287,26 @@ impl Store {
         Self::with_parts(media, catalog, options, None, arena, true)
     }
 
+    /// The first half of `simulated_after_kill`, for who wants to look at the arena during the other half: nothing is done
+    /// yet, and nothing may be done with the store before `take_over`.
+    pub fn simulated_found(
+        media: Arc<dyn Media>,
+        catalog: Box<dyn Catalog>,
+        options: StoreOptions,
+        arena: Arena,
+    ) -> Self {
+        Self::assemble(media, catalog, options, None, arena)
+    }
+
+    /// The second half of `simulated_after_kill`.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn take_over(&self) -> Result<()> {
+        self.adopt_frames();
+        self.recover()
+    }
+
     /// Puts a store together and finishes what a crash interrupted.
     fn with_parts(
         media: Arc<dyn Media>,
@@ -296,9 +316,25 @@ impl Store {
         arena: Arena,
         adopted: bool,
     ) -> Result<Self> {
+        let store = Self::assemble(media, catalog, options, lock, arena);
+        if adopted {
+            store.adopt_frames();
+        }
+        store.recover()?;
+        Ok(store)
+    }
+
+    /// Puts a store together.
+    fn assemble(
+        media: Arc<dyn Media>,
+        catalog: Box<dyn Catalog>,
+        options: StoreOptions,
+        lock: Option<StoreLock>,
+        arena: Arena,
+    ) -> Self {
         let id = catalog.state().store;
         let cache = Arc::new(Cache::new(arena, id, options.cache.clone()));
-        let store = Self {
+        Self {
             media,
             options,
             id,
@@ -315,12 +351,7 @@ impl Store {
                 unsettled: BTreeMap::new(),
             }),
             _lock: lock,
-        };
-        if adopted {
-            store.adopt_frames();
         }
-        store.recover()?;
-        Ok(store)
     }
 
     /// The store's name.

@@ -87,6 +87,30 @@ impl Arena {
         Self::new(memory, geometry, Numbers::private(), None).map_err(invalid)
     }
 
+    /// A private arena that holds what this one holds now: what is found after the process was killed at this instant. For
+    /// simulations, where nobody changes the arena meanwhile.
+    ///
+    /// # Errors
+    /// The host has no room.
+    pub fn copy(&self) -> io::Result<Self> {
+        let mut copy = Self::private(self.sets)?;
+        copy.numbers = self.numbers.copy();
+        for (at, (from, to)) in self.all().iter().zip(copy.all()).enumerate() {
+            to.copy_from(from);
+            for (way, key) in from.keys.iter().enumerate() {
+                if key.load(Ordering::Relaxed) != 0 {
+                    #[expect(unsafe_code, reason = "copies frames")]
+                    // SAFETY: both arenas have this set and way, so both frames are valid for all their bytes; the two
+                    // mappings are apart.
+                    unsafe {
+                        super::copy::copy(copy.frame(at, way), self.frame(at, way), FRAME_BYTES);
+                    }
+                }
+            }
+        }
+        Ok(copy)
+    }
+
     /// Makes a new arena of empty sets. A file of this store that is in the way and cannot be adopted is removed: to call
     /// this after an error of `adopt` is to decide to do without what it held.
     ///

@@ -46,7 +46,7 @@ struct Table {
 }
 
 /// What the table says, in a form that can be searched.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Index {
     /// The number of each layer.
     numbers: HashMap<LayerId, LayerNumber>,
@@ -146,6 +146,16 @@ impl Numbers {
                 free: BTreeSet::new(),
                 next: LayerNumber(1),
             }),
+        }
+    }
+
+    /// The same numbers, to die with the process.
+    pub fn copy(&self) -> Self {
+        let index = self.index().clone();
+        Self {
+            table: None,
+            max: self.max,
+            index: Mutex::new(index),
         }
     }
 

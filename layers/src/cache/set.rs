@@ -3,7 +3,7 @@
 //! All of it lies in memory that outlives the process, so its bytes are part of the arena's format (`ARENA.md`), and all
 //! zeroes are an empty set.
 
-use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::units::{Cluster, LayerNumber, SectorMask};
 
 /// Frames of a set. Two in models: enough for every conflict, and few enough for every interleaving.
@@ -187,5 +187,26 @@ impl Default for Set {
             lock: AtomicU32::new(0),
             cursor: AtomicU32::new(0),
         }
+    }
+}
+
+impl Set {
+    /// Takes over all words of another set. For copies of a whole arena that nobody uses meanwhile.
+    pub fn copy_from(&self, other: &Self) {
+        // ORDERING: Relaxed; one thread has both.
+        for (to, from) in self.keys.iter().zip(&other.keys) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        for (to, from) in self.states.iter().zip(&other.states) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        for (to, from) in self.reref.iter().zip(&other.reref) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        for (to, from) in self.ghosts.iter().zip(&other.ghosts) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.lock.store(other.lock.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.cursor.store(other.cursor.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cache::staging::Staging;
+use crate::canary::{self, Canary};
 use crate::file::{IoOp, Segment};
 use crate::flush::{self, FlushError, JournalWrite, LayerWork, StagedWrite, Walk, ZeroedRange};
 use crate::mailbox::{Mail, Waiter};
@@ -104,6 +105,9 @@ impl QueueContext {
     /// Asks for the record of a zeroed range on behalf of the request that zeroed it: it is acknowledged only when it would
     /// survive the end of this process.
     pub(super) fn record_zeroes(&mut self, request: usize, zeroed: ZeroedRange) {
+        if canary::is_set(Canary::ZeroesWithoutRecord) {
+            return self.complete(request, Ok(()));
+        }
         self.join(request, Some(zeroed));
     }
 
@@ -225,6 +229,9 @@ impl QueueContext {
                         self.write_staged(&mut group);
                     } else {
                         group.next = next_phase(phase);
+                        if canary::is_set(Canary::CleanBeforeCommit) {
+                            group.walk.clean(&self.cache, &group.work);
+                        }
                     }
                 }
                 Phase::SyncData => {
@@ -380,7 +387,7 @@ fn only_zeroes(waiters: &[Waiter]) -> Option<Vec<ZeroedRange>> {
 
 /// The first step of a group.
 fn first_phase() -> Phase {
-    if crate::canary::map_before_data() {
+    if canary::is_set(Canary::MapBeforeData) {
         Phase::WriteJournal
     } else {
         Phase::WriteData
@@ -389,7 +396,7 @@ fn first_phase() -> Phase {
 
 /// The step after this one.
 fn next_phase(phase: Phase) -> Phase {
-    if crate::canary::map_before_data() {
+    if canary::is_set(Canary::MapBeforeData) {
         return match phase {
             Phase::WriteJournal => Phase::SyncMap,
             Phase::SyncMap => Phase::WriteData,

@@ -78,9 +78,7 @@ impl Queue {
         operation: Operation,
         memory: Vec<u8>,
     ) -> (Result<(), RequestError>, Vec<u8>) {
-        self.context.begin_batch();
-        self.submit(operation, Durability::AfterFlush, memory, &[], u64::MAX);
-        self.context.kick();
+        self.begin(operation, memory);
         loop {
             if let Some((_, result, memory)) = self.poll().pop() {
                 return (result, memory);
@@ -89,15 +87,53 @@ impl Queue {
         }
     }
 
-    /// Reads a whole disk.
+    /// As `run`, where nobody writes frames back but this function's helper.
+    pub fn run_helped(
+        &mut self,
+        operation: Operation,
+        memory: Vec<u8>,
+        help: &dyn Fn(),
+    ) -> (Result<(), RequestError>, Vec<u8>) {
+        self.begin(operation, memory);
+        for _ in 0..10_000 {
+            if let Some((_, result, memory)) = self.poll().pop() {
+                return (result, memory);
+            }
+            help();
+            self.context.wait(0).unwrap();
+        }
+        panic!("{operation:?} does not end");
+    }
+
+    /// Submits one request.
+    fn begin(&mut self, operation: Operation, memory: Vec<u8>) {
+        self.context.begin_batch();
+        self.submit(operation, Durability::AfterFlush, memory, &[], u64::MAX);
+        self.context.kick();
+    }
+
+    /// Reads a whole disk with one request.
     pub fn read_all(&mut self, number: u64, sectors: u64) -> Result<Vec<Value>, String> {
-        let bytes = vec![0xa5; (sectors * SECTOR_BYTES) as usize];
-        let (result, bytes) = self.run(Operation::Read(Sector(0)), bytes);
-        result.map_err(|error| format!("disk {number} cannot be read: {error:?}"))?;
-        let chunks = bytes.chunks_exact(SECTOR_BYTES as usize);
-        (0..)
-            .zip(chunks)
-            .map(|(sector, bytes)| unstamp(number, sector, bytes))
-            .collect()
+        self.read_in_pieces(number, sectors, sectors)
+    }
+
+    /// Reads a whole disk with requests of so many sectors.
+    pub fn read_in_pieces(
+        &mut self,
+        number: u64,
+        sectors: u64,
+        piece: u64,
+    ) -> Result<Vec<Value>, String> {
+        let mut values = Vec::new();
+        for first in (0..sectors).step_by(piece as usize) {
+            let count = piece.min(sectors - first);
+            let bytes = vec![0xa5; (count * SECTOR_BYTES) as usize];
+            let (result, bytes) = self.run(Operation::Read(Sector(first)), bytes);
+            result.map_err(|error| format!("disk {number} cannot be read: {error:?}"))?;
+            for (sector, bytes) in (first..).zip(bytes.chunks_exact(SECTOR_BYTES as usize)) {
+                values.push(unstamp(number, sector, bytes)?);
+            }
+        }
+        Ok(values)
     }
 }

@@ -1,4 +1,8 @@
-//! What may be found after a crash: per sector, every value ever written, and the oldest that is still allowed.
+//! What may be found after a crash: per sector, every value ever written, and which of them are over for good.
+//!
+//! Requests may overlap in time, and then nobody knows which of them was last. What is known is this: a value is over once
+//! another one that counts was issued after it had ended. Which ones count depends on what happened: after a power cut those
+//! that a flush has covered, after a kill and for a read those that were acknowledged.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +15,40 @@ pub enum Value {
     Stamp(u64),
 }
 
+/// What has to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// What a flush covered: after power loss.
+    Flushed,
+    /// What was acknowledged: after the daemon was killed, and as long as it lives.
+    Acknowledged,
+}
+
+/// An instant of the oracle: every event has its own.
+type Instant = u64;
+
 /// A value that was written, or is being written.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     /// What.
     value: Value,
-    /// Whether its request was acknowledged.
-    completed: bool,
+    /// When its request was issued.
+    issued: Instant,
+    /// When it ended; `Instant::MAX` while it is under way.
+    ended: Instant,
+}
+
+/// When the newest values that count were issued, by sector.
+#[derive(Clone, Debug)]
+pub struct Marks(Vec<Instant>);
+
+impl Marks {
+    /// Raises those that are lower.
+    fn raise(&mut self, other: &Self) {
+        for (mark, other) in self.0.iter_mut().zip(&other.0) {
+            *mark = (*mark).max(*other);
+        }
+    }
 }
 
 /// One disk.
@@ -25,10 +56,14 @@ struct Entry {
 pub struct Disk {
     /// Goes into the stamps, so that another disk's data is seen as foreign.
     pub number: u64,
-    /// Every value of every sector, in the order of issue. At most one per sector is under way at a time.
+    /// The last event.
+    now: Instant,
+    /// Every value of every sector, in the order of issue.
     history: Vec<Vec<Entry>>,
-    /// The oldest allowed entry of each sector.
-    floor: Vec<usize>,
+    /// What a flush has covered.
+    flushed: Marks,
+    /// What was acknowledged.
+    acknowledged: Marks,
     /// Snapshots that were begun.
     pub snapshots: BTreeMap<String, Snapshot>,
 }
@@ -40,32 +75,31 @@ pub struct Snapshot {
     pub acknowledged: bool,
     /// Names the group: the snapshots of one command.
     pub group: u64,
-    /// The oldest entry of each sector that may be in it.
-    floor: Vec<usize>,
-    /// The same once it is acknowledged: the last completed one at its instant.
-    completed: Vec<usize>,
-    /// The first entry of each sector that may not be in it.
-    end: Vec<usize>,
+    /// What was flushed when it was begun.
+    flushed: Marks,
+    /// What was acknowledged when it was begun.
+    completed: Marks,
+    /// What was issued from here on is not in it.
+    end: Instant,
 }
-
-/// The oldest allowed entries once a flush is acknowledged.
-#[derive(Clone, Debug)]
-pub struct FlushMark(Vec<usize>);
 
 impl Disk {
     /// A disk whose sectors hold these values, durably.
     pub fn new(number: u64, values: Vec<Value>) -> Self {
-        let floor = vec![0; values.len()];
+        let zeroes = Marks(vec![0; values.len()]);
         let first = |value| {
             vec![Entry {
                 value,
-                completed: true,
+                issued: 0,
+                ended: 0,
             }]
         };
         Self {
             number,
+            now: 0,
             history: values.into_iter().map(first).collect(),
-            floor,
+            flushed: zeroes.clone(),
+            acknowledged: zeroes,
             snapshots: BTreeMap::new(),
         }
     }
@@ -75,45 +109,54 @@ impl Disk {
         self.history.len() as u64
     }
 
-    /// A write is about to be issued.
-    pub fn issue(&mut self, sector: u64, value: Value) {
-        self.entries(sector).push(Entry {
-            value,
-            completed: false,
-        });
+    /// The next instant.
+    fn tick(&mut self) -> Instant {
+        self.now += 1;
+        self.now
     }
 
-    /// The write of this sector was acknowledged; `stable`: as durable.
-    pub fn complete(&mut self, sector: u64, stable: bool) {
-        let entries = self.entries(sector);
-        let last = entries.len() - 1;
-        entries[last].completed = true;
-        if stable {
-            self.floor[sector as usize] = last;
+    /// These sectors are about to be written: sector and value. Returns what names the request.
+    pub fn issue(&mut self, values: impl Iterator<Item = (u64, Value)>) -> Instant {
+        let issued = self.tick();
+        for (sector, value) in values {
+            self.history[sector as usize].push(Entry {
+                value,
+                issued,
+                ended: Instant::MAX,
+            });
+        }
+        issued
+    }
+
+    /// The request that was issued then has ended, for these sectors: well or not, as durable or not.
+    pub fn end(&mut self, issued: Instant, sectors: std::ops::Range<u64>, ok: bool, stable: bool) {
+        let now = self.tick();
+        for sector in sectors {
+            let sector = sector as usize;
+            let entry = self.history[sector]
+                .iter_mut()
+                .find(|entry| entry.issued == issued);
+            entry.expect("it was issued").ended = now;
+            if ok {
+                let mark = &mut self.acknowledged.0[sector];
+                *mark = (*mark).max(issued);
+            }
+            if ok && stable {
+                let mark = &mut self.flushed.0[sector];
+                *mark = (*mark).max(issued);
+            }
         }
     }
 
-    /// A flush is about to be issued: what it covers.
-    pub fn flush_mark(&self) -> FlushMark {
-        FlushMark(self.last_completed())
+    /// What is acknowledged now: what a flush that is about to be issued covers, and what a read that is about to be issued
+    /// must not be older than.
+    pub fn marks(&self) -> Marks {
+        self.acknowledged.clone()
     }
 
-    /// That flush was acknowledged.
-    pub fn flushed(&mut self, mark: &FlushMark) {
-        for (floor, covered) in self.floor.iter_mut().zip(&mark.0) {
-            *floor = (*floor).max(*covered);
-        }
-    }
-
-    /// The value that a read must return now, if nothing is under way for this sector.
-    pub fn current(&self, sector: u64) -> Value {
-        let entries = &self.history[sector as usize];
-        entries
-            .iter()
-            .rev()
-            .find(|entry| entry.completed)
-            .expect("the first is completed")
-            .value
+    /// The flush that was issued with these marks was acknowledged.
+    pub fn flushed(&mut self, marks: &Marks) {
+        self.flushed.raise(marks);
     }
 
     /// A snapshot is about to be taken.
@@ -121,78 +164,75 @@ impl Disk {
         let snapshot = Snapshot {
             acknowledged: false,
             group,
-            floor: self.floor.clone(),
-            completed: self.last_completed(),
-            end: self.history.iter().map(Vec::len).collect(),
+            flushed: self.flushed.clone(),
+            completed: self.acknowledged.clone(),
+            end: Instant::MAX,
         };
         self.snapshots.insert(name.to_owned(), snapshot);
     }
 
+    /// Its instant has passed: what is issued from now on is not in it.
+    pub fn instant_passed(&mut self, name: &str) {
+        let now = self.tick();
+        if let Some(snapshot) = self.snapshots.get_mut(name) {
+            snapshot.end = now;
+        }
+    }
+
     /// What is wrong with the disk as it was found, if anything.
-    pub fn check(&self, found: &[Value]) -> Option<String> {
-        (0..).zip(found).find_map(|(sector, value)| {
-            let floor = self.floor[sector as usize];
-            let end = self.history[sector as usize].len();
-            self.check_sector("the disk", sector, *value, floor, end)
-        })
+    pub fn check(&self, found: &[Value], promise: Promise) -> Option<String> {
+        let marks = match promise {
+            Promise::Flushed => &self.flushed,
+            Promise::Acknowledged => &self.acknowledged,
+        };
+        self.check_values("the disk", (0..).zip(found.iter().copied()), marks, Instant::MAX)
+    }
+
+    /// What is wrong with sectors that were read by a request that was issued with these marks, if anything.
+    pub fn check_read(&self, first: u64, found: &[Value], marks: &Marks) -> Option<String> {
+        let found = (first..).zip(found.iter().copied());
+        self.check_values("a read", found, marks, Instant::MAX)
     }
 
     /// What is wrong with a snapshot as it was found, if anything.
-    pub fn check_snapshot(&self, name: &str, found: &[Value]) -> Option<String> {
+    pub fn check_snapshot(&self, name: &str, found: &[Value], promise: Promise) -> Option<String> {
         let Some(snapshot) = self.snapshots.get(name) else {
             return Some(format!("snapshot {name} was never begun"));
         };
-        let floors = if snapshot.acknowledged {
+        let marks = if snapshot.acknowledged || promise == Promise::Acknowledged {
             &snapshot.completed
         } else {
-            &snapshot.floor
+            &snapshot.flushed
         };
-        (0..).zip(found).find_map(|(sector, value)| {
-            let (floor, end) = (floors[sector as usize], snapshot.end[sector as usize]);
-            self.check_sector(name, sector, *value, floor, end)
-        })
+        self.check_values(name, (0..).zip(found.iter().copied()), marks, snapshot.end)
     }
 
-    /// One sector: the value must be that of an entry in `floor .. end`.
-    fn check_sector(
+    /// The first sector with a value that is over, or was issued at `end` or later, or never.
+    fn check_values(
         &self,
         what: &str,
-        sector: u64,
-        value: Value,
-        floor: usize,
-        end: usize,
+        found: impl Iterator<Item = (u64, Value)>,
+        marks: &Marks,
+        end: Instant,
     ) -> Option<String> {
-        let allowed = &self.history[sector as usize][floor..end];
-        if allowed.iter().any(|entry| entry.value == value) {
-            return None;
+        for (sector, value) in found {
+            let (history, mark) = (&self.history[sector as usize], marks.0[sector as usize]);
+            let may_be = |entry: &&Entry| entry.issued < end && entry.ended >= mark;
+            if history.iter().filter(may_be).any(|entry| entry.value == value) {
+                continue;
+            }
+            let allowed: Vec<Value> = history.iter().filter(may_be).map(|entry| entry.value).collect();
+            let hint = if history.iter().any(|entry| entry.value == value) {
+                "it was written there, but before or after"
+            } else {
+                "it was never written there"
+            };
+            return Some(format!(
+                "disk {} ({what}): sector {sector} holds {value:?}, {hint}; allowed: {allowed:?}",
+                self.number
+            ));
         }
-        let allowed: Vec<Value> = allowed.iter().map(|entry| entry.value).collect();
-        let older = self.history[sector as usize][..floor]
-            .iter()
-            .any(|entry| entry.value == value);
-        let hint = if older {
-            "an older value came back"
-        } else {
-            "it was never written there"
-        };
-        Some(format!(
-            "disk {} ({what}): sector {sector} holds {value:?}, {hint}; allowed: {allowed:?}",
-            self.number
-        ))
-    }
-
-    /// The last completed entry of each sector.
-    fn last_completed(&self) -> Vec<usize> {
-        let last = |entries: &Vec<Entry>| entries.iter().rposition(|entry| entry.completed);
-        self.history
-            .iter()
-            .map(|entries| last(entries).expect("the first is completed"))
-            .collect()
-    }
-
-    /// The entries of a sector.
-    fn entries(&mut self, sector: u64) -> &mut Vec<Entry> {
-        &mut self.history[sector as usize]
+        None
     }
 }
 
@@ -239,32 +279,35 @@ fn mix(disk: u64, sector: u64, id: u64, index: u64) -> u64 {
 
 #[test]
 fn the_oracle_tells_good_from_bad() {
+    use Promise::{Acknowledged, Flushed};
     let mut disk = Disk::new(1, vec![Value::Zero; 2]);
-    disk.issue(0, Value::Stamp(7));
-    assert!(disk.check(&[Value::Zero, Value::Zero]).is_none());
-    assert!(
-        disk.check(&[Value::Stamp(7), Value::Zero]).is_none(),
-        "a write under way may be there"
-    );
-    assert!(disk.check(&[Value::Stamp(8), Value::Zero]).is_some());
-    disk.complete(0, false);
-    let mark = disk.flush_mark();
-    assert!(
-        disk.check(&[Value::Zero, Value::Zero]).is_none(),
-        "not flushed yet"
-    );
-    disk.flushed(&mark);
-    assert!(
-        disk.check(&[Value::Zero, Value::Zero]).is_some(),
-        "flushed data was lost"
-    );
+    let seven = disk.issue([(0, Value::Stamp(7))].into_iter());
+    let check = |disk: &Disk, value, promise| disk.check(&[value, Value::Zero], promise).is_none();
+    assert!(check(&disk, Value::Zero, Acknowledged));
+    assert!(check(&disk, Value::Stamp(7), Flushed), "a write under way may be there");
+    assert!(!check(&disk, Value::Stamp(8), Flushed));
+    disk.end(seven, 0..1, true, false);
+    let marks = disk.marks();
+    assert!(check(&disk, Value::Zero, Flushed), "not flushed yet");
+    assert!(!check(&disk, Value::Zero, Acknowledged), "an acknowledged write was lost by a kill");
+    disk.flushed(&marks);
+    assert!(!check(&disk, Value::Zero, Flushed), "flushed data was lost");
     disk.begin_snapshot("s", 1);
-    disk.issue(0, Value::Stamp(9));
-    assert!(
-        disk.check_snapshot("s", &[Value::Stamp(9), Value::Zero])
-            .is_some(),
-        "it came later"
-    );
+    disk.instant_passed("s");
+    let nine = disk.issue([(0, Value::Stamp(9))].into_iter());
+    let found = [Value::Stamp(9), Value::Zero];
+    assert!(disk.check_snapshot("s", &found, Flushed).is_some(), "it came later");
+    // Two that overlap may have come in either order, whichever is acknowledged first; a third one not.
+    let ten = disk.issue([(0, Value::Stamp(10))].into_iter());
+    disk.end(ten, 0..1, true, false);
+    disk.end(nine, 0..1, true, false);
+    let before = disk.marks();
+    assert!(check(&disk, Value::Stamp(9), Acknowledged) && check(&disk, Value::Stamp(10), Acknowledged));
+    assert!(!check(&disk, Value::Stamp(7), Acknowledged));
+    let eleven = disk.issue([(0, Value::Zero)].into_iter());
+    disk.end(eleven, 0..1, true, true);
+    assert!(!check(&disk, Value::Stamp(9), Flushed) && check(&disk, Value::Zero, Flushed));
+    assert!(disk.check_read(0, &[Value::Stamp(9)], &before).is_none(), "it was issued earlier");
     let mut torn = stamp(1, 0, 7);
     torn[256..].copy_from_slice(&stamp(1, 0, 9)[256..]);
     assert!(unstamp(1, 0, &torn).is_err());

@@ -1,123 +1,221 @@
 //! A store found after a crash: opened as the daemon would, read whole, held against the oracle; and used again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use stratablk_layers::cache::CacheOptions;
+use stratablk_layers::cache::arena::Arena;
 use stratablk_layers::catalog::memory::{MemoryCatalog, MemoryDisk};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{Random, SimMedia, Survival};
 use stratablk_layers::store::{Store, StoreOptions, VolumeSource};
-use stratablk_layers::units::Sector;
-use stratablk_layers::volume::Operation;
+use stratablk_layers::units::{Sector, SectorRange};
+use stratablk_layers::volume::{Operation, QueueContext};
 
 use crate::disk::Queue;
-use crate::oracle::{Disk, Value, stamp};
+use crate::oracle::{Disk, Promise, Value, stamp};
 
-/// What is wrong with the store found on `media` with this catalog; empty if all is well.
-pub fn examine(
-    media: SimMedia,
-    catalog: MemoryDisk,
-    disks: &BTreeMap<String, Disk>,
-    seed: u64,
-) -> Vec<String> {
-    let mut problems = Vec::new();
-    if let Err(problem) = examine_once(&media, &catalog, disks, seed, &mut problems) {
-        problems.push(problem);
-    }
-    problems
+/// What a crash leaves behind.
+pub struct Found {
+    /// The files.
+    pub media: SimMedia,
+    /// The catalog.
+    pub catalog: MemoryDisk,
+    /// The cache's arena, if it is still there.
+    pub arena: Option<Arena>,
+    /// How the next daemon is set up.
+    pub options: StoreOptions,
+    /// What must be there.
+    pub promise: Promise,
 }
 
-fn examine_once(
-    media: &SimMedia,
-    catalog: &MemoryDisk,
-    disks: &BTreeMap<String, Disk>,
-    seed: u64,
-    problems: &mut Vec<String>,
-) -> Result<(), String> {
-    let store = open(media, catalog)?;
-    for (name, disk) in disks {
-        let found = read(&store, name, disk)?;
-        problems.extend(disk.check(&found));
+/// The disks that a store must hold.
+type Disks = BTreeMap<String, Disk>;
+
+/// What came of an examination.
+#[derive(Default)]
+pub struct Verdict {
+    /// What is wrong.
+    pub problems: Vec<String>,
+    /// Images that were looked at: the one given, and those made of it.
+    pub images: u64,
+}
+
+impl Verdict {
+    /// Adds another one's findings.
+    fn add(&mut self, other: Self, when: &str) {
+        self.images += other.images;
+        let problems = other.problems.into_iter();
+        self.problems.extend(problems.map(|problem| format!("{when}: {problem}")));
     }
-    check_snapshots(&store, disks, problems)?;
+}
+
+/// A store's options with a cache of so many sets.
+pub fn small_cache(sets: u64, dirty_frames: Option<u64>) -> StoreOptions {
+    StoreOptions {
+        cache: CacheOptions {
+            bytes: sets * 16 * 4096,
+            dirty_bytes: dirty_frames.map(|frames| frames * 4096),
+            ..CacheOptions::default()
+        },
+        ..StoreOptions::default()
+    }
+}
+
+/// Looks at what was found, and now and then at what comes of it if it crashes again.
+pub fn examine(found: Found, disks: &Disks, seed: u64) -> Verdict {
     let mut random = Random::new(seed);
-    if problems.is_empty() {
-        match random.below(8) {
-            0 | 1 => live_again(media, store, catalog, disks, &mut random, problems)?,
-            2 => killed(media, store, catalog, disks, &mut random, problems)?,
-            _ => {}
+    let mut verdict = Verdict::default();
+    let watched = found.arena.is_some() && random.chance(8);
+    let more = random.below(16);
+    if let Err(problem) = (|| {
+        let (media, catalog, options) = (
+            found.media.clone(),
+            found.catalog.clone(),
+            found.options.clone(),
+        );
+        let store = if watched {
+            open_watched(found, disks, random.number(), &mut verdict)?
+        } else {
+            open(found, disks, &mut random, &mut verdict)?
+        };
+        let store = &*store.0;
+        if verdict.problems.is_empty() && more < 4 {
+            let rest = Rest {
+                media,
+                catalog,
+                options,
+            };
+            live_again(&rest, store, disks, more < 2, &mut random, &mut verdict)?;
         }
+        Ok(())
+    })() {
+        verdict.problems.push(problem);
     }
-    Ok(())
+    verdict
 }
 
-/// A daemon that is killed while its host goes on, started again, asked for a flush, and then the power is cut: what was seen
-/// and flushed after the start must be there, whoever wrote it.
-fn killed(
-    media: &SimMedia,
-    store: Store,
-    catalog: &MemoryDisk,
-    disks: &BTreeMap<String, Disk>,
+/// Looks at what was found, and no further.
+fn glance(found: Found, disks: &Disks, seed: u64) -> Verdict {
+    let mut verdict = Verdict::default();
+    if let Err(problem) = open(found, disks, &mut Random::new(seed), &mut verdict) {
+        verdict.problems.push(problem);
+    }
+    verdict
+}
+
+/// A store that was opened and looked at.
+struct Opened(Arc<Store>);
+
+/// Opens a store and holds its disks and snapshots against the oracle.
+fn open(
+    found: Found,
+    disks: &Disks,
     random: &mut Random,
-    problems: &mut Vec<String>,
-) -> Result<(), String> {
-    for (name, disk) in disks {
-        let volume = store.open_volume(name).map_err(|error| error.to_string())?;
-        let mut queue = Queue::new(volume.context(false).map_err(|error| error.to_string())?);
-        for write in 0..4 {
-            // Overwrites and first writes, never flushed by this daemon.
-            let sector = random.below(disk.sectors());
-            let bytes = stamp(disk.number, sector, (1 << 41) + write).to_vec();
-            let (result, _) = queue.run(Operation::Write(Sector(sector)), bytes);
-            result.map_err(|error| format!("{name} takes no writes: {error:?}"))?;
-        }
-    }
-    drop(store);
-    let store = open(media, catalog)?;
-    let mut seen = BTreeMap::new();
-    for (name, disk) in disks {
-        let volume = store.open_volume(name).map_err(|error| error.to_string())?;
-        let mut queue = Queue::new(volume.context(false).map_err(|error| error.to_string())?);
-        seen.insert(name, queue.read_all(disk.number, disk.sectors())?);
-        let (result, _) = queue.run(Operation::Flush, Vec::new());
-        result.map_err(|error| format!("{name} does not flush: {error:?}"))?;
-    }
-    drop(store);
-    let again = media.crash_image_with(Survival::Nothing);
-    let store = open(&again, &catalog.crash_image())?;
-    for (name, disk) in disks {
-        let found = read(&store, name, disk)?;
-        let seen = seen.get(name).into_iter().flatten();
-        if let Some(sector) = seen.zip(&found).position(|(seen, found)| seen != found) {
-            problems.push(format!(
-                "after a kill and a flush a power cut changed {name} sector {sector}"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Opens a store.
-fn open(media: &SimMedia, catalog: &MemoryDisk) -> Result<Store, String> {
+    verdict: &mut Verdict,
+) -> Result<Opened, String> {
     let problem = |error| format!("the store does not open: {error}");
-    let catalog = MemoryCatalog::open(catalog).map_err(problem)?;
-    let files: Arc<dyn Media> = Arc::new(media.clone());
-    Store::simulated(files, Box::new(catalog), StoreOptions::default()).map_err(problem)
+    let catalog = Box::new(MemoryCatalog::open(&found.catalog).map_err(problem)?);
+    let files: Arc<dyn Media> = Arc::new(found.media);
+    let store = match found.arena {
+        None => Store::simulated(files, catalog, found.options).map_err(problem)?,
+        Some(arena) => Store::simulated_after_kill(files, catalog, found.options, arena).map_err(problem)?,
+    };
+    let store = Arc::new(store);
+    check(&store, disks, found.promise, random, verdict)?;
+    Ok(Opened(store))
 }
 
-/// Reads a volume whole.
-fn read(store: &Store, name: &str, disk: &Disk) -> Result<Vec<Value>, String> {
+/// As `open`, with crashes while the arena is taken over.
+fn open_watched(
+    found: Found,
+    disks: &Disks,
+    seed: u64,
+    verdict: &mut Verdict,
+) -> Result<Opened, String> {
+    let problem = |error| format!("the store does not open: {error}");
+    let arena = found.arena.ok_or("there is no arena to take over")?;
+    let catalog = Box::new(MemoryCatalog::open(&found.catalog).map_err(problem)?);
+    let files: Arc<dyn Media> = Arc::new(found.media.clone());
+    let options = found.options.clone();
+    let store = Arc::new(Store::simulated_found(files, catalog, options, arena));
+    let (watched, disks_then) = (Arc::downgrade(&store), disks.clone());
+    let (catalog, options, promise) = (found.catalog, found.options, found.promise);
+    let inner = Arc::new(Mutex::new(Verdict::default()));
+    let seen = Arc::clone(&inner);
+    let mut random = Random::new(seed);
+    found.media.set_observer(Box::new(move |media, point| {
+        let Some(store) = watched.upgrade().filter(|_| random.chance(128)) else {
+            return;
+        };
+        let seed = random.number();
+        let killed = random.chance(128);
+        let again = Found {
+            media: if killed {
+                media.kill_image(seed)
+            } else {
+                media.crash_image(seed)
+            },
+            catalog: catalog.crash_image(),
+            arena: killed.then(|| store.cache_arena().copy().unwrap()),
+            options: options.clone(),
+            promise: if killed { promise } else { Promise::Flushed },
+        };
+        let when = format!(
+            "taking over, point {} ({:?} {}), killed: {killed}",
+            point.number, point.event, point.path
+        );
+        let verdict = glance(again, &disks_then, seed);
+        seen.lock().unwrap().add(verdict, &when);
+    }));
+    let taken = store.take_over().map_err(problem);
+    found.media.clear_observer();
+    taken?;
+    verdict.add(std::mem::take(&mut *inner.lock().unwrap()), "again");
+    check(&store, disks, promise, &mut Random::new(seed), verdict)?;
+    Ok(Opened(store))
+}
+
+/// Holds the disks and snapshots of a store against the oracle.
+fn check(
+    store: &Store,
+    disks: &Disks,
+    promise: Promise,
+    random: &mut Random,
+    verdict: &mut Verdict,
+) -> Result<(), String> {
+    verdict.images += 1;
+    for (name, disk) in disks {
+        let found = read(store, name, disk, random)?;
+        verdict.problems.extend(disk.check(&found, promise));
+    }
+    check_snapshots(store, disks, promise, random, &mut verdict.problems)
+}
+
+/// A queue of a volume.
+fn context(store: &Store, name: &str) -> Result<QueueContext, String> {
     let volume = store
         .open_volume(name)
         .map_err(|error| format!("{name} does not open: {error}"))?;
-    let context = volume.context(false).map_err(|error| error.to_string())?;
-    Queue::new(context).read_all(disk.number, disk.sectors())
+    volume.context(false).map_err(|error| error.to_string())
+}
+
+/// Reads a volume whole, in pieces of some size.
+fn read(store: &Store, name: &str, disk: &Disk, random: &mut Random) -> Result<Vec<Value>, String> {
+    let piece = match random.below(3) {
+        0 => 1 + random.below(100),
+        _ => disk.sectors(),
+    };
+    let mut queue = Queue::new(context(store, name)?);
+    queue.read_in_pieces(disk.number, disk.sectors(), piece)
 }
 
 /// P3: acknowledged snapshots are there, others whole (on all disks of their group) or not at all.
 fn check_snapshots(
     store: &Store,
-    disks: &BTreeMap<String, Disk>,
+    disks: &Disks,
+    promise: Promise,
+    random: &mut Random,
     problems: &mut Vec<String>,
 ) -> Result<(), String> {
     let there = store.snapshots(None).map_err(|error| error.to_string())?;
@@ -139,7 +237,7 @@ fn check_snapshots(
                 }
                 continue;
             }
-            let clone = format!("clone-{name}-{snapshot}");
+            let clone = format!("look-{name}-{snapshot}");
             let source = VolumeSource::Snapshot {
                 volume: name.clone(),
                 snapshot: snapshot.clone(),
@@ -147,8 +245,8 @@ fn check_snapshots(
             store
                 .create_volume(&clone, &source)
                 .map_err(|error| format!("no clone of {name}@{snapshot}: {error}"))?;
-            let values = read(store, &clone, disk)?;
-            problems.extend(disk.check_snapshot(snapshot, &values));
+            let values = read(store, &clone, disk, random)?;
+            problems.extend(disk.check_snapshot(snapshot, &values, promise));
         }
     }
     for members in groups.values() {
@@ -159,66 +257,123 @@ fn check_snapshots(
     Ok(())
 }
 
-/// Uses a recovered store: writes, flushes, cuts the power so that nothing unsynced survives, and reads again.
+/// What is left of a crash while a store is open on it.
+struct Rest {
+    /// The files.
+    media: SimMedia,
+    /// The catalog.
+    catalog: MemoryDisk,
+    /// How the next daemon is set up.
+    options: StoreOptions,
+}
+
+/// Uses a recovered store, ends it by a power cut after a flush or by a kill, and looks again. What was found once and then
+/// flushed must be there after the cut, whoever wrote it; and all of it after the kill.
 fn live_again(
-    media: &SimMedia,
-    store: Store,
-    catalog: &MemoryDisk,
-    disks: &BTreeMap<String, Disk>,
+    rest: &Rest,
+    store: &Store,
+    disks: &Disks,
+    kill: bool,
     random: &mut Random,
-    problems: &mut Vec<String>,
+    verdict: &mut Verdict,
 ) -> Result<(), String> {
-    let mut expected = BTreeMap::new();
+    let mut next: Disks = BTreeMap::new();
+    let mut queues = Vec::new();
     for (name, disk) in disks {
-        let volume = store.open_volume(name).map_err(|error| error.to_string())?;
-        let mut queue = Queue::new(volume.context(false).map_err(|error| error.to_string())?);
-        let mut values = queue.read_all(disk.number, disk.sectors())?;
-        for round in 0..random.below(3) {
-            for write in 0..1 + random.below(4) {
-                let sector = random.below(disk.sectors());
-                let id = (1 << 40) + round * 100 + write;
-                let bytes = stamp(disk.number, sector, id).to_vec();
-                let (result, _) = queue.run(Operation::Write(Sector(sector)), bytes);
-                result
-                    .map_err(|error| format!("{name} takes no writes after recovery: {error:?}"))?;
-                values[sector as usize] = Value::Stamp(id);
-            }
-            let (result, _) = queue.run(Operation::Flush, Vec::new());
-            result.map_err(|error| format!("{name} does not flush after recovery: {error:?}"))?;
-        }
-        expected.insert(name.clone(), values);
+        let found = read(store, name, disk, random)?;
+        next.insert(name.clone(), Disk::new(disk.number, found));
+        queues.push((name.clone(), Queue::new(context(store, name)?)));
     }
-    drop(store);
-    let again = media.crash_image_with(Survival::Nothing);
-    let store = open(&again, &catalog.crash_image())?;
-    for (name, disk) in disks {
-        let found = read(&store, name, disk)?;
-        let durable = expected.get(name);
-        // What was found once, unflushed, may be gone at the second cut; what was written and flushed since may not.
-        for (sector, value) in found.iter().enumerate() {
-            let wanted = durable.and_then(|values| values.get(sector)).copied();
-            let rewritten = matches!(wanted, Some(Value::Stamp(id)) if id >= 1 << 40);
-            if rewritten && wanted != Some(*value) {
-                problems.push(format!(
-                    "after a second cut {name} sector {sector} holds {value:?} instead of {wanted:?}"
-                ));
+    let help = || store.write_back_step(3);
+    let mut id = 1 << 40;
+    for (name, queue) in &mut queues {
+        let disk = next.get_mut(name).ok_or("a disk without a name")?;
+        for _ in 0..random.below(3) {
+            for _ in 0..1 + random.below(4) {
+                id += 1;
+                change(queue, disk, id, random, &help)?;
             }
+            flush(queue, disk, &help)?;
         }
-        if problems.is_empty() {
-            let old: Vec<Value> = found
-                .iter()
-                .zip(durable.into_iter().flatten())
-                .enumerate()
-                .map(|(sector, (value, wanted))| match wanted {
-                    Value::Stamp(id) if *id >= 1 << 40 => disk.current(sector as u64),
-                    _ => *value,
-                })
-                .collect();
-            problems.extend(
-                disk.check(&old)
-                    .map(|what| format!("after a second cut: {what}")),
-            );
+        if !kill {
+            flush(queue, disk, &help)?;
+        }
+        for _ in 0..random.below(4) {
+            id += 1;
+            change(queue, disk, id, random, &help)?;
         }
     }
+    let seed = random.number();
+    let again = if kill {
+        Found {
+            media: rest.media.kill_image(seed),
+            catalog: rest.catalog.crash_image(),
+            arena: Some(store.cache_arena().copy().map_err(|error| error.to_string())?),
+            options: rest.options.clone(),
+            promise: Promise::Acknowledged,
+        }
+    } else {
+        let survival = if random.chance(128) {
+            Survival::Nothing
+        } else {
+            Survival::Seeded(seed)
+        };
+        Found {
+            media: rest.media.crash_image_with(survival),
+            catalog: rest.catalog.crash_image(),
+            arena: None,
+            options: rest.options.clone(),
+            promise: Promise::Flushed,
+        }
+    };
+    let when = if kill {
+        "after life went on and a kill"
+    } else {
+        "after life went on and a cut"
+    };
+    verdict.add(glance(again, &next, seed), when);
+    Ok(())
+}
+
+/// Writes or zeroes some sectors.
+fn change(
+    queue: &mut Queue,
+    disk: &mut Disk,
+    id: u64,
+    random: &mut Random,
+    help: &dyn Fn(),
+) -> Result<(), String> {
+    let start = random.below(disk.sectors());
+    let count = 1 + random.below((disk.sectors() - start).min(12));
+    let sectors = start..start + count;
+    let range = SectorRange {
+        start: Sector(start),
+        count,
+    };
+    let number = disk.number;
+    let (operation, value, memory) = match random.below(4) {
+        0 => (Operation::Discard(range), Value::Zero, Vec::new()),
+        1 => (
+            Operation::WriteZeroes { range, unmap: false },
+            Value::Zero,
+            Vec::new(),
+        ),
+        _ => {
+            let bytes = sectors.clone().flat_map(|sector| stamp(number, sector, id));
+            (Operation::Write(range.start), Value::Stamp(id), bytes.collect())
+        }
+    };
+    let issued = disk.issue(sectors.clone().map(|sector| (sector, value)));
+    let (result, _) = queue.run_helped(operation, memory, help);
+    disk.end(issued, sectors, result.is_ok(), false);
+    result.map_err(|error| format!("{operation:?} failed after recovery: {error:?}"))
+}
+
+/// Flushes.
+fn flush(queue: &mut Queue, disk: &mut Disk, help: &dyn Fn()) -> Result<(), String> {
+    let marks = disk.marks();
+    let (result, _) = queue.run_helped(Operation::Flush, Vec::new(), help);
+    result.map_err(|error| format!("a flush failed after recovery: {error:?}"))?;
+    disk.flushed(&marks);
     Ok(())
 }

@@ -1,74 +1,77 @@
-//! A random workload on a simulated store, with a crash image examined at every crash point.
+//! A random workload on a simulated store, with crash images examined at every crash point.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use stratablk_layers::PendingSnapshot;
+use stratablk_layers::canary::Canary;
 use stratablk_layers::catalog::CatalogState;
 use stratablk_layers::catalog::memory::{CommitPoint, MemoryCatalog, MemoryDisk};
+use stratablk_layers::cache::CacheStats;
 use stratablk_layers::file::Media;
-use stratablk_layers::file::sim::{Fault, Random, SimMedia, Survival};
+use stratablk_layers::file::sim::{Fault, FaultEffect, Random, SimMedia};
 use stratablk_layers::store::{Selection, Store, StoreOptions, VolumeSource};
-use stratablk_layers::units::{SECTOR_BYTES, Sector, SectorRange, StoreId};
-use stratablk_layers::volume::{Durability, Operation};
+use stratablk_layers::units::{SECTOR_BYTES, StoreId};
 
 use crate::disk::Queue;
-use crate::oracle::{Disk, FlushMark, Value, stamp, unstamp};
-use crate::recovered::examine;
+use crate::guests::Guests;
+use crate::oracle::{Disk, Promise, Value, stamp};
+use crate::recovered::small_cache;
+use crate::watch::{Crashes, Images, Shared, Watch};
 
-/// Sectors of the disk over a base: not whole clusters, on purpose.
-const BASED_SECTORS: u64 = 203;
+/// Sectors of the disk over a base: not whole clusters, on purpose, and enough for a read past the cache.
+const BASED_SECTORS: u64 = 299;
 /// Sectors of the empty disk.
 const EMPTY_SECTORS: u64 = 128;
+/// Steps after which a run that does not end is one that hangs.
+const HANGS: u64 = 5000;
 
-/// What goes wrong in a run, beside the power.
+/// How a run goes.
 #[derive(Default)]
 pub struct Plan {
     /// Failures of the disk.
     pub faults: Vec<Fault>,
-    /// The canary that turns the order of a flush around.
-    pub map_before_data: bool,
+    /// What is broken on purpose.
+    pub canary: Option<Canary>,
+    /// Which crashes it is looked at for.
+    pub crashes: Crashes,
+    /// How the store is set up.
+    pub options: StoreOptions,
+    /// Whether requests overlap.
+    pub overlap: bool,
+}
+
+impl Plan {
+    /// With a cache that fits nothing, or little, or all, by the seed.
+    pub fn tight(seed: u64, crashes: Crashes) -> Self {
+        let options = match seed % 6 {
+            0 => small_cache(1, None),
+            1 => small_cache(2, None),
+            2 => small_cache(1, Some(2)),
+            3 => small_cache(2, Some(5)),
+            4 => small_cache(1, Some(16)),
+            _ => small_cache(24, None),
+        };
+        Self {
+            crashes,
+            options,
+            overlap: seed / 6 % 2 == 0,
+            ..Self::default()
+        }
+    }
 }
 
 /// What a run found.
 pub struct Outcome {
     /// Images examined.
-    pub images: u64,
+    pub images: Images,
     /// Instants at which images could be taken.
     pub crash_points: u64,
     /// What was wrong with them.
     pub violations: Vec<String>,
-}
-
-/// What the observer needs at a crash point.
-struct Watch {
-    /// What may be found.
-    disks: BTreeMap<String, Disk>,
-    /// What was found.
-    violations: Vec<String>,
-    /// Images examined.
-    images: u64,
-    /// Chooses images.
-    random: Random,
-}
-
-/// What a request under way is.
-enum Kind {
-    /// A change of these sectors.
-    Change { range: SectorRange, stable: bool },
-    /// A read of these sectors.
-    Read { range: SectorRange },
-    /// A flush that covers this.
-    Flush(FlushMark),
-}
-
-/// A request under way.
-struct Request {
-    /// Its disk.
-    disk: &'static str,
-    /// What it is.
-    kind: Kind,
+    /// What the cache did.
+    pub cache: CacheStats,
 }
 
 /// A run.
@@ -76,14 +79,10 @@ pub struct Workload {
     seed: u64,
     random: Random,
     media: SimMedia,
-    store: Option<Store>,
-    watch: Arc<Mutex<Watch>>,
-    queues: Vec<(&'static str, Queue)>,
-    requests: HashMap<u64, Request>,
-    /// Sectors with a request under way: no two requests overlap, so that the order of their values is known.
-    busy: BTreeSet<(&'static str, u64)>,
-    pending: Option<(PendingSnapshot, String, Vec<&'static str>)>,
-    next_id: u64,
+    store: Option<Arc<Store>>,
+    shared: Shared,
+    guests: Arc<Mutex<Guests>>,
+    pending: Option<(PendingSnapshot, String, Vec<String>)>,
     next_group: u64,
     faulty: bool,
 }
@@ -92,8 +91,8 @@ impl Workload {
     /// A run from a seed.
     pub fn new(seed: u64, plan: Plan) -> Self {
         #[cfg(feature = "canary")]
-        stratablk_layers::canary::set_map_before_data(plan.map_before_data);
-        let _ = plan.map_before_data;
+        stratablk_layers::canary::set(plan.canary);
+        let _ = plan.canary;
         let media = SimMedia::new(seed);
         let base: Vec<u8> = (0..BASED_SECTORS)
             .flat_map(|sector| stamp(0, sector, 1))
@@ -104,7 +103,9 @@ impl Workload {
         ))));
         let catalog = MemoryCatalog::open(&durable).unwrap();
         let files: Arc<dyn Media> = Arc::new(media.clone());
-        let store = Store::simulated(files, Box::new(catalog), StoreOptions::default()).unwrap();
+        let options = plan.options;
+        let store = Store::simulated(files, Box::new(catalog), options.clone()).unwrap();
+        let store = Arc::new(store);
         store
             .create_volume("based", &VolumeSource::Base("/images/base.raw".into()))
             .unwrap();
@@ -121,44 +122,60 @@ impl Workload {
                 Disk::new(1, vec![Value::Zero; EMPTY_SECTORS as usize]),
             ),
         ]);
-        let random = Random::new(seed ^ 0x5eed);
-        let watch = Watch {
+        let lossy = plan
+            .faults
+            .iter()
+            .any(|fault| matches!(fault.effect, FaultEffect::LostPages | FaultEffect::ClaimSuccess));
+        let shared = Arc::new(Mutex::new(Watch {
             disks,
             violations: Vec::new(),
-            images: 0,
+            images: Images::default(),
             random: Random::new(seed ^ 0x1ace),
-        };
-        let watch = Arc::new(Mutex::new(watch));
-        observe(&media, seed, &watch, durable.clone());
+            crashes: plan.crashes,
+            lossy,
+            options,
+            durable: durable.clone(),
+            store: Arc::downgrade(&store),
+        }));
+        let faulty = !plan.faults.is_empty();
+        let guests = Guests::new(seed, Arc::clone(&shared), plan.overlap, faulty, lossy);
+        let guests = Arc::new(Mutex::new(guests));
+        observe(&media, seed, &shared, Arc::downgrade(&guests));
         let marker = media.clone();
         durable.set_observer(move |point| match point {
             CommitPoint::Before => marker.mark("before a commit of the catalog"),
             CommitPoint::After => marker.mark("after a commit of the catalog"),
         });
-        let queues = ["based", "based", "empty"].map(|name| {
-            (
-                name,
-                Queue::new(store.open_volume(name).unwrap().context(false).unwrap()),
-            )
-        });
-        let faulty = !plan.faults.is_empty();
-        for fault in plan.faults {
-            media.inject(fault);
-        }
-        Self {
+        let workload = Self {
             seed,
-            random,
+            random: Random::new(seed ^ 0x5eed),
             media,
             store: Some(store),
-            watch,
-            queues: queues.into(),
-            requests: HashMap::new(),
-            busy: BTreeSet::new(),
+            shared,
+            guests,
             pending: None,
-            next_id: 2,
             next_group: 1,
             faulty,
+        };
+        for name in ["based", "based", "empty"] {
+            workload.add_queue(name);
         }
+        for fault in plan.faults {
+            workload.media.inject(fault);
+        }
+        workload
+    }
+
+    /// The store.
+    fn store(&self) -> &Arc<Store> {
+        self.store.as_ref().unwrap()
+    }
+
+    /// Lets one more queue of a disk work.
+    fn add_queue(&self, name: &str) {
+        let volume = self.store().open_volume(name).unwrap();
+        let queue = Queue::new(volume.context(false).unwrap());
+        self.guests.lock().unwrap().add(name, queue);
     }
 
     /// Runs it to its end.
@@ -166,234 +183,54 @@ impl Workload {
         let steps = 60 + self.random.below(60);
         for _ in 0..steps {
             self.step();
-            if !self.watch.lock().unwrap().violations.is_empty() {
+            self.media.mark("a step");
+            if !self.shared.lock().unwrap().violations.is_empty() {
                 break;
             }
         }
-        while !self.requests.is_empty() || self.pending.is_some() {
-            self.poll_all();
+        let mut turns = 0;
+        while self.guests.lock().unwrap().under_way() > 0 || self.pending.is_some() {
+            self.guests.lock().unwrap().poll_all();
             self.finish_snapshot();
+            self.store().write_back_step(8);
+            turns += 1;
+            if turns == HANGS {
+                let left = self.guests.lock().unwrap().under_way();
+                let mut watch = self.shared.lock().unwrap();
+                watch.violation(format!("seed {}: {left} requests hang", self.seed));
+                break;
+            }
         }
         self.media.clear_observer();
-        self.queues.clear();
+        let cache = self.store().cache_stats();
+        if turns < HANGS {
+            self.guests.lock().unwrap().close();
+        }
         self.store = None;
-        let mut watch = self.watch.lock().unwrap();
+        let mut watch = self.shared.lock().unwrap();
         Outcome {
             images: watch.images,
             crash_points: self.media.crash_points(),
             violations: std::mem::take(&mut watch.violations),
+            cache,
         }
     }
 
     /// One step: a batch of requests, a look at what has ended, or a command.
     fn step(&mut self) {
         match self.random.below(100) {
-            0..60 => self.batch(),
-            60..88 => self.poll_all(),
-            88..93 => self.begin_snapshot(),
-            93..97 => self.finish_snapshot(),
-            _ => self.checkpoint(),
-        }
-    }
-
-    /// Some requests on one queue.
-    fn batch(&mut self) {
-        let index = self.random.index(self.queues.len());
-        self.queues[index].1.context().begin_batch();
-        for _ in 0..1 + self.random.below(4) {
-            match self.random.below(100) {
-                0..52 => self.write(index),
-                52..62 => self.zero(index, false),
-                62..72 => self.zero(index, true),
-                72..84 => self.read(index),
-                _ => self.flush(index),
+            0..52 => self.guests.lock().unwrap().batch(4),
+            52..76 => self.guests.lock().unwrap().poll_all(),
+            76..87 => {
+                const CLUSTERS: [usize; 5] = [1, 2, 3, 7, 64];
+                let clusters = CLUSTERS[self.random.index(CLUSTERS.len())];
+                trace(|| format!("write back {clusters} clusters"));
+                self.store().write_back_step(clusters);
             }
-        }
-        self.queues[index].1.context().kick();
-    }
-
-    /// A run of sectors of a disk without a request under way.
-    fn free_range(&mut self, disk: &'static str, longest: u64) -> Option<SectorRange> {
-        let sectors = if disk == "based" {
-            BASED_SECTORS
-        } else {
-            EMPTY_SECTORS
-        };
-        let start = self.random.below(sectors);
-        let mut count = 1 + self.random.below(longest.min(sectors - start));
-        if self.random.chance(64) {
-            count = sectors - start;
-        }
-        let free = (start..start + count).all(|sector| !self.busy.contains(&(disk, sector)));
-        free.then_some(SectorRange {
-            start: Sector(start),
-            count,
-        })
-    }
-
-    /// Notes a request and its sectors.
-    fn note(&mut self, disk: &'static str, kind: Kind) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
-        if let Kind::Change { range, .. } | Kind::Read { range } = &kind {
-            self.busy
-                .extend((range.start.0..range.end().0).map(|sector| (disk, sector)));
-        }
-        self.requests.insert(id, Request { disk, kind });
-        id
-    }
-
-    /// Tells the oracle that these sectors are about to change.
-    fn issue(&self, disk: &str, range: SectorRange, value: Value) {
-        let mut watch = self.watch.lock().unwrap();
-        let disk = watch.disks.get_mut(disk).unwrap();
-        for sector in range.start.0..range.end().0 {
-            disk.issue(sector, value);
-        }
-    }
-
-    fn write(&mut self, index: usize) {
-        let disk = self.queues[index].0;
-        let Some(range) = self.free_range(disk, 20) else {
-            return;
-        };
-        let stable = self.random.chance(25);
-        let id = self.note(disk, Kind::Change { range, stable });
-        trace(|| format!("request {id}: write {disk} {range:?}, stable: {stable}"));
-        self.issue(disk, range, Value::Stamp(id));
-        let number = u64::from(disk == "empty");
-        let memory: Vec<u8> = (range.start.0..range.end().0)
-            .flat_map(|sector| stamp(number, sector, id))
-            .collect();
-        let cuts: Vec<usize> = (0..self.random.below(3))
-            .map(|_| self.random.index(memory.len()))
-            .collect();
-        let cuts: Vec<usize> = cuts
-            .into_iter()
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        let durability = if stable {
-            Durability::OnCompletion
-        } else {
-            Durability::AfterFlush
-        };
-        self.queues[index]
-            .1
-            .submit(Operation::Write(range.start), durability, memory, &cuts, id);
-    }
-
-    fn zero(&mut self, index: usize, discard: bool) {
-        let disk = self.queues[index].0;
-        let Some(range) = self.free_range(disk, 40) else {
-            return;
-        };
-        let id = self.note(
-            disk,
-            Kind::Change {
-                range,
-                stable: false,
-            },
-        );
-        trace(|| format!("request {id}: zero {disk} {range:?}, discard: {discard}"));
-        self.issue(disk, range, Value::Zero);
-        let unmap = self.random.chance(128);
-        let operation = if discard {
-            Operation::Discard(range)
-        } else {
-            Operation::WriteZeroes { range, unmap }
-        };
-        self.queues[index]
-            .1
-            .submit(operation, Durability::AfterFlush, Vec::new(), &[], id);
-    }
-
-    fn read(&mut self, index: usize) {
-        let disk = self.queues[index].0;
-        let Some(range) = self.free_range(disk, 40) else {
-            return;
-        };
-        let id = self.note(disk, Kind::Read { range });
-        let memory = vec![0x5a; (range.count * SECTOR_BYTES) as usize];
-        self.queues[index].1.submit(
-            Operation::Read(range.start),
-            Durability::AfterFlush,
-            memory,
-            &[],
-            id,
-        );
-    }
-
-    fn flush(&mut self, index: usize) {
-        let disk = self.queues[index].0;
-        let mark = self.watch.lock().unwrap().disks[disk].flush_mark();
-        let id = self.note(disk, Kind::Flush(mark));
-        trace(|| format!("request {id}: flush {disk}"));
-        self.queues[index].1.submit(
-            Operation::Flush,
-            Durability::AfterFlush,
-            Vec::new(),
-            &[],
-            id,
-        );
-    }
-
-    /// Looks at what has ended, on all queues.
-    fn poll_all(&mut self) {
-        for index in 0..self.queues.len() {
-            for (id, result, memory) in self.queues[index].1.poll() {
-                self.ended(id, result.is_ok(), &memory);
-            }
-        }
-    }
-
-    /// A request has ended: tells the oracle.
-    fn ended(&mut self, id: u64, ok: bool, memory: &[u8]) {
-        trace(|| format!("request {id} ended, ok: {ok}"));
-        let request = self.requests.remove(&id).unwrap();
-        let mut watch = self.watch.lock().unwrap();
-        let watch = &mut *watch;
-        let disk = watch.disks.get_mut(request.disk).unwrap();
-        if !ok && !self.faulty {
-            watch.violations.push(format!(
-                "seed {}: request {id} failed on a good disk",
-                self.seed
-            ));
-        }
-        match request.kind {
-            Kind::Change { range, stable } => {
-                for sector in range.start.0..range.end().0 {
-                    self.busy.remove(&(request.disk, sector));
-                    if ok {
-                        disk.complete(sector, stable);
-                    }
-                }
-            }
-            Kind::Flush(mark) => {
-                if ok {
-                    disk.flushed(&mark);
-                }
-            }
-            Kind::Read { range } => {
-                for sector in range.start.0..range.end().0 {
-                    self.busy.remove(&(request.disk, sector));
-                }
-                // After a fault the disk may have lost pages under our hands; the guest was told of the failure.
-                if ok && !self.faulty {
-                    let chunks = memory.chunks_exact(SECTOR_BYTES as usize);
-                    for (sector, bytes) in (range.start.0..).zip(chunks) {
-                        let found = unstamp(disk.number, sector, bytes);
-                        if found != Ok(disk.current(sector)) {
-                            watch.violations.push(format!(
-                                "seed {}: disk {} sector {sector}: read {found:?}, expected {:?}",
-                                self.seed,
-                                request.disk,
-                                disk.current(sector)
-                            ));
-                        }
-                    }
-                }
-            }
+            87..91 => self.begin_snapshot(),
+            91..96 => self.finish_snapshot(),
+            96..99 => self.checkpoint(),
+            _ => self.clone_one(),
         }
     }
 
@@ -401,29 +238,31 @@ impl Workload {
         if self.pending.is_some() {
             return;
         }
-        let members: Vec<&'static str> = match self.random.below(3) {
-            0 => vec!["based"],
-            1 => vec!["empty"],
-            _ => vec!["based", "empty"],
-        };
+        let all: Vec<String> = self.shared.lock().unwrap().disks.keys().cloned().collect();
+        let mut members: Vec<String> = all
+            .iter()
+            .filter(|_| self.random.chance(128))
+            .cloned()
+            .collect();
+        if members.is_empty() {
+            members = all;
+        }
         let group = self.next_group;
         self.next_group += 1;
         let name = format!("s{group}");
         for member in &members {
-            let mut watch = self.watch.lock().unwrap();
-            watch
-                .disks
-                .get_mut(*member)
-                .unwrap()
-                .begin_snapshot(&name, group);
+            let mut watch = self.shared.lock().unwrap();
+            let disk = watch.disks.get_mut(member).unwrap();
+            disk.begin_snapshot(&name, group);
         }
-        let names = members.iter().map(|member| (*member).to_owned()).collect();
         let begun = self
-            .store
-            .as_ref()
-            .unwrap()
-            .begin_snapshot(&name, &Selection::Volumes(names));
+            .store()
+            .begin_snapshot(&name, &Selection::Volumes(members.clone()));
         trace(|| format!("snapshot {name} of {members:?}: {:?}", begun.as_ref().err()));
+        for member in &members {
+            let mut watch = self.shared.lock().unwrap();
+            watch.disks.get_mut(member).unwrap().instant_passed(&name);
+        }
         match begun {
             Ok(pending) => self.pending = Some((pending, name, members)),
             Err(error) => assert!(self.faulty, "seed {}: {error}", self.seed),
@@ -434,21 +273,21 @@ impl Workload {
         let Some((mut pending, name, members)) = self.pending.take() else {
             return;
         };
-        let store = self.store.as_ref().unwrap();
-        // Between the sync and the end of the command there may be flushes, and power cuts.
+        let store = Arc::clone(self.store());
+        // Between the sync and the end of the command there may be flushes, and crashes.
         let synced = store.snapshot_drained(&pending) && store.sync_snapshot(&mut pending);
         if !synced || self.random.chance(64) {
             self.pending = Some((pending, name, members));
-            self.poll_all();
+            self.guests.lock().unwrap().poll_all();
             return;
         }
         let finished = store.finish_snapshot(pending);
         trace(|| format!("snapshot {name} finished: {:?}", finished.as_ref().err()));
         match finished {
             Ok(_) => {
-                let mut watch = self.watch.lock().unwrap();
+                let mut watch = self.shared.lock().unwrap();
                 for member in members {
-                    let disk = watch.disks.get_mut(member).unwrap();
+                    let disk = watch.disks.get_mut(&member).unwrap();
                     disk.snapshots.get_mut(&name).unwrap().acknowledged = true;
                 }
             }
@@ -458,58 +297,90 @@ impl Workload {
 
     /// A checkpoint between two flushes; with one under way on this thread it would wait for itself.
     fn checkpoint(&mut self) {
-        let flushing = self.requests.values().any(|request| {
-            matches!(
-                request.kind,
-                Kind::Flush(_) | Kind::Change { stable: true, .. }
-            )
-        });
-        if flushing || self.pending.is_some() {
-            return;
-        }
         let disk = if self.random.chance(128) {
             "based"
         } else {
             "empty"
         };
-        let done = self.store.as_ref().unwrap().checkpoint_volume(disk);
+        if self.guests.lock().unwrap().may_flush(disk) || self.pending.is_some() {
+            return;
+        }
+        let done = self.store().checkpoint_volume(disk);
         trace(|| format!("checkpoint of {disk}: {done:?}"));
         assert!(done.is_ok() || self.faulty, "seed {}: {done:?}", self.seed);
+    }
+
+    /// One more disk, which starts as an acknowledged snapshot of another.
+    fn clone_one(&mut self) {
+        let source = {
+            let watch = self.shared.lock().unwrap();
+            if watch.disks.contains_key("clone") || self.pending.is_some() {
+                return;
+            }
+            let found = watch.disks.iter().find_map(|(name, disk)| {
+                let mut snapshots = disk.snapshots.iter();
+                let snapshot = snapshots.find(|(_, snapshot)| snapshot.acknowledged)?;
+                Some((name.clone(), snapshot.0.clone(), disk.number, disk.sectors()))
+            });
+            let Some(found) = found else {
+                return;
+            };
+            found
+        };
+        let (volume, snapshot, number, sectors) = source;
+        let source = VolumeSource::Snapshot {
+            volume: volume.clone(),
+            snapshot: snapshot.clone(),
+        };
+        let made = self.store().create_volume("clone", &source);
+        trace(|| format!("clone of {volume}@{snapshot}: {:?}", made.as_ref().err()));
+        if let Err(error) = made {
+            assert!(self.faulty, "seed {}: {error}", self.seed);
+            return;
+        }
+        let opened = self.store().open_volume("clone").unwrap();
+        let mut queue = Queue::new(opened.context(false).unwrap());
+        let found = queue.read_all(number, sectors);
+        let mut watch = self.shared.lock().unwrap();
+        let problem = match &found {
+            Ok(found) => watch.disks[&volume].check_snapshot(&snapshot, found, Promise::Acknowledged),
+            Err(problem) => Some(problem.clone()),
+        };
+        let lossy = watch.lossy;
+        match (found, problem) {
+            (Ok(found), None) => {
+                watch.disks.insert("clone".into(), Disk::new(number, found));
+            }
+            (_, Some(problem)) if !lossy => {
+                watch.violation(format!("seed {}: clone: {problem}", self.seed));
+                return;
+            }
+            _ => return,
+        }
+        drop(watch);
+        self.guests.lock().unwrap().add("clone", queue);
     }
 }
 
 /// Tells what happens, if `STRATABLK_CRASH_TRACE` is set.
-fn trace(what: impl FnOnce() -> String) {
+pub fn trace(what: impl FnOnce() -> String) {
     if std::env::var_os("STRATABLK_CRASH_TRACE").is_some() {
         eprintln!("  {}", what());
     }
 }
 
-/// Examines images at every crash point from now on.
-fn observe(media: &SimMedia, seed: u64, watch: &Arc<Mutex<Watch>>, durable: MemoryDisk) {
-    let watch = Arc::clone(watch);
+/// Examines images at every crash point from now on, and lets guests go on there if it lies in a command: as threads do.
+fn observe(media: &SimMedia, seed: u64, shared: &Shared, guests: Weak<Mutex<Guests>>) {
+    let shared = Arc::clone(shared);
+    let mut random = Random::new(seed ^ 0x1d1e);
     media.set_observer(Box::new(move |media, point| {
-        let mut watch = watch.lock().unwrap();
-        if !watch.violations.is_empty() {
-            return;
-        }
-        trace(|| format!("point {}: {:?} {}", point.number, point.event, point.path));
-        for _ in 0..2 {
-            let choice = watch.random.number();
-            let survival = match choice % 10 {
-                0 => Survival::Nothing,
-                1 => Survival::Everything,
-                _ => Survival::Seeded(choice),
-            };
-            watch.images += 1;
-            let image = media.crash_image_with(survival);
-            let problems = examine(image, durable.crash_image(), &watch.disks, choice);
-            watch.violations.extend(problems.into_iter().map(|problem| {
-                format!(
-                    "seed {seed}, crash point {} ({:?} {}), {survival:?}: {problem}",
-                    point.number, point.event, point.path
-                )
-            }));
+        shared.lock().unwrap().look(seed, media, point);
+        if random.chance(64)
+            && let Some(guests) = guests.upgrade()
+            && let Ok(mut guests) = guests.try_lock()
+        {
+            trace(|| "meanwhile".into());
+            guests.interrupt();
         }
     }));
 }

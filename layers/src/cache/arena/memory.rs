@@ -11,6 +11,9 @@ use super::geometry::HUGE;
 /// `madvise(2)`: replace the small pages of a range by huge ones, now. Not all C libraries have it.
 const MADV_COLLAPSE: libc::c_int = 25;
 
+/// Private memory of less than this has small pages: to zero huge ones would cost more than they are worth.
+const HUGE_WORTH: usize = 8 * HUGE;
+
 /// Mapped pages. Unmapped on drop.
 #[derive(Debug)]
 pub struct Memory {
@@ -99,6 +102,9 @@ impl Memory {
         unsafe {
             rustix::mm::mmap_anonymous(memory.start.as_ptr().cast(), memory.len, protection, flags)
         }?;
+        if memory.len < HUGE_WORTH {
+            return Ok(memory);
+        }
         #[expect(unsafe_code, reason = "advice on this mapping")]
         // SAFETY: this advice changes no content; the range is this mapping. A kernel without huge pages refuses, and
         // nothing depends on it.

@@ -48,6 +48,41 @@ impl World {
         world
     }
 
+    /// The world as found after its process was killed while the host goes on: all that was written is seen and what was
+    /// not synced is still not durable. Of what engines had begun any part may be done.
+    pub(super) fn after_kill(&self, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let mut world = Self::new(random.number());
+        world.names = self.names.clone();
+        world.disks = self.disks.clone();
+        world.next_inode = self.next_inode;
+        world.clock_ns = self.clock_ns;
+        let mut flights: Vec<&Flight> = self.flights.values().collect();
+        for end in (1..flights.len()).rev() {
+            flights.swap(end, random.index(end + 1));
+        }
+        for flight in flights {
+            let (Flight::Write { token, .. } | Flight::Punch { token, .. }) = flight;
+            let open = self.open.get(token).filter(|open| open.writable);
+            let Some(disk) = open.and_then(|open| world.disks.get_mut(&open.inode)) else {
+                continue;
+            };
+            match flight {
+                Flight::Write { offset, bytes, .. } => match random.below(3) {
+                    0 => {}
+                    1 => disk.write_some(*offset, bytes, || random.chance(128)),
+                    _ => disk.write(*offset, bytes),
+                },
+                Flight::Punch { offset, len, .. } => {
+                    if random.chance(128) {
+                        disk.punch(*offset, *len);
+                    }
+                }
+            }
+        }
+        world
+    }
+
     /// The changes of a file that engines have begun and not completed.
     fn under_way(&self, inode: Inode, survival: Survival) -> Vec<Change> {
         let mut changes = Vec::new();

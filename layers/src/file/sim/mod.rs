@@ -20,7 +20,8 @@
 //! does not make the directory's own name durable. Removing a directory removes the names in it first, each a change of its
 //! own. Each change is atomic.
 //!
-//! **A killed process** ([`Survival::Everything`]) loses only what was not kicked.
+//! **A killed process** ([`SimMedia::kill_image`]) loses only what was not kicked, and perhaps parts of what was under way;
+//! what it did not sync a power cut may still take. ([`Survival::Everything`]: as if the host then synced all of it.)
 //!
 //! **Failures by plan** ([`Fault`]): any operation fails with EIO or ENOSPC after part of its effect; a failed sync may
 //! drop the unsynced pages, so that a later sync which succeeds does not cover them and reads may find the old content;
@@ -121,6 +122,13 @@ impl SimMedia {
     /// As `crash_image`, with a say in what survives.
     pub fn crash_image_with(&self, survival: Survival) -> Self {
         Self::with(self.world().after_crash(survival))
+    }
+
+    /// A fresh media as found after the process that used it was killed at this instant, while the host goes on: everything
+    /// written is there, and what was not synced may still be lost by a power cut. Of operations under way any part is done.
+    /// The same instant and seed give the same image.
+    pub fn kill_image(&self, seed: u64) -> Self {
+        Self::with(self.world().after_kill(seed))
     }
 
     /// Calls `observer` at every crash point from now on, in place of the one before.

@@ -1,0 +1,342 @@
+//! The guests of a run: their queues, and the requests that they have under way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stratablk_layers::file::sim::Random;
+use stratablk_layers::units::{SECTOR_BYTES, Sector, SectorRange};
+use stratablk_layers::volume::{Durability, Operation};
+
+use crate::disk::Queue;
+use crate::oracle::{Marks, Value, stamp, unstamp};
+use crate::watch::Shared;
+use crate::workload::trace;
+
+/// What a request under way is.
+enum Kind {
+    /// A change of these sectors, issued at this instant.
+    Change {
+        range: SectorRange,
+        stable: bool,
+        issued: u64,
+    },
+    /// A read of these sectors, which must not be older than this.
+    Read { range: SectorRange, marks: Marks },
+    /// A flush that covers this.
+    Flush(Marks),
+}
+
+/// A request under way.
+struct Request {
+    /// Its disk.
+    disk: String,
+    /// What it is.
+    kind: Kind,
+}
+
+/// One queue of a disk.
+struct Guest {
+    /// The disk.
+    disk: String,
+    /// Its number, for stamps.
+    number: u64,
+    /// Its size.
+    sectors: u64,
+    /// The queue.
+    queue: Queue,
+}
+
+/// All guests.
+pub struct Guests {
+    seed: u64,
+    random: Random,
+    shared: Shared,
+    guests: Vec<Guest>,
+    requests: BTreeMap<u64, Request>,
+    /// Whether requests may overlap.
+    overlap: bool,
+    /// Sectors with a request under way, and how many.
+    busy: BTreeMap<(String, u64), u64>,
+    next_id: u64,
+    /// Whether requests may fail.
+    faulty: bool,
+    /// Whether the disk may lose pages under a reader's hands.
+    lossy: bool,
+}
+
+impl Guests {
+    /// None yet.
+    pub fn new(seed: u64, shared: Shared, overlap: bool, faulty: bool, lossy: bool) -> Self {
+        Self {
+            seed,
+            random: Random::new(seed ^ 0x90e5),
+            shared,
+            guests: Vec::new(),
+            requests: BTreeMap::new(),
+            overlap,
+            busy: BTreeMap::new(),
+            next_id: 2,
+            faulty,
+            lossy,
+        }
+    }
+
+    /// Adds a queue of a disk that the oracle knows.
+    pub fn add(&mut self, disk: &str, queue: Queue) {
+        let (number, sectors) = {
+            let shared = self.shared.lock().unwrap();
+            let known = &shared.disks[disk];
+            (known.number, known.sectors())
+        };
+        self.guests.push(Guest {
+            disk: disk.to_owned(),
+            number,
+            sectors,
+            queue,
+        });
+    }
+
+    /// Requests under way.
+    pub fn under_way(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether a disk may have a flush under way, or wait for one.
+    pub fn may_flush(&self, disk: &str) -> bool {
+        self.requests.values().any(|request| {
+            request.disk == disk && !matches!(request.kind, Kind::Read { .. })
+        })
+    }
+
+    /// Some requests on one queue.
+    pub fn batch(&mut self, most: u64) {
+        let index = self.random.index(self.guests.len());
+        self.guests[index].queue.context().begin_batch();
+        for _ in 0..1 + self.random.below(most) {
+            match self.random.below(100) {
+                0..50 => self.write(index),
+                50..60 => self.zero(index, false),
+                60..69 => self.zero(index, true),
+                69..88 => self.read(index),
+                _ => self.flush(index),
+            }
+        }
+        self.guests[index].queue.context().kick();
+    }
+
+    /// Something that happens while the control plane is at work.
+    pub fn interrupt(&mut self) {
+        if self.random.chance(128) {
+            self.batch(2);
+        } else {
+            self.poll_all();
+        }
+    }
+
+    /// Looks at what has ended, on all queues.
+    pub fn poll_all(&mut self) {
+        for index in 0..self.guests.len() {
+            for (id, result, memory) in self.guests[index].queue.poll() {
+                self.ended(id, result.is_ok(), &memory);
+            }
+        }
+    }
+
+    /// Closes all queues.
+    pub fn close(&mut self) {
+        self.guests.clear();
+    }
+
+    /// A run of sectors of a disk; without a request under way, unless requests may overlap.
+    fn range(&mut self, index: usize, longest: u64) -> Option<SectorRange> {
+        let Guest { disk, sectors, .. } = &self.guests[index];
+        let (disk, sectors) = (disk.clone(), *sectors);
+        let start = self.random.below(sectors);
+        let (start, count) = match self.random.below(8) {
+            // To the end of the disk, which is not that of a cluster.
+            0 => (start, sectors - start),
+            // Whole clusters.
+            1 | 2 => {
+                let start = start / 8 * 8;
+                let count = (1 + self.random.below(longest.div_ceil(8))) * 8;
+                (start, count.min(sectors - start))
+            }
+            _ => (start, 1 + self.random.below(longest.min(sectors - start))),
+        };
+        let free = self.overlap
+            || (start..start + count)
+                .all(|sector| !self.busy.contains_key(&(disk.clone(), sector)));
+        free.then_some(SectorRange {
+            start: Sector(start),
+            count,
+        })
+    }
+
+    /// The next request's number.
+    fn id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    /// Notes a request and its sectors.
+    fn note(&mut self, id: u64, index: usize, kind: Kind) {
+        let disk = self.guests[index].disk.clone();
+        if let Kind::Change { range, .. } | Kind::Read { range, .. } = &kind {
+            for sector in range.start.0..range.end().0 {
+                *self.busy.entry((disk.clone(), sector)).or_default() += 1;
+            }
+        }
+        self.requests.insert(id, Request { disk, kind });
+    }
+
+    /// Tells the oracle that these sectors are about to change.
+    fn issue(&self, index: usize, range: SectorRange, value: Value) -> u64 {
+        let mut shared = self.shared.lock().unwrap();
+        let disk = shared.disks.get_mut(&self.guests[index].disk).unwrap();
+        disk.issue((range.start.0..range.end().0).map(|sector| (sector, value)))
+    }
+
+    /// What is acknowledged now.
+    fn marks(&self, index: usize) -> Marks {
+        let shared = self.shared.lock().unwrap();
+        shared.disks[&self.guests[index].disk].marks()
+    }
+
+    fn write(&mut self, index: usize) {
+        let Some(range) = self.range(index, 20) else {
+            return;
+        };
+        let stable = self.random.chance(25);
+        let id = self.id();
+        let issued = self.issue(index, range, Value::Stamp(id));
+        self.note(
+            id,
+            index,
+            Kind::Change {
+                range,
+                stable,
+                issued,
+            },
+        );
+        let number = self.guests[index].number;
+        let memory: Vec<u8> = (range.start.0..range.end().0)
+            .flat_map(|sector| stamp(number, sector, id))
+            .collect();
+        let cuts = self.cuts(memory.len());
+        let durability = if stable {
+            Durability::OnCompletion
+        } else {
+            Durability::AfterFlush
+        };
+        trace(|| format!("request {id}: write disk {number} {range:?}, stable: {stable}"));
+        let operation = Operation::Write(range.start);
+        let queue = &mut self.guests[index].queue;
+        queue.submit(operation, durability, memory, &cuts, id);
+    }
+
+    /// Where to cut a request's memory into segments: anywhere.
+    fn cuts(&mut self, len: usize) -> Vec<usize> {
+        let cuts: BTreeSet<usize> = (0..self.random.below(5))
+            .map(|_| self.random.index(len))
+            .collect();
+        cuts.into_iter().collect()
+    }
+
+    fn zero(&mut self, index: usize, discard: bool) {
+        let Some(range) = self.range(index, 40) else {
+            return;
+        };
+        let id = self.id();
+        let issued = self.issue(index, range, Value::Zero);
+        let kind = Kind::Change {
+            range,
+            stable: false,
+            issued,
+        };
+        self.note(id, index, kind);
+        let unmap = self.random.chance(128);
+        let operation = if discard {
+            Operation::Discard(range)
+        } else {
+            Operation::WriteZeroes { range, unmap }
+        };
+        trace(|| format!("request {id}: disk {} {operation:?}", self.guests[index].number));
+        let queue = &mut self.guests[index].queue;
+        queue.submit(operation, Durability::AfterFlush, Vec::new(), &[], id);
+    }
+
+    fn read(&mut self, index: usize) {
+        let Some(range) = self.range(index, 60) else {
+            return;
+        };
+        let id = self.id();
+        let marks = self.marks(index);
+        self.note(id, index, Kind::Read { range, marks });
+        let memory = vec![0x5a; (range.count * SECTOR_BYTES) as usize];
+        let cuts = self.cuts(memory.len());
+        trace(|| format!("request {id}: read disk {} {range:?}", self.guests[index].number));
+        let operation = Operation::Read(range.start);
+        let queue = &mut self.guests[index].queue;
+        queue.submit(operation, Durability::AfterFlush, memory, &cuts, id);
+    }
+
+    fn flush(&mut self, index: usize) {
+        let marks = self.marks(index);
+        let id = self.id();
+        self.note(id, index, Kind::Flush(marks));
+        trace(|| format!("request {id}: flush disk {}", self.guests[index].number));
+        let queue = &mut self.guests[index].queue;
+        queue.submit(Operation::Flush, Durability::AfterFlush, Vec::new(), &[], id);
+    }
+
+    /// A request has ended: tells the oracle.
+    fn ended(&mut self, id: u64, ok: bool, memory: &[u8]) {
+        trace(|| format!("request {id} ended, ok: {ok}"));
+        let request = self.requests.remove(&id).unwrap();
+        if let Kind::Change { range, .. } | Kind::Read { range, .. } = &request.kind {
+            for sector in range.start.0..range.end().0 {
+                let key = (request.disk.clone(), sector);
+                match self.busy.get_mut(&key) {
+                    Some(count) if *count > 1 => *count -= 1,
+                    _ => drop(self.busy.remove(&key)),
+                }
+            }
+        }
+        let shared = self.shared.clone();
+        let mut shared = shared.lock().unwrap();
+        let watch = &mut *shared;
+        let disk = watch.disks.get_mut(&request.disk).unwrap();
+        let mut problem = None;
+        match request.kind {
+            Kind::Change {
+                range,
+                stable,
+                issued,
+            } => disk.end(issued, range.start.0..range.end().0, ok, stable),
+            Kind::Flush(marks) => {
+                if ok {
+                    disk.flushed(&marks);
+                }
+            }
+            // A disk that lost pages has lost them for its readers too; the guest was told of the failure.
+            Kind::Read { .. } if self.lossy || !ok => {}
+            Kind::Read { range, marks } => {
+                let chunks = memory.chunks_exact(SECTOR_BYTES as usize);
+                let found: Result<Vec<Value>, String> = (range.start.0..)
+                    .zip(chunks)
+                    .map(|(sector, bytes)| unstamp(disk.number, sector, bytes))
+                    .collect();
+                problem = match found {
+                    Ok(found) => disk.check_read(range.start.0, &found, &marks),
+                    Err(problem) => Some(problem),
+                };
+            }
+        }
+        if !ok && !self.faulty {
+            problem = Some("it failed on a good disk".into());
+        }
+        if let Some(problem) = problem {
+            watch.violation(format!("seed {}: request {id}: {problem}", self.seed));
+        }
+    }
+}
