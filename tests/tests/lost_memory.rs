@@ -264,6 +264,7 @@ fn another_front_end_goes_on_meanwhile() {
                 };
                 let steps = Steps::new(&workload, BYTES).expect("it fits");
                 let limits = Limits {
+                    slice: Duration::ZERO,
                     warmup: Duration::ZERO,
                     time: None,
                     count: Some(2000),
