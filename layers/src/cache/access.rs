@@ -276,14 +276,14 @@ impl<'a> Sets<'a> {
         Read::Busy
     }
 
-    /// Whether the frame of a key has these sectors now.
-    pub fn holds(&self, key: FrameKey, wanted: SectorMask) -> bool {
+    /// The sectors that the frame of a key has now; those that a write is bringing do not count.
+    pub fn held(&self, key: FrameKey) -> SectorMask {
         let Some((_, set)) = self.place(key) else {
-            return false;
+            return SectorMask::NONE;
         };
         Self::find(set, key)
             .and_then(|way| Self::look(set, way, key))
-            .is_some_and(|state| state.valid().contains(wanted))
+            .map_or(SectorMask::NONE, State::valid)
     }
 
     /// Copies sectors into the frame of a key, which is made if need be. `publish` runs under the frame's lock, after

@@ -206,7 +206,9 @@ impl Set {
         for (to, from) in self.ghosts.iter().zip(&other.ghosts) {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        self.lock.store(other.lock.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.cursor.store(other.cursor.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.lock
+            .store(other.lock.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.cursor
+            .store(other.cursor.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }

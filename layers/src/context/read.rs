@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::cache::Span;
-use crate::cache::access::{Claim, Read};
+use crate::cache::access::{Claim, Read, Tally};
 use crate::cache::set::FrameKey;
 use crate::chain::Chain;
 use crate::file::{FileToken, IoOp, Segment};
@@ -32,6 +32,20 @@ pub fn span(from: Sector, end: Sector) -> Span {
     Span {
         first,
         count: u32::try_from(left.min(room)).unwrap_or(0),
+    }
+}
+
+/// The start of a span whose sectors are all among `held`, or none of them.
+fn alike(span: Span, held: SectorMask) -> Span {
+    let bits = u32::from(held.0) >> span.first;
+    let run = if bits & 1 == 1 {
+        bits.trailing_ones()
+    } else {
+        bits.trailing_zeros()
+    };
+    Span {
+        first: span.first,
+        count: span.count.min(run),
     }
 }
 
@@ -163,12 +177,18 @@ impl QueueContext {
         // The start of a run of sectors to be read past the cache, and the guest's memory for it.
         let mut past: Option<(Sector, Slicer<'_>)> = None;
         while at < end {
-            let span = span(at, end);
             let key = FrameKey::new(number, at.cluster());
             let before = *guest;
-            #[expect(unsafe_code, reason = "writes to guest memory")]
-            // SAFETY: `submit` was promised that the segments are valid until the request ends.
-            let read = unsafe { self.cache.read(key, span, guest, &mut self.tally) };
+            let mut span = span(at, end);
+            let mut read = self.read_frame(key, span, guest);
+            if read == Read::Miss {
+                // A frame may have some of the sectors, and newer ones than the file: those are read from it.
+                let held = self.cache.sets().held(key);
+                span = alike(span, held);
+                if held.contains(span.mask()) {
+                    read = self.read_frame(key, span, guest);
+                }
+            }
             let miss = match read {
                 Read::Hit => false,
                 Read::Busy => {
@@ -185,7 +205,7 @@ impl QueueContext {
                 }
             };
             if miss {
-                if chain.was_sealed(slot) || self.still_in_file(chain, slot, key, span) {
+                if self.is_in_file(chain, slot, key, span) {
                     past.get_or_insert((at, before));
                 } else {
                     self.look_again(reading, at, span, before);
@@ -199,18 +219,22 @@ impl QueueContext {
         self.read_past(reading.request, file, past.take(), end);
     }
 
-    /// Whether a layer that takes writes still holds sectors that were not found in the cache. If it does, its file has
-    /// them: only a write-zeroes takes them from there, and only a write brings them back, in a frame.
-    fn still_in_file(
-        &self,
-        chain: &Arc<Chain>,
-        slot: LayerSlot,
-        key: FrameKey,
-        span: Span,
-    ) -> bool {
+    /// Copies sectors from a frame to the guest.
+    fn read_frame(&mut self, key: FrameKey, span: Span, guest: &mut Slicer<'_>) -> Read {
+        #[expect(unsafe_code, reason = "writes to guest memory")]
+        // SAFETY: `submit` was promised that the segments are valid until the request ends.
+        unsafe {
+            self.cache.read(key, span, guest, &mut self.tally)
+        }
+    }
+
+    /// Whether the file of a layer has the newest of these sectors, none of which was found in the cache. It does if the
+    /// layer still holds them: only a write-zeroes takes them from there, and only a write brings newer ones, in a frame.
+    fn is_in_file(&self, chain: &Arc<Chain>, slot: LayerSlot, key: FrameKey, span: Span) -> bool {
         let layer = chain.layer(slot);
-        let held = layer.is_some_and(|layer| layer.cluster(key.cluster()).0.contains(span.mask()));
-        held && !self.cache.sets().holds(key, span.mask())
+        let holds = chain.was_sealed(slot)
+            || layer.is_some_and(|layer| layer.cluster(key.cluster()).0.contains(span.mask()));
+        holds && self.cache.sets().held(key).0 & span.mask().0 == 0
     }
 
     /// Resolves a part anew because its cluster has changed.
@@ -341,15 +365,26 @@ impl QueueContext {
         };
         let result = match (result, self.pages.get(fill.page)) {
             (Ok(()), Some(page)) => {
-                let from = page.0.as_ptr().wrapping_add(fill.wanted.offset());
-                #[expect(unsafe_code, reason = "writes to guest memory")]
-                // SAFETY: `submit` was promised that the segments are valid until the request ends; what the guest wants
-                // lies inside the page, which nobody writes to any more.
-                unsafe {
-                    Slicer::new(&fill.pieces).put(from, fill.wanted.bytes());
-                }
+                let key = fill.ticket.key();
                 let kept = self.cache.insert(fill.ticket, fill.read, page);
                 self.tally.fills += u64::from(kept);
+                // From the frame, where a write may have come meanwhile; from the page, if it is gone already.
+                let mut guest = Slicer::new(&fill.pieces);
+                let from = page.0.as_ptr().wrapping_add(fill.wanted.offset());
+                let mut uncounted = Tally::default();
+                #[expect(unsafe_code, reason = "writes to guest memory")]
+                // SAFETY: `submit` was promised that the segments are valid until the request ends.
+                let read = unsafe {
+                    self.cache
+                        .read(key, fill.wanted, &mut guest, &mut uncounted)
+                };
+                if read != Read::Hit {
+                    #[expect(unsafe_code, reason = "writes to guest memory")]
+                    // SAFETY: as above; what the guest wants lies inside the page, which nobody writes to any more.
+                    unsafe {
+                        guest.put(from, fill.wanted.bytes());
+                    }
+                }
                 Ok(())
             }
             (Err(error), _) => {

@@ -102,9 +102,9 @@ impl Guests {
 
     /// Whether a disk may have a flush under way, or wait for one.
     pub fn may_flush(&self, disk: &str) -> bool {
-        self.requests.values().any(|request| {
-            request.disk == disk && !matches!(request.kind, Kind::Read { .. })
-        })
+        self.requests
+            .values()
+            .any(|request| request.disk == disk && !matches!(request.kind, Kind::Read { .. }))
     }
 
     /// Some requests on one queue.
@@ -260,7 +260,12 @@ impl Guests {
         } else {
             Operation::WriteZeroes { range, unmap }
         };
-        trace(|| format!("request {id}: disk {} {operation:?}", self.guests[index].number));
+        trace(|| {
+            format!(
+                "request {id}: disk {} {operation:?}",
+                self.guests[index].number
+            )
+        });
         let queue = &mut self.guests[index].queue;
         queue.submit(operation, Durability::AfterFlush, Vec::new(), &[], id);
     }
@@ -274,7 +279,12 @@ impl Guests {
         self.note(id, index, Kind::Read { range, marks });
         let memory = vec![0x5a; (range.count * SECTOR_BYTES) as usize];
         let cuts = self.cuts(memory.len());
-        trace(|| format!("request {id}: read disk {} {range:?}", self.guests[index].number));
+        trace(|| {
+            format!(
+                "request {id}: read disk {} {range:?}",
+                self.guests[index].number
+            )
+        });
         let operation = Operation::Read(range.start);
         let queue = &mut self.guests[index].queue;
         queue.submit(operation, Durability::AfterFlush, memory, &cuts, id);
@@ -286,7 +296,13 @@ impl Guests {
         self.note(id, index, Kind::Flush(marks));
         trace(|| format!("request {id}: flush disk {}", self.guests[index].number));
         let queue = &mut self.guests[index].queue;
-        queue.submit(Operation::Flush, Durability::AfterFlush, Vec::new(), &[], id);
+        queue.submit(
+            Operation::Flush,
+            Durability::AfterFlush,
+            Vec::new(),
+            &[],
+            id,
+        );
     }
 
     /// A request has ended: tells the oracle.

@@ -100,14 +100,44 @@ fn fault(point: FaultPoint, name: &str, after: u64, times: u64, effect: FaultEff
 fn failure(seed: u64) -> Fault {
     let after = seed % 23;
     match seed % 11 {
-        0 => fault(FaultPoint::SyncData, "data", after % 7, 1, FaultEffect::Error),
-        1 => fault(FaultPoint::SyncData, "data", after % 7, 1, FaultEffect::LostPages),
-        2 => fault(FaultPoint::SyncData, "map", after % 7, 1, FaultEffect::LostPages),
-        3 => fault(FaultPoint::SyncData, "map", after % 7, 1, FaultEffect::Error),
+        0 => fault(
+            FaultPoint::SyncData,
+            "data",
+            after % 7,
+            1,
+            FaultEffect::Error,
+        ),
+        1 => fault(
+            FaultPoint::SyncData,
+            "data",
+            after % 7,
+            1,
+            FaultEffect::LostPages,
+        ),
+        2 => fault(
+            FaultPoint::SyncData,
+            "map",
+            after % 7,
+            1,
+            FaultEffect::LostPages,
+        ),
+        3 => fault(
+            FaultPoint::SyncData,
+            "map",
+            after % 7,
+            1,
+            FaultEffect::Error,
+        ),
         4 => fault(FaultPoint::Write, "data", after, 1, FaultEffect::Error),
         5 => fault(FaultPoint::Write, "data", after, 3, FaultEffect::NoSpace),
         6 => fault(FaultPoint::Write, "map", after % 5, 1, FaultEffect::Error),
-        7 => fault(FaultPoint::SyncData, "map.new", after % 5, 1, FaultEffect::Error),
+        7 => fault(
+            FaultPoint::SyncData,
+            "map.new",
+            after % 5,
+            1,
+            FaultEffect::Error,
+        ),
         8 => fault(FaultPoint::Punch, "data", after % 5, 2, FaultEffect::Error),
         9 => fault(FaultPoint::Read, "base.raw", after, 5, FaultEffect::Error),
         _ => fault(FaultPoint::Rename, "map", after % 5, 1, FaultEffect::Error),
@@ -116,7 +146,9 @@ fn failure(seed: u64) -> Fault {
 
 #[test]
 fn power_cuts_at_every_step_lose_nothing_that_was_promised() {
-    let violations = enumerate("power cuts", budget(36), |seed| Plan::tight(seed, Crashes::Power));
+    let violations = enumerate("power cuts", budget(36), |seed| {
+        Plan::tight(seed, Crashes::Power)
+    });
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
@@ -144,7 +176,15 @@ fn rings(what: &str, images: u64, plan: impl Fn(u64) -> Plan) {
 
 #[test]
 fn canary_a_data_sync_that_does_nothing_is_noticed() {
-    let lie = |name: &str| vec![fault(FaultPoint::SyncData, name, 0, u64::MAX, FaultEffect::ClaimSuccess)];
+    let lie = |name: &str| {
+        vec![fault(
+            FaultPoint::SyncData,
+            name,
+            0,
+            u64::MAX,
+            FaultEffect::ClaimSuccess,
+        )]
+    };
     rings("data syncs did nothing", 4000, |seed| Plan {
         faults: lie("data"),
         ..Plan::tight(seed, Crashes::Power)
@@ -157,7 +197,9 @@ fn canary_a_data_sync_that_does_nothing_is_noticed() {
 
 #[test]
 fn canary_an_arena_that_is_lost_is_noticed() {
-    rings("the arena was lost", 2000, |seed| Plan::tight(seed, Crashes::KillWithoutArena));
+    rings("the arena was lost", 2000, |seed| {
+        Plan::tight(seed, Crashes::KillWithoutArena)
+    });
 }
 
 #[cfg(feature = "canary")]
@@ -165,10 +207,26 @@ fn canary_an_arena_that_is_lost_is_noticed() {
 fn canary_steps_in_the_wrong_order_are_noticed() {
     use stratablk_layers::canary::Canary;
     let cases = [
-        ("the map was written before the data", Canary::MapBeforeData, Crashes::Power),
-        ("frames were clean before their records", Canary::CleanBeforeCommit, Crashes::Kill),
-        ("zeroes went without their record", Canary::ZeroesWithoutRecord, Crashes::Kill),
-        ("frames were dropped before the zeroes' record", Canary::TrimBeforeRecord, Crashes::Kill),
+        (
+            "the map was written before the data",
+            Canary::MapBeforeData,
+            Crashes::Power,
+        ),
+        (
+            "frames were clean before their records",
+            Canary::CleanBeforeCommit,
+            Crashes::Kill,
+        ),
+        (
+            "zeroes went without their record",
+            Canary::ZeroesWithoutRecord,
+            Crashes::Kill,
+        ),
+        (
+            "frames were dropped before the zeroes' record",
+            Canary::TrimBeforeRecord,
+            Crashes::Kill,
+        ),
     ];
     for (what, canary, crashes) in cases {
         rings(what, 20_000, |seed| Plan {

@@ -185,7 +185,12 @@ impl Disk {
             Promise::Flushed => &self.flushed,
             Promise::Acknowledged => &self.acknowledged,
         };
-        self.check_values("the disk", (0..).zip(found.iter().copied()), marks, Instant::MAX)
+        self.check_values(
+            "the disk",
+            (0..).zip(found.iter().copied()),
+            marks,
+            Instant::MAX,
+        )
     }
 
     /// What is wrong with sectors that were read by a request that was issued with these marks, if anything.
@@ -218,10 +223,18 @@ impl Disk {
         for (sector, value) in found {
             let (history, mark) = (&self.history[sector as usize], marks.0[sector as usize]);
             let may_be = |entry: &&Entry| entry.issued < end && entry.ended >= mark;
-            if history.iter().filter(may_be).any(|entry| entry.value == value) {
+            if history
+                .iter()
+                .filter(may_be)
+                .any(|entry| entry.value == value)
+            {
                 continue;
             }
-            let allowed: Vec<Value> = history.iter().filter(may_be).map(|entry| entry.value).collect();
+            let allowed: Vec<Value> = history
+                .iter()
+                .filter(may_be)
+                .map(|entry| entry.value)
+                .collect();
             let hint = if history.iter().any(|entry| entry.value == value) {
                 "it was written there, but before or after"
             } else {
@@ -284,30 +297,44 @@ fn the_oracle_tells_good_from_bad() {
     let seven = disk.issue([(0, Value::Stamp(7))].into_iter());
     let check = |disk: &Disk, value, promise| disk.check(&[value, Value::Zero], promise).is_none();
     assert!(check(&disk, Value::Zero, Acknowledged));
-    assert!(check(&disk, Value::Stamp(7), Flushed), "a write under way may be there");
+    assert!(
+        check(&disk, Value::Stamp(7), Flushed),
+        "a write under way may be there"
+    );
     assert!(!check(&disk, Value::Stamp(8), Flushed));
     disk.end(seven, 0..1, true, false);
     let marks = disk.marks();
     assert!(check(&disk, Value::Zero, Flushed), "not flushed yet");
-    assert!(!check(&disk, Value::Zero, Acknowledged), "an acknowledged write was lost by a kill");
+    assert!(
+        !check(&disk, Value::Zero, Acknowledged),
+        "an acknowledged write was lost by a kill"
+    );
     disk.flushed(&marks);
     assert!(!check(&disk, Value::Zero, Flushed), "flushed data was lost");
     disk.begin_snapshot("s", 1);
     disk.instant_passed("s");
     let nine = disk.issue([(0, Value::Stamp(9))].into_iter());
     let found = [Value::Stamp(9), Value::Zero];
-    assert!(disk.check_snapshot("s", &found, Flushed).is_some(), "it came later");
+    assert!(
+        disk.check_snapshot("s", &found, Flushed).is_some(),
+        "it came later"
+    );
     // Two that overlap may have come in either order, whichever is acknowledged first; a third one not.
     let ten = disk.issue([(0, Value::Stamp(10))].into_iter());
     disk.end(ten, 0..1, true, false);
     disk.end(nine, 0..1, true, false);
     let before = disk.marks();
-    assert!(check(&disk, Value::Stamp(9), Acknowledged) && check(&disk, Value::Stamp(10), Acknowledged));
+    assert!(
+        check(&disk, Value::Stamp(9), Acknowledged) && check(&disk, Value::Stamp(10), Acknowledged)
+    );
     assert!(!check(&disk, Value::Stamp(7), Acknowledged));
     let eleven = disk.issue([(0, Value::Zero)].into_iter());
     disk.end(eleven, 0..1, true, true);
     assert!(!check(&disk, Value::Stamp(9), Flushed) && check(&disk, Value::Zero, Flushed));
-    assert!(disk.check_read(0, &[Value::Stamp(9)], &before).is_none(), "it was issued earlier");
+    assert!(
+        disk.check_read(0, &[Value::Stamp(9)], &before).is_none(),
+        "it was issued earlier"
+    );
     let mut torn = stamp(1, 0, 7);
     torn[256..].copy_from_slice(&stamp(1, 0, 9)[256..]);
     assert!(unstamp(1, 0, &torn).is_err());

@@ -46,7 +46,8 @@ impl Verdict {
     fn add(&mut self, other: Self, when: &str) {
         self.images += other.images;
         let problems = other.problems.into_iter();
-        self.problems.extend(problems.map(|problem| format!("{when}: {problem}")));
+        self.problems
+            .extend(problems.map(|problem| format!("{when}: {problem}")));
     }
 }
 
@@ -119,7 +120,9 @@ fn open(
     let files: Arc<dyn Media> = Arc::new(found.media);
     let store = match found.arena {
         None => Store::simulated(files, catalog, found.options).map_err(problem)?,
-        Some(arena) => Store::simulated_after_kill(files, catalog, found.options, arena).map_err(problem)?,
+        Some(arena) => {
+            Store::simulated_after_kill(files, catalog, found.options, arena).map_err(problem)?
+        }
     };
     let store = Arc::new(store);
     check(&store, disks, found.promise, random, verdict)?;
@@ -308,7 +311,12 @@ fn live_again(
         Found {
             media: rest.media.kill_image(seed),
             catalog: rest.catalog.crash_image(),
-            arena: Some(store.cache_arena().copy().map_err(|error| error.to_string())?),
+            arena: Some(
+                store
+                    .cache_arena()
+                    .copy()
+                    .map_err(|error| error.to_string())?,
+            ),
             options: rest.options.clone(),
             promise: Promise::Acknowledged,
         }
@@ -354,13 +362,20 @@ fn change(
     let (operation, value, memory) = match random.below(4) {
         0 => (Operation::Discard(range), Value::Zero, Vec::new()),
         1 => (
-            Operation::WriteZeroes { range, unmap: false },
+            Operation::WriteZeroes {
+                range,
+                unmap: false,
+            },
             Value::Zero,
             Vec::new(),
         ),
         _ => {
             let bytes = sectors.clone().flat_map(|sector| stamp(number, sector, id));
-            (Operation::Write(range.start), Value::Stamp(id), bytes.collect())
+            (
+                Operation::Write(range.start),
+                Value::Stamp(id),
+                bytes.collect(),
+            )
         }
     };
     let issued = disk.issue(sectors.clone().map(|sector| (sector, value)));

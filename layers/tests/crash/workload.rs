@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 
 use stratablk_layers::PendingSnapshot;
+use stratablk_layers::cache::CacheStats;
 use stratablk_layers::canary::Canary;
 use stratablk_layers::catalog::CatalogState;
 use stratablk_layers::catalog::memory::{CommitPoint, MemoryCatalog, MemoryDisk};
-use stratablk_layers::cache::CacheStats;
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{Fault, FaultEffect, Random, SimMedia};
 use stratablk_layers::store::{Selection, Store, StoreOptions, VolumeSource};
@@ -122,10 +122,12 @@ impl Workload {
                 Disk::new(1, vec![Value::Zero; EMPTY_SECTORS as usize]),
             ),
         ]);
-        let lossy = plan
-            .faults
-            .iter()
-            .any(|fault| matches!(fault.effect, FaultEffect::LostPages | FaultEffect::ClaimSuccess));
+        let lossy = plan.faults.iter().any(|fault| {
+            matches!(
+                fault.effect,
+                FaultEffect::LostPages | FaultEffect::ClaimSuccess
+            )
+        });
         let shared = Arc::new(Mutex::new(Watch {
             disks,
             violations: Vec::new(),
@@ -320,7 +322,12 @@ impl Workload {
             let found = watch.disks.iter().find_map(|(name, disk)| {
                 let mut snapshots = disk.snapshots.iter();
                 let snapshot = snapshots.find(|(_, snapshot)| snapshot.acknowledged)?;
-                Some((name.clone(), snapshot.0.clone(), disk.number, disk.sectors()))
+                Some((
+                    name.clone(),
+                    snapshot.0.clone(),
+                    disk.number,
+                    disk.sectors(),
+                ))
             });
             let Some(found) = found else {
                 return;
@@ -343,7 +350,9 @@ impl Workload {
         let found = queue.read_all(number, sectors);
         let mut watch = self.shared.lock().unwrap();
         let problem = match &found {
-            Ok(found) => watch.disks[&volume].check_snapshot(&snapshot, found, Promise::Acknowledged),
+            Ok(found) => {
+                watch.disks[&volume].check_snapshot(&snapshot, found, Promise::Acknowledged)
+            }
             Err(problem) => Some(problem.clone()),
         };
         let lossy = watch.lossy;
