@@ -471,7 +471,8 @@ impl QueueContext {
             self.eras.end(era, changes);
         }
         match (error, zeroed) {
-            (None, _) if stable => self.flush(index),
+            (None, Some(zeroed)) if stable => self.flush_zeroes(index, zeroed),
+            (None, None) if stable => self.flush(index),
             (None, Some(zeroed)) => self.record_zeroes(index, zeroed),
             _ => self.complete(index, error.map_or(Ok(()), Err)),
         }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::canary::{self, Canary};
 use crate::file::{IoOp, Segment};
 use crate::flush::ZeroedRange;
 use crate::layer::LayerMap;
@@ -106,7 +107,7 @@ impl QueueContext {
     }
 
     /// Makes whole clusters zero in the map, but for those that no layer says anything about or that a sealed layer says are
-    /// zero, and takes them out of the cache. The masks of unsealed layers are not believed here: see `resolve`.
+    /// zero. The masks of unsealed layers are not believed here: see `resolve`.
     pub(super) fn publish_zero(
         &mut self,
         request: usize,
@@ -134,10 +135,12 @@ impl QueueContext {
                 continue;
             }
             zeroed = true;
-            // First the map, then the frames: a write that comes in between has both as it wants them, since it changes
-            // the map under its frame's lock, and the trim asks the map under the same lock.
+            // Nothing reads from a frame what the map does not say is there. Frames are trimmed once this is recorded: see
+            // `flush::trim_zeroed`.
             let changed = map.zero_and(run.first, run.count, |first, count| {
-                self.cache.trim(active.number, first, count, |cluster| map.get(cluster).data);
+                if canary::is_set(Canary::TrimBeforeRecord) {
+                    self.cache.trim(active.number, first, count, |cluster| map.get(cluster).data);
+                }
             });
             table.refresh(active.slot, map, run.first, run.count, changed);
         }
