@@ -264,14 +264,13 @@ impl<'a> Sets<'a> {
         Read::Busy
     }
 
-    /// Whether the frame of a key has these sectors now.
-    pub fn holds(&self, key: FrameKey, wanted: SectorMask) -> bool {
-        let Some((_, set)) = self.place(key) else {
-            return false;
-        };
-        Self::find(set, key)
-            .and_then(|way| Self::look(set, way, key))
-            .is_some_and(|state| state.valid().contains(wanted))
+    /// Which sectors the frame of a key has now.
+    pub fn valid(&self, key: FrameKey) -> SectorMask {
+        let state = self.place(key).and_then(|(_, set)| {
+            let way = Self::find(set, key)?;
+            Self::look(set, way, key)
+        });
+        state.map_or(SectorMask::NONE, State::valid)
     }
 
     /// Copies sectors into the frame of a key, which is made if need be. `publish` runs under the frame's lock, after
@@ -438,8 +437,8 @@ impl<'a> Sets<'a> {
         Claim::Refused
     }
 
-    /// Ends a fill: `copy` puts those of the sectors into the frame that nobody has written meanwhile. Returns whether they
-    /// were kept.
+    /// Ends a fill: `copy` runs under the frame's lock, puts those of the sectors into it that it does not have, which are
+    /// named, and may take the others from there, which are newer than the file. Returns whether they were kept.
     pub fn insert(
         &self,
         ticket: Ticket,

@@ -35,6 +35,17 @@ pub fn span(from: Sector, end: Sector) -> Span {
     }
 }
 
+/// The first sectors of a span of which a frame holds all or none.
+fn alike(span: Span, valid: SectorMask) -> Span {
+    let held = |sector: u32| valid.contains(SectorMask::span(sector, 1));
+    let end = span.first + span.count;
+    let change = (span.first..end).find(|sector| held(*sector) != held(span.first));
+    Span {
+        first: span.first,
+        count: change.unwrap_or(end) - span.first,
+    }
+}
+
 /// A read that is being carried out.
 #[derive(Clone, Copy)]
 struct Reading {
@@ -167,12 +178,24 @@ impl QueueContext {
         // The start of a run of sectors to be read past the cache, and the guest's memory for it.
         let mut past: Option<(Sector, Slicer<'_>)> = None;
         while at < end {
-            let span = span(at, end);
+            let mut span = span(at, end);
             let key = FrameKey::new(number, at.cluster());
             let before = *guest;
             #[expect(unsafe_code, reason = "writes to guest memory")]
             // SAFETY: `submit` was promised that the segments are valid until the request ends.
-            let read = unsafe { self.cache.read(key, span, guest, &mut self.tally) };
+            let mut read = unsafe { self.cache.read(key, span, guest, &mut self.tally) };
+            if read == Read::Miss && !chain.was_sealed(slot) {
+                // Some of them may be in a dirty frame, and older in the file.
+                let valid = self.cache.sets().valid(key);
+                let alike = alike(span, valid);
+                if alike.count < span.count {
+                    span = alike;
+                    #[expect(unsafe_code, reason = "writes to guest memory")]
+                    // SAFETY: as above.
+                    let again = unsafe { self.cache.read(key, span, guest, &mut self.tally) };
+                    read = again;
+                }
+            }
             let miss = match read {
                 Read::Hit => false,
                 Read::Busy => {
@@ -203,7 +226,7 @@ impl QueueContext {
         self.read_past(reading.request, file, past.take(), end);
     }
 
-    /// Whether a layer that takes writes still holds sectors that were not found in the cache. If it does, its file has
+    /// Whether a layer that takes writes still holds sectors none of which was found in the cache. If it does, its file has
     /// them: only a write-zeroes takes them from there, and only a write brings them back, in a frame.
     fn still_in_file(
         &self,
@@ -214,7 +237,7 @@ impl QueueContext {
     ) -> bool {
         let layer = chain.layer(slot);
         let held = layer.is_some_and(|layer| layer.cluster(key.cluster()).0.contains(span.mask()));
-        held && !self.cache.sets().holds(key, span.mask())
+        held && self.cache.sets().valid(key).0 & span.mask().0 == 0
     }
 
     /// Resolves a part anew because its cluster has changed.
@@ -343,17 +366,26 @@ impl QueueContext {
         let Some(mut fill) = self.fills.remove(fill) else {
             return;
         };
-        let result = match (result, self.pages.get(fill.page)) {
+        let result = match (result, self.pages.get_mut(fill.page)) {
             (Ok(()), Some(page)) => {
-                let from = page.0.as_ptr().wrapping_add(fill.wanted.offset());
-                #[expect(unsafe_code, reason = "writes to guest memory")]
-                // SAFETY: `submit` was promised that the segments are valid until the request ends; what the guest wants
-                // lies inside the page, which nobody writes to any more.
-                unsafe {
-                    Slicer::new(&fill.pieces).put(from, fill.wanted.bytes());
-                }
+                let first = fill.ticket.key().cluster().first_sector();
                 let kept = self.cache.insert(fill.ticket, fill.read, page);
-                self.tally.fills += u64::from(kept);
+                if kept {
+                    self.tally.fills += 1;
+                    let from = page.0.as_ptr().wrapping_add(fill.wanted.offset());
+                    #[expect(unsafe_code, reason = "writes to guest memory")]
+                    // SAFETY: `submit` was promised that the segments are valid until the request ends; what the guest wants
+                    // lies inside the page, which nobody writes to any more.
+                    unsafe {
+                        Slicer::new(&fill.pieces).put(from, fill.wanted.bytes());
+                    }
+                } else {
+                    let range = SectorRange {
+                        start: Sector(first.0 + u64::from(fill.wanted.first)),
+                        count: u64::from(fill.wanted.count),
+                    };
+                    self.read_range(request, range, Slicer::new(&fill.pieces));
+                }
                 Ok(())
             }
             (Err(error), _) => {
