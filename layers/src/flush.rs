@@ -473,6 +473,24 @@ pub fn journal_zeroes(ranges: &[ZeroedRange]) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Takes the sectors out of dirty frames that these ranges have zeroed, once their records are written, and before anybody is
+/// told. For who leads, with nothing collected that is neither clean nor marked again.
+///
+/// Not earlier: until the records are there the frames are all that is left of writes that were acknowledged. Not later:
+/// who takes the arena over would bring back what was zeroed. Frames that are clean may keep what nobody asks for.
+pub fn trim_zeroed<'a>(cache: &Cache, ranges: impl Iterator<Item = &'a ZeroedRange>) {
+    for zeroed in ranges {
+        let map = zeroed.layer.map();
+        // Of a layer that was sealed since all frames are clean.
+        if let LayerMap::Active(map) = &**map {
+            for (first, count) in map.zeroed_dirty(zeroed.first, zeroed.count) {
+                let number = zeroed.layer.number();
+                cache.trim(number, first, count, |cluster| map.get(cluster).data);
+            }
+        }
+    }
+}
+
 /// Whole clusters that a request has zeroed in a layer.
 #[derive(Clone, Debug)]
 pub struct ZeroedRange {

@@ -17,8 +17,10 @@ pub struct Waiter {
     pub mailbox: Arc<Mailbox>,
     /// Its number there.
     pub request: usize,
-    /// What is to be recorded, where nothing else is asked for; `None` for a flush.
+    /// What it has zeroed, to be recorded and then taken out of the cache.
     pub zeroed: Option<ZeroedRange>,
+    /// Whether a flush is asked for, and not only that.
+    pub flush: bool,
 }
 
 /// What can be handed over.

@@ -276,14 +276,13 @@ impl<'a> Sets<'a> {
         Read::Busy
     }
 
-    /// The sectors that the frame of a key has now; those that a write is bringing do not count.
-    pub fn held(&self, key: FrameKey) -> SectorMask {
-        let Some((_, set)) = self.place(key) else {
-            return SectorMask::NONE;
-        };
-        Self::find(set, key)
-            .and_then(|way| Self::look(set, way, key))
-            .map_or(SectorMask::NONE, State::valid)
+    /// Which sectors the frame of a key has now.
+    pub fn valid(&self, key: FrameKey) -> SectorMask {
+        let state = self.place(key).and_then(|(_, set)| {
+            let way = Self::find(set, key)?;
+            Self::look(set, way, key)
+        });
+        state.map_or(SectorMask::NONE, State::valid)
     }
 
     /// Copies sectors into the frame of a key, which is made if need be. `publish` runs under the frame's lock, after
@@ -458,8 +457,8 @@ impl<'a> Sets<'a> {
         Claim::Refused
     }
 
-    /// Ends a fill: `copy` puts those of the sectors into the frame that nobody has written meanwhile. Returns whether they
-    /// were kept.
+    /// Ends a fill: `copy` runs under the frame's lock, puts those of the sectors into it that it does not have, which are
+    /// named, and may take the others from there, which are newer than the file. Returns whether they were kept.
     pub fn insert(
         &self,
         ticket: Ticket,

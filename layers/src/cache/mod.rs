@@ -429,8 +429,9 @@ impl Cache {
         self.sets().claim(key, span.mask(), tally)
     }
 
-    /// Ends a fill with what was read. Returns whether it was kept.
-    pub fn insert(&self, ticket: Ticket, span: Span, page: &Page) -> bool {
+    /// Ends a fill with what was read. If it was kept, the page has then what the frame has: what was read may be older than
+    /// what the frame had. If not, the page is out of date.
+    pub fn insert(&self, ticket: Ticket, span: Span, page: &mut Page) -> bool {
         self.sets().insert(ticket, span.mask(), |index, missing| {
             let frame = self.arena.frame(index.set, index.way);
             for run in runs(missing) {
@@ -440,6 +441,17 @@ impl Cache {
                     copy::copy(
                         frame.wrapping_add(run.offset()),
                         page.0.as_ptr().wrapping_add(run.offset()),
+                        run.bytes(),
+                    );
+                }
+            }
+            for run in runs(SectorMask(span.mask().0 & !missing.0)) {
+                #[expect(unsafe_code, reason = "reads a frame")]
+                // SAFETY: as above.
+                unsafe {
+                    copy::copy(
+                        page.0.as_mut_ptr().wrapping_add(run.offset()),
+                        frame.wrapping_add(run.offset()),
                         run.bytes(),
                     );
                 }

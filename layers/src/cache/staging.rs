@@ -47,8 +47,8 @@ impl Pages {
     }
 
     /// A page.
-    pub fn get(&self, page: usize) -> Option<&Page> {
-        self.pages.get(page).map(|page| &**page)
+    pub fn get_mut(&mut self, page: usize) -> Option<&mut Page> {
+        self.pages.get_mut(page).map(|page| &mut **page)
     }
 
     /// Its address, for a transfer.

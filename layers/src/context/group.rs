@@ -99,7 +99,12 @@ enum Phase {
 impl QueueContext {
     /// Asks for a flush on behalf of a request.
     pub(super) fn flush(&mut self, request: usize) {
-        self.join(request, None);
+        self.join(request, None, true);
+    }
+
+    /// The same for a request that has zeroed something.
+    pub(super) fn flush_zeroes(&mut self, request: usize, zeroed: ZeroedRange) {
+        self.join(request, Some(zeroed), true);
     }
 
     /// Asks for the record of a zeroed range on behalf of the request that zeroed it: it is acknowledged only when it would
@@ -108,15 +113,16 @@ impl QueueContext {
         if canary::is_set(Canary::ZeroesWithoutRecord) {
             return self.complete(request, Ok(()));
         }
-        self.join(request, Some(zeroed));
+        self.join(request, Some(zeroed), false);
     }
 
     /// Asks for a flush or a record.
-    fn join(&mut self, request: usize, zeroed: Option<ZeroedRange>) {
+    fn join(&mut self, request: usize, zeroed: Option<ZeroedRange>, flush: bool) {
         let waiter = Waiter {
             mailbox: Arc::clone(&self.mailbox),
             request,
             zeroed,
+            flush,
         };
         if let Some(group) = self.volume.flushes().join(waiter) {
             self.next_group = Some(group);
@@ -125,9 +131,6 @@ impl QueueContext {
 
     /// The flush that a request waited for has ended.
     pub(super) fn flush_done(&mut self, request: usize, result: Result<(), RequestError>) {
-        if result.is_ok() {
-            self.trim_zeroed(request);
-        }
         self.complete(request, result);
     }
 
@@ -357,6 +360,10 @@ impl QueueContext {
         } else {
             result
         };
+        if result.is_ok() {
+            let zeroed = waiters.iter().filter_map(|waiter| waiter.zeroed.as_ref());
+            flush::trim_zeroed(&self.cache, zeroed);
+        }
         if let Some(next) = self.volume.flushes().finish() {
             if flush::has_own(&next, &self.mailbox) {
                 self.next_group = Some(next);
@@ -382,7 +389,8 @@ impl QueueContext {
 
 /// The ranges of a group that wants nothing but records of zeroes.
 fn only_zeroes(waiters: &[Waiter]) -> Option<Vec<ZeroedRange>> {
-    waiters.iter().map(|waiter| waiter.zeroed.clone()).collect()
+    let records = |waiter: &Waiter| waiter.zeroed.clone().filter(|_| !waiter.flush);
+    waiters.iter().map(records).collect()
 }
 
 /// The first step of a group.

@@ -540,12 +540,13 @@ impl QueueContext {
         }
         let stable = request.changes && request.durability == Durability::OnCompletion;
         let (era, changes, error) = (request.era.take(), request.changes, request.error);
-        let zeroed = request.zeroed.as_ref().map(|zeroed| zeroed.range.clone());
+        let zeroed = request.zeroed.take();
         if let Some(era) = era {
             self.eras.end(era, changes);
         }
         match (error, zeroed) {
-            (None, _) if stable => self.flush(index),
+            (None, Some(zeroed)) if stable => self.flush_zeroes(index, zeroed),
+            (None, None) if stable => self.flush(index),
             (None, Some(zeroed)) => self.record_zeroes(index, zeroed),
             _ => self.complete(index, error.map_or(Ok(()), Err)),
         }

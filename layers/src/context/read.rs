@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::cache::Span;
-use crate::cache::access::{Claim, Read, Tally};
+use crate::cache::access::{Claim, Read};
 use crate::cache::set::FrameKey;
 use crate::chain::Chain;
 use crate::file::{FileToken, IoOp, Segment};
@@ -35,17 +35,14 @@ pub fn span(from: Sector, end: Sector) -> Span {
     }
 }
 
-/// The start of a span whose sectors are all among `held`, or none of them.
-fn alike(span: Span, held: SectorMask) -> Span {
-    let bits = u32::from(held.0) >> span.first;
-    let run = if bits & 1 == 1 {
-        bits.trailing_ones()
-    } else {
-        bits.trailing_zeros()
-    };
+/// The first sectors of a span of which a frame holds all or none.
+fn alike(span: Span, valid: SectorMask) -> Span {
+    let held = |sector: u32| valid.contains(SectorMask::span(sector, 1));
+    let end = span.first + span.count;
+    let change = (span.first..end).find(|sector| held(*sector) != held(span.first));
     Span {
         first: span.first,
-        count: span.count.min(run),
+        count: change.unwrap_or(end) - span.first,
     }
 }
 
@@ -177,16 +174,22 @@ impl QueueContext {
         // The start of a run of sectors to be read past the cache, and the guest's memory for it.
         let mut past: Option<(Sector, Slicer<'_>)> = None;
         while at < end {
+            let mut span = span(at, end);
             let key = FrameKey::new(number, at.cluster());
             let before = *guest;
-            let mut span = span(at, end);
-            let mut read = self.read_frame(key, span, guest);
-            if read == Read::Miss {
-                // A frame may have some of the sectors, and newer ones than the file: those are read from it.
-                let held = self.cache.sets().held(key);
-                span = alike(span, held);
-                if held.contains(span.mask()) {
-                    read = self.read_frame(key, span, guest);
+            #[expect(unsafe_code, reason = "writes to guest memory")]
+            // SAFETY: `submit` was promised that the segments are valid until the request ends.
+            let mut read = unsafe { self.cache.read(key, span, guest, &mut self.tally) };
+            if read == Read::Miss && !chain.was_sealed(slot) {
+                // Some of them may be in a dirty frame, and older in the file.
+                let valid = self.cache.sets().valid(key);
+                let alike = alike(span, valid);
+                if alike.count < span.count {
+                    span = alike;
+                    #[expect(unsafe_code, reason = "writes to guest memory")]
+                    // SAFETY: as above.
+                    let again = unsafe { self.cache.read(key, span, guest, &mut self.tally) };
+                    read = again;
                 }
             }
             let miss = match read {
@@ -205,7 +208,7 @@ impl QueueContext {
                 }
             };
             if miss {
-                if self.is_in_file(chain, slot, key, span) {
+                if chain.was_sealed(slot) || self.still_in_file(chain, slot, key, span) {
                     past.get_or_insert((at, before));
                 } else {
                     self.look_again(reading, at, span, before);
@@ -219,22 +222,18 @@ impl QueueContext {
         self.read_past(reading.request, file, past.take(), end);
     }
 
-    /// Copies sectors from a frame to the guest.
-    fn read_frame(&mut self, key: FrameKey, span: Span, guest: &mut Slicer<'_>) -> Read {
-        #[expect(unsafe_code, reason = "writes to guest memory")]
-        // SAFETY: `submit` was promised that the segments are valid until the request ends.
-        unsafe {
-            self.cache.read(key, span, guest, &mut self.tally)
-        }
-    }
-
-    /// Whether the file of a layer has the newest of these sectors, none of which was found in the cache. It does if the
-    /// layer still holds them: only a write-zeroes takes them from there, and only a write brings newer ones, in a frame.
-    fn is_in_file(&self, chain: &Arc<Chain>, slot: LayerSlot, key: FrameKey, span: Span) -> bool {
+    /// Whether a layer that takes writes still holds sectors none of which was found in the cache. If it does, its file has
+    /// them: only a write-zeroes takes them from there, and only a write brings them back, in a frame.
+    fn still_in_file(
+        &self,
+        chain: &Arc<Chain>,
+        slot: LayerSlot,
+        key: FrameKey,
+        span: Span,
+    ) -> bool {
         let layer = chain.layer(slot);
-        let holds = chain.was_sealed(slot)
-            || layer.is_some_and(|layer| layer.cluster(key.cluster()).0.contains(span.mask()));
-        holds && self.cache.sets().held(key).0 & span.mask().0 == 0
+        let held = layer.is_some_and(|layer| layer.cluster(key.cluster()).0.contains(span.mask()));
+        held && self.cache.sets().valid(key).0 & span.mask().0 == 0
     }
 
     /// Resolves a part anew because its cluster has changed.
@@ -363,27 +362,25 @@ impl QueueContext {
         let Some(mut fill) = self.fills.remove(fill) else {
             return;
         };
-        let result = match (result, self.pages.get(fill.page)) {
+        let result = match (result, self.pages.get_mut(fill.page)) {
             (Ok(()), Some(page)) => {
-                let key = fill.ticket.key();
+                let first = fill.ticket.key().cluster().first_sector();
                 let kept = self.cache.insert(fill.ticket, fill.read, page);
-                self.tally.fills += u64::from(kept);
-                // From the frame, where a write may have come meanwhile; from the page, if it is gone already.
-                let mut guest = Slicer::new(&fill.pieces);
-                let from = page.0.as_ptr().wrapping_add(fill.wanted.offset());
-                let mut uncounted = Tally::default();
-                #[expect(unsafe_code, reason = "writes to guest memory")]
-                // SAFETY: `submit` was promised that the segments are valid until the request ends.
-                let read = unsafe {
-                    self.cache
-                        .read(key, fill.wanted, &mut guest, &mut uncounted)
-                };
-                if read != Read::Hit {
+                if kept {
+                    self.tally.fills += 1;
+                    let from = page.0.as_ptr().wrapping_add(fill.wanted.offset());
                     #[expect(unsafe_code, reason = "writes to guest memory")]
-                    // SAFETY: as above; what the guest wants lies inside the page, which nobody writes to any more.
+                    // SAFETY: `submit` was promised that the segments are valid until the request ends; what the guest wants
+                    // lies inside the page, which nobody writes to any more.
                     unsafe {
-                        guest.put(from, fill.wanted.bytes());
+                        Slicer::new(&fill.pieces).put(from, fill.wanted.bytes());
                     }
+                } else {
+                    let range = SectorRange {
+                        start: Sector(first.0 + u64::from(fill.wanted.first)),
+                        count: u64::from(fill.wanted.count),
+                    };
+                    self.read_range(request, range, Slicer::new(&fill.pieces));
                 }
                 Ok(())
             }

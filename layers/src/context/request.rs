@@ -31,7 +31,7 @@ pub struct Request {
     /// The chain it reads from, where that is not its era's.
     pub chain: Option<Arc<Chain>>,
     /// Clusters that it has zeroed, to be recorded, and taken out of the cache, before it ends.
-    pub zeroed: Option<Zeroed>,
+    pub zeroed: Option<ZeroedRange>,
 }
 
 impl Request {
@@ -88,15 +88,6 @@ impl Step {
             Self::Group => None,
         }
     }
-}
-
-/// What a request has zeroed.
-#[derive(Debug)]
-pub struct Zeroed {
-    /// The clusters, and of which layer.
-    pub range: ZeroedRange,
-    /// The runs of clusters among them that held data until then, which may still lie in frames.
-    pub held: Vec<(Cluster, u64)>,
 }
 
 /// A read or write of a batch whose turn has not come: see `QueueContext::carry_out_batch`.

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::canary::{self, Canary};
 use crate::file::{IoOp, Segment};
 use crate::flush::ZeroedRange;
 use crate::layer::LayerMap;
@@ -17,7 +18,7 @@ use crate::units::{
 use crate::volume::RequestError;
 
 use super::QueueContext;
-use super::request::{Step, Zeroed};
+use super::request::Step;
 
 /// A cluster of zeroes to write from.
 static ZEROES: [u8; 4096] = [0; 4096];
@@ -106,7 +107,7 @@ impl QueueContext {
     }
 
     /// Makes whole clusters zero in the map, but for those that no layer says anything about or that a sealed layer says are
-    /// zero, and takes them out of the cache. The masks of unsealed layers are not believed here: see `resolve`.
+    /// zero. The masks of unsealed layers are not believed here: see `resolve`.
     pub(super) fn publish_zero(
         &mut self,
         request: usize,
@@ -126,7 +127,6 @@ impl QueueContext {
         let chain = self.eras.chain();
         let table = self.volume.table();
         let mut zeroed = false;
-        let mut held = Vec::new();
         for run in table.runs(first, count) {
             let word = run.resolve;
             let reads_zero = word.slot == LayerSlot::NONE
@@ -135,43 +135,25 @@ impl QueueContext {
                 continue;
             }
             zeroed = true;
+            // Nothing reads from a frame what the map does not say is there. Frames are trimmed once this is recorded: see
+            // `flush::trim_zeroed`.
             let changed = map.zero_and(run.first, run.count, |first, count| {
-                held.push((first, count));
+                if canary::is_set(Canary::TrimBeforeRecord) {
+                    self.cache
+                        .trim(active.number, first, count, |cluster| map.get(cluster).data);
+                }
             });
             table.refresh(active.slot, map, run.first, run.count, changed);
         }
         let layer = Arc::clone(&active.layer);
         if zeroed && let Some(request) = self.requests.get_mut(request) {
-            let range = ZeroedRange {
+            request.zeroed = Some(ZeroedRange {
                 layer,
                 first,
                 count,
-            };
-            request.zeroed = Some(Zeroed { range, held });
+            });
         }
         Ok(())
-    }
-
-    /// Takes the clusters that a request has zeroed out of the cache.
-    ///
-    /// Not before their record is in the journal: until then a process that takes over would know nothing of the zeroes, and
-    /// the frames may hold what was acknowledged before. And before the request is acknowledged: from then on
-    /// nobody may find the old data. A write that comes in between keeps its sectors: it changes the map under its frame's
-    /// lock, and the trim asks the map under the same lock.
-    pub(super) fn trim_zeroed(&mut self, request: usize) {
-        let zeroed = self.requests.get_mut(request);
-        let Some(zeroed) = zeroed.and_then(|request| request.zeroed.take()) else {
-            return;
-        };
-        let layer = &zeroed.range.layer;
-        let map = layer.map_full();
-        for (first, count) in zeroed.held {
-            self.cache
-                .trim(layer.number(), first, count, |cluster| match &*map {
-                    LayerMap::Active(map) => map.get(cluster).data,
-                    LayerMap::Sealed(set) => set.cluster(cluster).0,
-                });
-        }
     }
 
     /// Whether the active layer's file holds data of any of these clusters. Its own map is asked: the masks in the resolve

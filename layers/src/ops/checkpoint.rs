@@ -1,11 +1,10 @@
 //! A new checkpoint for an active layer whose journal has grown long.
 //!
-//! DURABILITY: everything that the checkpoint says is durable before it takes the name of the map: the map is read first, the
-//! data synced second, the checkpoint written third. Flushes wait meanwhile; reads and writes do not.
+//! DURABILITY: the checkpoint says what the map's file said before, and nothing else. The map in memory would not do: it speaks
+//! of data that is in no file yet. Flushes wait meanwhile; reads and writes do not.
 
 use crate::error::Result;
-use crate::layer::LayerMap;
-use crate::mapfile::{MapFile, data_path};
+use crate::mapfile::MapFile;
 use crate::store::Store;
 use crate::volume::Volume;
 
@@ -34,18 +33,10 @@ impl Store {
     /// Writes the checkpoint; the caller leads the flushes, so that nobody appends to the journal.
     fn checkpoint_active(&self, volume: &Volume) -> Result<()> {
         let chain = volume.newest_chain();
-        let Some(layer) = chain.active() else {
+        let Some(layer) = chain.active().filter(|layer| !layer.is_sealed()) else {
             return Ok(());
         };
-        let set = match &**layer.map() {
-            LayerMap::Active(map) => map.to_set(),
-            LayerMap::Sealed(_) => return Ok(()),
-        };
-        let path = data_path(layer.id());
-        if let Err(error) = layer.sync_data().map_err(self.io("sync", &path)) {
-            volume.fail(&format!("a checkpoint failed: {error}"));
-            return Err(error);
-        }
+        let set = MapFile::read(&self.media, layer.id())?.set;
         let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
         match MapFile::succeed(&self.media, layer.header(), incarnation, &set) {
             Ok(file) => {

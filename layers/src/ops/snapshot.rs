@@ -113,8 +113,11 @@ impl Store {
     /// latched.
     fn sync_member(&self, member: &mut Member) {
         // Nobody writes to these layers any more: what is written back now is all there is.
-        let works = crate::flush::look(member.layers.iter(), usize::MAX);
-        match member.volume.carry_out(&works, true) {
+        let written = member.volume.check_failure().and_then(|()| {
+            let works = crate::flush::look(member.layers.iter(), usize::MAX);
+            member.volume.carry_out(&works, true)
+        });
+        match written {
             Ok(()) => {}
             // Nothing is lost: the layers stay unsealed, and the snapshot is taken back.
             Err(error @ Error::Io { .. }) => member.full_disk = Some(error),
