@@ -10,6 +10,8 @@ use stratablk_layers::cache::{CACHE_BYTES_MIN, CacheOptions, FRAME_BYTES};
 use super::{Failure, size};
 use crate::control::types::ErrorKind;
 
+/// The largest cache; few hosts have so much memory, and addresses for more are hard to come by.
+const CACHE_BYTES_MAX: u64 = 64 << 40;
 /// The longest dirty age: a day.
 const DIRTY_AGE_MAX_S: f64 = 86_400.0;
 /// `f_type` of tmpfs.
@@ -105,7 +107,15 @@ fn at_least(min: u64, text: &str) -> Result<u64, String> {
 
 /// The size of a cache.
 fn cache_size(text: &str) -> Result<u64, String> {
-    at_least(CACHE_BYTES_MIN, text)
+    let bytes = at_least(CACHE_BYTES_MIN, text)?;
+    if bytes > CACHE_BYTES_MAX {
+        let max = CACHE_BYTES_MAX >> 40;
+        return Err(format!(
+            "{} is too much; give at most {max}T",
+            size::show(bytes)
+        ));
+    }
+    Ok(bytes)
 }
 
 /// A bound on dirty data.
