@@ -2,7 +2,7 @@
 //!
 //! Stopping takes at most [`STOP_TIMEOUT`]: no new commands, those under way end, attachments drain, everything is
 //! flushed. What does not end in time is cut off and reported; nothing acknowledged is lost by that, since all of it is
-//! in the files already.
+//! in the files or in the cache, which the next daemon of this boot takes over.
 
 use std::fs;
 use std::io::{self, Write};
@@ -242,14 +242,14 @@ impl Daemon {
         let control = config.control.unwrap_or_else(|| dir.join("control.sock"));
         let commands = Commands::new(store, dir, workers);
         commands.log_notes();
-        if let Some(disk) = &disk {
-            create_disk(&commands, disk)?;
+        let begun = begin(&commands, &control, config.control_group.as_deref(), disk);
+        if begun.is_err()
+            && let Err(error) = commands.close()
+        {
+            // The cache's memory stays for the next daemon then.
+            tracing::error!("{error}");
         }
-        let (control, listener) = ControlSocket::bind(&control, config.control_group.as_deref())?;
-        commands.attach_remembered(disk.as_ref().map(|_| DISK_VOLUME));
-        if let Some(disk) = disk {
-            serve_disk(&commands, disk)?;
-        }
+        let (control, listener) = begun?;
         if let Some(fresh) = &mut fresh {
             fresh.keep();
         }
@@ -363,6 +363,24 @@ impl Daemon {
             Err(_) => Err(DaemonError::Late(STOP_TIMEOUT)),
         }
     }
+}
+
+/// Takes the control socket and attaches what is to be attached.
+fn begin(
+    commands: &Commands,
+    control: &Path,
+    group: Option<&str>,
+    disk: Option<OneDisk>,
+) -> Result<(ControlSocket, std::os::unix::net::UnixListener), DaemonError> {
+    if let Some(disk) = &disk {
+        create_disk(commands, disk)?;
+    }
+    let control = ControlSocket::bind(control, group)?;
+    commands.attach_remembered(disk.as_ref().map(|_| DISK_VOLUME));
+    if let Some(disk) = disk {
+        serve_disk(commands, disk)?;
+    }
+    Ok(control)
 }
 
 /// The store of one-disk mode: the file's name with `.strata` added.

@@ -7,6 +7,7 @@
 mod rebuild;
 #[cfg(test)]
 mod tests;
+mod unwritten;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -28,6 +29,7 @@ use crate::mapfile::{
 use crate::units::{LayerId, SECTOR_BYTES};
 
 pub use rebuild::{Rebuilt, rebuild_catalog};
+pub use unwritten::unwritten;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

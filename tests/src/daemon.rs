@@ -350,9 +350,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Both fail harmlessly if it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        crate::process::end(&mut self.child);
     }
 }
 

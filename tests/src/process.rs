@@ -1,6 +1,7 @@
 //! What the host tells about a process from outside.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Child;
 
 /// A process under watch.
@@ -64,8 +65,41 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already; then there is nobody to kill.
-        drop(self.child.kill());
-        drop(self.child.wait());
+        end(&mut self.child);
     }
+}
+
+/// Ends a child at once, if it still runs, and removes what it would leave in shared memory for a next one: there is none.
+pub fn end(child: &mut Child) {
+    // Of a child that was waited for, the number may be another's by now.
+    let caches = match child.try_wait() {
+        Ok(None) => caches(child.id()),
+        _ => Vec::new(),
+    };
+    // It may have ended already; then there is nobody to kill.
+    drop(child.kill());
+    drop(child.wait());
+    for path in caches {
+        // It goes by itself with an orderly end, or with its folder.
+        drop(fs::remove_file(path));
+    }
+}
+
+/// The caches of daemons that a process has mapped.
+fn caches(pid: u32) -> Vec<PathBuf> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let paths = maps
+        .lines()
+        .filter_map(|line| Some(PathBuf::from(&line[line.find('/')?..])));
+    let is_cache = |path: &PathBuf| {
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        name.starts_with("stratablk-") && name.ends_with(".cache")
+    };
+    let mut paths: Vec<PathBuf> = paths.filter(is_cache).collect();
+    paths.dedup();
+    paths
 }

@@ -8,7 +8,9 @@ use clap::{Args, Parser, Subcommand};
 
 use stratablk_layers::cache::arena::place::DEFAULT_DIR;
 
+use super::cache::CacheArgs;
 use super::size;
+use super::stats::StatsArgs;
 use crate::control::types::{QUEUES_DEFAULT, QUEUES_MAX, SnapshotRef};
 
 /// Layered disks for virtual machines, over vhost-user-blk.
@@ -68,6 +70,9 @@ pub enum Command {
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         volume: Option<String>,
     },
+    /// Show what the cache and the volumes have done since the daemon started
+    #[command(after_help = "Examples:\n  stratablk stats\n  stratablk stats --watch 5")]
+    Stats(StatsArgs),
     /// Verify a store that no daemon serves, and say what is wrong with it
     #[command(after_help = "Example:\n  stratablk check --store /srv/strata")]
     Check(CheckArgs),
@@ -118,27 +123,9 @@ pub struct ServeArgs {
     /// Use plain reads and writes even where io_uring works
     #[arg(long)]
     pub no_io_uring: bool,
-    /// Memory for the cache of recently used data, shared by all volumes
-    #[arg(
-        long,
-        value_name = "SIZE",
-        env = "STRATABLK_CACHE_SIZE",
-        default_value = "256M",
-        value_parser = size::parse
-    )]
-    pub cache_size: u64,
-    /// Where the cache's memory file lies; it must be in memory, so that it outlives the daemon and not the machine
-    #[arg(long, value_name = "DIR", env = "STRATABLK_CACHE_DIR", default_value = DEFAULT_DIR)]
-    pub cache_dir: PathBuf,
-    /// Keep the cache's memory after an orderly end, for a warm start
-    #[arg(long)]
-    pub cache_keep: bool,
-    /// How much written data may wait in the cache for being written to the files [default: half of the cache]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
-    pub dirty_limit: Option<u64>,
-    /// How long written data may wait in the cache
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
-    pub dirty_age: f64,
+    /// The cache.
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Open the control socket to a group as well (name or number)
     #[arg(long, value_name = "GROUP")]
     pub control_group: Option<String>,
@@ -153,18 +140,6 @@ pub struct ServeArgs {
         default_value = "info"
     )]
     pub log: String,
-}
-
-/// A time in seconds, as people write it: `5`, `0.5`.
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| "write a number of seconds, such as 5 or 0.5".to_owned())?;
-    if (0.0..=86_400.0).contains(&seconds) {
-        Ok(seconds)
-    } else {
-        Err("write a number of seconds between 0 and 86400".to_owned())
-    }
 }
 
 /// What to do with volumes.
@@ -279,6 +254,9 @@ pub struct CheckArgs {
     /// Write a new catalog from what the layers say of themselves; the old one is kept beside it
     #[arg(long)]
     pub rebuild_catalog: bool,
+    /// Where the daemon's cache lies, to see whether one that was killed has left something in it
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
+    pub cache_dir: PathBuf,
 }
 
 /// How many virtqueues may be offered.
@@ -352,6 +330,13 @@ mod tests {
             "tree web",
             "check --store /s",
             "check --store /s --rebuild-catalog",
+            "check --store /s --cache-dir /d",
+            "serve --store /s --cache-size 64K --dirty-limit 4K --dirty-age 0",
+            "serve --store /s --cache-size 1G --dirty-limit 1G --dirty-age 86400",
+            "serve --blk-file f --socket-path s --cache-dir /d --cache-keep",
+            "stats",
+            "stats --json",
+            "stats --watch 0.5",
             "clone web@s1 web2",
             "--print-capabilities",
             "--control /c volume list",
@@ -387,6 +372,17 @@ mod tests {
             "snapshot create s1",
             "snapshot create s1 web --all",
             "check",
+            "serve --store /s --cache-size 65535",
+            "serve --store /s --cache-size lots",
+            "serve --store /s --dirty-limit 0",
+            "serve --store /s --dirty-limit 4095",
+            "serve --store /s --dirty-age -1",
+            "serve --store /s --dirty-age 86401",
+            "serve --store /s --dirty-age NaN",
+            "serve --store /s --dirty-age inf",
+            "stats web",
+            "stats --watch 0",
+            "stats --watch often",
             "frobnicate",
         ] {
             let error = parse(line)

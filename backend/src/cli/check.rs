@@ -41,9 +41,11 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     } else {
         None
     };
-    let report = check::check(dir, &media, CheckOptions::default())?;
+    let mut report = check::check(dir, &media, CheckOptions::default())?;
+    let (unwritten, finding) = check::unwritten(dir, args.cache_dir.clone())?;
+    report.findings.extend(finding);
     Ok(Outcome {
-        json: json(&report, rebuilt.as_ref()),
+        json: json(&report, unwritten, rebuilt.as_ref()),
         text: text(&report, rebuilt.as_ref()),
         sound: report.is_sound(),
     })
@@ -59,7 +61,7 @@ const fn word(severity: Severity) -> &'static str {
 }
 
 /// The outcome for programs.
-fn json(report: &Report, rebuilt: Option<&Rebuilt>) -> Value {
+fn json(report: &Report, unwritten: u64, rebuilt: Option<&Rebuilt>) -> Value {
     let finding = |f: &Finding| {
         json!({
             "severity": word(f.severity),
@@ -73,6 +75,7 @@ fn json(report: &Report, rebuilt: Option<&Rebuilt>) -> Value {
         "layers": report.layers,
         "volumes": report.volumes,
         "snapshots": report.snapshots,
+        "unwritten_clusters": unwritten,
         "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
         "rebuilt": rebuilt.map(|r| json!({
             "layers": r.layers,

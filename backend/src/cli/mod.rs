@@ -4,10 +4,12 @@
 //! `{"error": {...}}`. The exit code is 0 if it was done, 1 if it was refused or failed, 2 if it was not understood.
 
 pub mod args;
+mod cache;
 mod check;
 mod client;
 mod output;
 mod size;
+mod stats;
 mod table;
 mod tree;
 
@@ -15,13 +17,11 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use hyper::Method;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use stratablk_layers::cache::CacheOptions;
 use stratablk_layers::store::StoreOptions;
 
 use self::args::{
@@ -173,6 +173,10 @@ fn dispatch(cli: Cli) -> Result<Option<Done>, Failure> {
     match command {
         Command::Serve(args) => serve(args, cli.control, cli.json).map(|()| None),
         Command::Check(args) => check_store(&args).map(Some),
+        Command::Stats(args) => {
+            let client = Client::new(&control_path(cli.control)?);
+            stats::run(&client, &args, cli.json)
+        }
         command => {
             let client = Client::new(&control_path(cli.control)?);
             ask(&client, command).map(Some)
@@ -228,6 +232,7 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
+    let cache = args.cache.options()?;
 
     let target = match (args.store, args.blk_file) {
         (Some(dir), None) => Target::Store(dir),
@@ -255,14 +260,7 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
         store_options: StoreOptions {
             direct_io: args.direct_io,
             no_io_uring: args.no_io_uring,
-            cache: CacheOptions {
-                bytes: args.cache_size,
-                dirty_bytes: args.dirty_limit,
-                dirty_age: Duration::from_secs_f64(args.dirty_age),
-                place: Some(args.cache_dir),
-                keep: args.cache_keep,
-                huge_pages: true,
-            },
+            cache,
         },
         json,
     })
@@ -304,9 +302,9 @@ fn ask(client: &Client, command: Command) -> Result<Done, Failure> {
             };
             Ok(Done::new(json, text))
         }
-        Command::Serve(_) | Command::Check(_) => Err(Failure::of(
+        Command::Serve(_) | Command::Check(_) | Command::Stats(_) => Err(Failure::of(
             ErrorKind::Internal,
-            "this command needs no daemon",
+            "this command is carried out elsewhere",
         )),
     }
 }

@@ -35,7 +35,12 @@ pub fn milliseconds(ns: u64) -> String {
 
 /// Where an attachment stands, in a few words.
 fn state(attachment: &Attachment) -> &'static str {
-    match attachment.state {
+    state_word(attachment.state)
+}
+
+/// The word for a state.
+pub const fn state_word(state: AttachmentState) -> &'static str {
+    match state {
         AttachmentState::Listening => "listening",
         AttachmentState::Connected => "connected",
         AttachmentState::Changing => "changing",

@@ -17,8 +17,8 @@ use super::error::{ApiError, Result};
 use super::events::{Events, Happening};
 use super::socket::PATH_BYTES_MAX;
 use super::types::{
-    AttachmentRequest, AttachmentState, Deleted, QUEUES_MAX, SnapshotList, SnapshotReport,
-    SnapshotRequest, Status, Tree, Volume, VolumeList, VolumeRequest,
+    AttachmentRequest, AttachmentState, CacheFigures, Deleted, QUEUES_MAX, SnapshotList,
+    SnapshotReport, SnapshotRequest, Stats, Status, Tree, Volume, VolumeList, VolumeRequest,
 };
 
 /// The daemon as its commands see it.
@@ -71,6 +71,20 @@ impl Commands {
             volumes: u64::try_from(self.store.volumes().len()).unwrap_or(u64::MAX),
             connected: u64::try_from(self.attachments.connected()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// What the cache and the volumes have done.
+    pub fn stats(&self) -> Stats {
+        let volumes = self.volumes().volumes.into_iter();
+        Stats {
+            cache: self.cache(),
+            volumes: volumes.map(convert::figures).collect(),
+        }
+    }
+
+    /// What the cache has done.
+    pub fn cache(&self) -> CacheFigures {
+        convert::cache(&self.store.cache_stats())
     }
 
     /// All volumes, by name.

@@ -3,10 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use stratablk_layers::cache::{CacheStats, FRAME_BYTES};
 use stratablk_layers::store;
 
 use super::timestamp::Timestamp;
-use super::types::{Attachment, Snapshot, SnapshotRef, SnapshotReport, TreeNode, Volume};
+use super::types::{
+    Attachment, CacheFigures, Snapshot, SnapshotRef, SnapshotReport, TreeNode, Volume,
+    VolumeFigures,
+};
 
 /// A path as text; a path that is not UTF-8 is shown with replacement characters.
 pub fn path_text(path: &Path) -> String {
@@ -36,6 +40,35 @@ pub fn volume(info: store::VolumeInfo, attachment: Option<Attachment>) -> Volume
         created: Timestamp(info.created_ns),
         failure: info.failure,
         attachment,
+    }
+}
+
+/// The figures of the cache.
+pub const fn cache(stats: &CacheStats) -> CacheFigures {
+    let tally = &stats.tally;
+    CacheFigures {
+        size_bytes: stats.bytes,
+        used_bytes: stats.frames_used.saturating_mul(FRAME_BYTES),
+        dirty_bytes: stats.frames_dirty.saturating_mul(FRAME_BYTES),
+        hits: tally.hits,
+        misses: tally.misses,
+        fills: tally.fills,
+        bypasses: tally.bypasses,
+        writes: tally.writes,
+        write_backs: stats.write_backs,
+        evictions: tally.evictions,
+        retries: tally.retries,
+        parks: tally.parks,
+    }
+}
+
+/// The figures of a volume.
+pub fn figures(volume: Volume) -> VolumeFigures {
+    let attachment = volume.attachment.as_ref();
+    VolumeFigures {
+        state: attachment.map(|attachment| attachment.state),
+        requests: attachment.map(|attachment| attachment.requests),
+        name: volume.name,
     }
 }
 
@@ -76,5 +109,47 @@ pub fn tree_node(node: store::TreeNode) -> TreeNode {
         size_bytes: node.size_bytes,
         allocated_bytes: node.allocated_bytes,
         created: Timestamp(node.created_ns),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stratablk_layers::cache::access::Tally;
+
+    use super::*;
+
+    #[test]
+    fn each_figure_of_the_cache_arrives_in_its_place() {
+        let stats = CacheStats {
+            bytes: 1 << 20,
+            frames_used: 3,
+            frames_dirty: 2,
+            tally: Tally {
+                hits: 11,
+                misses: 12,
+                fills: 13,
+                bypasses: 14,
+                evictions: 15,
+                retries: 16,
+                parks: 17,
+                writes: 18,
+            },
+            write_backs: 19,
+        };
+        let expected = CacheFigures {
+            size_bytes: 1 << 20,
+            used_bytes: 12288,
+            dirty_bytes: 8192,
+            hits: 11,
+            misses: 12,
+            fills: 13,
+            bypasses: 14,
+            evictions: 15,
+            retries: 16,
+            parks: 17,
+            writes: 18,
+            write_backs: 19,
+        };
+        assert_eq!(cache(&stats), expected);
     }
 }

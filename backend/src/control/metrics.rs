@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::types::{AttachmentState, RequestCounts, Status, Volume};
+use super::types::{AttachmentState, CacheFigures, RequestCounts, Status, Volume};
 
 /// The content type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -13,13 +13,13 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 enum Kind {
     /// Goes up and down.
     Gauge,
-    /// Only goes up, from 0 at each attachment.
+    /// Only goes up, from 0 at each start of the daemon or each attachment.
     Counter,
 }
 
 /// How a sample is read from its source.
 type Value<T> = fn(&T) -> u64;
-/// A family with one sample a volume: its name, its help, its value.
+/// A family: its name, its help, its value.
 type Family<T> = (&'static str, &'static str, Value<T>);
 
 /// Writes families into a text.
@@ -67,7 +67,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// The metrics of the daemon and its volumes.
-pub fn text(status: &Status, volumes: &[Volume]) -> String {
+pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume]) -> String {
     let mut out = Encoder::default();
     let build = vec![
         ("version", status.version.as_str()),
@@ -95,6 +95,8 @@ pub fn text(status: &Status, volumes: &[Volume]) -> String {
     for (name, help, value) in plain {
         out.family(name, Kind::Gauge, help, [(Vec::new(), value)]);
     }
+
+    cache_families(&mut out, cache);
 
     let gauges: [Family<Volume>; 7] = [
         ("stratablk_volume_size_bytes", "Size of the disk.", |v| {
@@ -191,6 +193,80 @@ pub fn text(status: &Status, volumes: &[Volume]) -> String {
     out.text
 }
 
+/// Writes what the cache has and has done.
+fn cache_families(out: &mut Encoder, cache: &CacheFigures) {
+    let gauges: [Family<CacheFigures>; 3] = [
+        (
+            "stratablk_cache_bytes",
+            "Bytes that the cache can hold.",
+            |c| c.size_bytes,
+        ),
+        (
+            "stratablk_cache_used_bytes",
+            "Bytes of clusters in the cache.",
+            |c| c.used_bytes,
+        ),
+        (
+            "stratablk_cache_dirty_bytes",
+            "Bytes of clusters written and not safely in the files yet.",
+            |c| c.dirty_bytes,
+        ),
+    ];
+    let counters: [Family<CacheFigures>; 9] = [
+        (
+            "stratablk_cache_hits_total",
+            "Clusters read from the cache.",
+            |c| c.hits,
+        ),
+        (
+            "stratablk_cache_misses_total",
+            "Clusters that had to be read from files.",
+            |c| c.misses,
+        ),
+        (
+            "stratablk_cache_fills_total",
+            "Clusters kept in the cache after a miss.",
+            |c| c.fills,
+        ),
+        (
+            "stratablk_cache_bypasses_total",
+            "Clusters read from files and not kept.",
+            |c| c.bypasses,
+        ),
+        (
+            "stratablk_cache_evictions_total",
+            "Clusters that had to make room for others.",
+            |c| c.evictions,
+        ),
+        (
+            "stratablk_cache_retries_total",
+            "Copies made again since the cluster was written to meanwhile.",
+            |c| c.retries,
+        ),
+        (
+            "stratablk_cache_parks_total",
+            "Requests put aside until there was room.",
+            |c| c.parks,
+        ),
+        (
+            "stratablk_cache_writes_total",
+            "Clusters written to the cache.",
+            |c| c.writes,
+        ),
+        (
+            "stratablk_cache_write_backs_total",
+            "Clusters written from the cache to the files.",
+            |c| c.write_backs,
+        ),
+    ];
+    let families = gauges.map(|family| (Kind::Gauge, family)).into_iter();
+    for (kind, (name, help, value)) in
+        families.chain(counters.map(|family| (Kind::Counter, family)))
+    {
+        out.family(name, kind, help, [(Vec::new(), value(cache))]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,11 +312,39 @@ mod tests {
             volumes: 1,
             connected: 1,
         };
-        let text = text(&status, &[volume("web"), volume("a\"b\\c\nd")]);
+        let cache = CacheFigures {
+            size_bytes: 101,
+            used_bytes: 102,
+            dirty_bytes: 103,
+            hits: 104,
+            misses: 105,
+            fills: 106,
+            bypasses: 107,
+            writes: 108,
+            write_backs: 109,
+            evictions: 110,
+            retries: 111,
+            parks: 112,
+        };
+        let text = text(&status, &cache, &[volume("web"), volume("a\"b\\c\nd")]);
         for line in [
             "# TYPE stratablk_requests_total counter",
             "stratablk_info{version=\"1.2.3\",store=\"id\"} 1",
             "stratablk_uptime_seconds 9",
+            "# TYPE stratablk_cache_bytes gauge",
+            "stratablk_cache_bytes 101",
+            "stratablk_cache_used_bytes 102",
+            "stratablk_cache_dirty_bytes 103",
+            "# TYPE stratablk_cache_hits_total counter",
+            "stratablk_cache_hits_total 104",
+            "stratablk_cache_misses_total 105",
+            "stratablk_cache_fills_total 106",
+            "stratablk_cache_bypasses_total 107",
+            "stratablk_cache_writes_total 108",
+            "stratablk_cache_write_backs_total 109",
+            "stratablk_cache_evictions_total 110",
+            "stratablk_cache_retries_total 111",
+            "stratablk_cache_parks_total 112",
             "stratablk_volume_failed{volume=\"web\"} 1",
             "stratablk_volume_connected{volume=\"web\"} 1",
             "stratablk_requests_total{volume=\"web\",type=\"read\"} 7",

@@ -15,6 +15,7 @@ use super::routes;
     ),
     paths(
         routes::status,
+        routes::show_stats,
         routes::list_volumes,
         routes::create_volume,
         routes::show_volume,

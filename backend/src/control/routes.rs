@@ -28,7 +28,7 @@ use super::gate::Gate;
 use super::timestamp::Timestamp;
 use super::types::{
     AttachmentRequest, Deleted, ErrorBody, ErrorKind, SnapshotList, SnapshotReport,
-    SnapshotRequest, Status, Tree, Volume, VolumeFilter, VolumeList, VolumeRequest,
+    SnapshotRequest, Stats, Status, Tree, Volume, VolumeFilter, VolumeList, VolumeRequest,
 };
 use super::{metrics, openapi};
 
@@ -46,6 +46,7 @@ type Shared = State<Arc<Gate>>;
 pub fn router(gate: Arc<Gate>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/stats", get(show_stats))
         .route("/v1/volumes", get(list_volumes).post(create_volume))
         .route("/v1/volumes/{name}", get(show_volume).delete(delete_volume))
         .route(
@@ -178,6 +179,12 @@ async fn no_such_method(method: Method, uri: Uri) -> ApiError {
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
 async fn status(State(gate): Shared) -> Result<Json<Status>> {
     gate.run(|commands| Ok(Json(commands.status()))).await
+}
+
+/// What the cache and the volumes have done since the daemon started.
+#[utoipa::path(get, path = "/v1/stats", responses((status = 200, body = Stats)))]
+async fn show_stats(State(gate): Shared) -> Result<Json<Stats>> {
+    gate.run(|commands| Ok(Json(commands.stats()))).await
 }
 
 /// All volumes, by name.
@@ -340,6 +347,7 @@ async fn show_metrics(State(gate): Shared) -> Result<Response> {
     let text = gate.run(|commands| {
         Ok(metrics::text(
             &commands.status(),
+            &commands.cache(),
             &commands.volumes().volumes,
         ))
     });

@@ -668,3 +668,50 @@ fn the_golden_store_is_sound_but_for_its_base() {
     after.volumes.get_mut("vm").unwrap().attachment = before.volumes["vm"].attachment.clone();
     assert_eq!(after, before);
 }
+
+#[test]
+fn what_a_dead_daemon_left_in_the_cache_is_told_and_is_no_damage() {
+    use std::sync::atomic::Ordering;
+
+    use crate::cache::arena::{Arena, Place};
+    use crate::cache::set::FrameKey;
+    use crate::units::Cluster;
+
+    let fixture = Fixture::new();
+    let cache = tempfile::tempdir().unwrap();
+    let told = || unwritten(&fixture.store(), cache.path().to_owned()).unwrap();
+    assert_eq!(told(), (0, None), "there is no cache");
+
+    let store = fixture.catalog().store;
+    let place = Place::new(&fixture.store(), store, Some(cache.path().to_owned())).unwrap();
+    let arena = Arena::create(&place, 1).unwrap();
+    // Two clusters of the active layer; one of a sealed layer, which has been written; one of a layer that is gone.
+    for (way, n) in [3, 3, 2, 77].into_iter().enumerate() {
+        let number = arena.numbers().number(id(n)).unwrap();
+        let key = FrameKey::new(number, Cluster(way as u64));
+        let set = arena.all().first().unwrap();
+        set.keys[way].store(key.word(), Ordering::Relaxed);
+        set.states[way].store(0x0101, Ordering::Relaxed);
+    }
+    let (clusters, finding) = told();
+    let finding = finding.unwrap();
+    assert_eq!(
+        (clusters, finding.severity),
+        (0, Severity::Warning),
+        "it is in use"
+    );
+    drop(arena);
+
+    let (clusters, finding) = told();
+    let finding = finding.unwrap();
+    assert_eq!((clusters, finding.severity), (2, Severity::Note));
+    assert!(
+        finding.what.starts_with("2 clusters were written"),
+        "{finding:?}"
+    );
+    assert!(finding.fix.contains("start the daemon"), "{finding:?}");
+
+    fs::write(place.path(), [0xff; 8192]).unwrap();
+    let (_, finding) = told();
+    assert_eq!(finding.unwrap().severity, Severity::Error);
+}

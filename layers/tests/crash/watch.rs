@@ -105,7 +105,7 @@ impl Watch {
             Crashes::Kill | Crashes::KillWithoutArena => true,
             Crashes::Both => choice & 1 == 0,
         };
-        let options = if choice % 5 == 0 {
+        let options = if choice.is_multiple_of(5) {
             small_cache(1 + choice % 3, None)
         } else {
             self.options.clone()

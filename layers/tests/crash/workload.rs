@@ -56,7 +56,7 @@ impl Plan {
         Self {
             crashes,
             options,
-            overlap: seed / 6 % 2 == 0,
+            overlap: (seed / 6).is_multiple_of(2),
             ..Self::default()
         }
     }

@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+mod look;
 mod processes;
 mod refusals;
 mod specification;
