@@ -139,9 +139,11 @@ impl QueueContext {
         if self.group.is_some() {
             return;
         }
-        let Some(waiters) = self.next_group.take() else {
+        let Some(mut waiters) = self.next_group.take() else {
             return;
         };
+        // Whoever has asked since the group was formed: the rest of a batch, most of the time.
+        self.volume.flushes().absorb(&mut waiters);
         if self.volume.has_failed() {
             self.answer(waiters, Err(RequestError::Failed));
             return;

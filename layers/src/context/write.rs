@@ -3,7 +3,6 @@
 use crate::cache::access::Write;
 use crate::cache::set::FrameKey;
 use crate::layer::LayerMap;
-use crate::map::Change;
 use crate::segments::Slicer;
 use crate::units::{SECTOR_BYTES, Sector, SectorRange};
 use crate::volume::RequestError;
@@ -43,7 +42,6 @@ impl QueueContext {
         let end = range.end();
         let mut at = range.start;
         let mut stop = Stop::Done;
-        let mut changed = Change::Nothing;
         let era = request
             .and_then(|request| self.requests.get(request))
             .and_then(|request| request.era);
@@ -58,15 +56,15 @@ impl QueueContext {
         let LayerMap::Active(map) = &*active.map else {
             return (at, Stop::Sealed);
         };
+        let table = self.volume.table();
         while at < end {
             let cluster = at.cluster();
             let span = span(at, end);
             let key = FrameKey::new(active.number, cluster);
-            // The map is changed under the frame's lock, so that the two never disagree: see `cache::access`.
+            // Map and table are changed under the frame's lock, so that the two never disagree: see `cache::access`.
             let publish = |dirtied: bool| {
-                if map.write_cluster(cluster, span.mask(), dirtied) == Change::Words {
-                    changed = Change::Words;
-                }
+                let changed = map.write_cluster(cluster, span.mask(), dirtied);
+                table.refresh(active.slot, map, cluster, 1, changed);
             };
             // SAFETY: the caller promises the segments.
             let write = unsafe {
@@ -82,13 +80,6 @@ impl QueueContext {
                 break;
             }
             at = Sector(at.0 + u64::from(span.count));
-        }
-        if at > range.start {
-            let first = range.start.cluster();
-            let count = Sector(at.0 - 1).cluster().0 - first.0 + 1;
-            self.volume
-                .table()
-                .refresh(active.slot, map, first, count, changed);
         }
         (at, stop)
     }
