@@ -19,7 +19,12 @@
 //! Every empty half is skipped. Any failure is latched in the volume before anybody is answered, but for a full disk in step
 //! 2: then nothing is lost, everything is marked again, and the next flush tries again.
 //!
+//! Before that the leader zeroes what those who wait want zeroed (`zeroes`), and after it their space is given back. Nobody but
+//! who leads changes a layer's files, not even to give back space.
+//!
 //! Writing back is the same with a part of the marks, and ends after step 2 where no map word has changed.
+
+pub mod zeroes;
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -443,67 +448,4 @@ pub fn encode(work: &LayerWork) -> Option<JournalWrite> {
         offset,
         bytes,
     })
-}
-
-/// Writes the records of zeroed ranges, so that they survive the end of this process, without a sync: the next flush syncs
-/// them, before it writes anything behind them. For who leads. `Ok(false)`: data in the same clusters has to be committed
-/// with them, by a flush as a whole.
-///
-/// # Errors
-/// The host's answer; to be latched.
-pub fn journal_zeroes(ranges: &[ZeroedRange]) -> io::Result<bool> {
-    for zeroed in ranges {
-        let records = match &**zeroed.layer.map() {
-            LayerMap::Active(map) => map.zero_records(zeroed.first, zeroed.count),
-            // Sealed since: the range is in its checkpoint.
-            LayerMap::Sealed(_) => continue,
-        };
-        let Some(records) = records else {
-            return Ok(false);
-        };
-        if records.is_empty() {
-            continue;
-        }
-        let mut journal = zeroed.layer.journal();
-        let Some(journal) = journal.as_mut() else {
-            continue;
-        };
-        if journal.take_unsynced_end() {
-            // At most the last group of a journal may be torn.
-            journal.file().sync_data()?;
-        }
-        let (offset, bytes) = journal.append(&records);
-        journal.leave_end_unsynced();
-        journal.file().write_at(&bytes, offset)?;
-    }
-    Ok(true)
-}
-
-/// Takes the sectors out of dirty frames that these ranges have zeroed, once their records are written, and before anybody is
-/// told. For who leads, with nothing collected that is neither clean nor marked again.
-///
-/// Not earlier: until the records are there the frames are all that is left of writes that were acknowledged. Not later:
-/// who takes the arena over would bring back what was zeroed. Frames that are clean may keep what nobody asks for.
-pub fn trim_zeroed<'a>(cache: &Cache, ranges: impl Iterator<Item = &'a ZeroedRange>) {
-    for zeroed in ranges {
-        let map = zeroed.layer.map();
-        // Of a layer that was sealed since all frames are clean.
-        if let LayerMap::Active(map) = &**map {
-            for (first, count) in map.zeroed_dirty(zeroed.first, zeroed.count) {
-                let number = zeroed.layer.number();
-                cache.trim(number, first, count, |cluster| map.get(cluster).data);
-            }
-        }
-    }
-}
-
-/// Whole clusters that a request has zeroed in a layer.
-#[derive(Clone, Debug)]
-pub struct ZeroedRange {
-    /// The layer.
-    pub layer: Arc<Layer>,
-    /// The first cluster.
-    pub first: Cluster,
-    /// How many.
-    pub count: u64,
 }

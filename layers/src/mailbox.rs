@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::flush::ZeroedRange;
+use crate::flush::zeroes::ZeroRange;
 use crate::sync::{AtomicBool, Ordering};
 use crate::volume::RequestError;
 
@@ -17,8 +17,8 @@ pub struct Waiter {
     pub mailbox: Arc<Mailbox>,
     /// Its number there.
     pub request: usize,
-    /// What it has zeroed, to be recorded and then taken out of the cache.
-    pub zeroed: Option<ZeroedRange>,
+    /// What is to be zeroed.
+    pub zero: Option<ZeroRange>,
     /// Whether a flush is asked for, and not only that.
     pub flush: bool,
 }

@@ -278,6 +278,14 @@ impl Volume {
         RequestError::Io
     }
 
+    /// Space of zeroed clusters could not be given back. Their data is of no use to anybody, so nothing is lost.
+    pub(crate) fn note_not_given_back(&self, error: &io::Error) {
+        self.maintenance.note(format!(
+            "volume {}: discarded space was not given back to the host: {error}",
+            self.name
+        ));
+    }
+
     /// A write failed. Latched, since nobody knows what the file holds now; but for reasons that leave the data
     /// that was acknowledged alone: no space (nothing was acknowledged) and memory that the guest took away.
     pub(crate) fn note_write_error(&self, op: &str, error: &io::Error) -> RequestError {

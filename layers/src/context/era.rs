@@ -48,8 +48,8 @@ impl Active {
 struct Era {
     /// The generation.
     generation: Generation,
-    /// The chain in force.
-    chain: Arc<Chain>,
+    /// The chain in force, held so that its files stay open.
+    _chain: Arc<Chain>,
     /// Its active layer.
     active: Option<Active>,
     /// Requests under way, changes counted.
@@ -82,7 +82,7 @@ impl Eras {
         let era = Era {
             generation,
             active: Active::of(&chain),
-            chain: Arc::clone(&chain),
+            _chain: Arc::clone(&chain),
             requests: 0,
             changes: 0,
         };
@@ -119,7 +119,7 @@ impl Eras {
         self.eras.push_back(Era {
             generation,
             active: Active::of(&chain),
-            chain,
+            _chain: chain,
             requests: 0,
             changes: 0,
         });
@@ -158,11 +158,6 @@ impl Eras {
         if self.announced.is_none() {
             self.enter(volume);
         }
-    }
-
-    /// The chain of an era with requests under way.
-    pub fn chain_of(&self, id: EraId) -> Option<&Arc<Chain>> {
-        self.eras.get(self.index(id)?).map(|era| &era.chain)
     }
 
     /// Counts a request into the current era. A change outside a batch is a batch of its own.

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use crate::cache::staging::Staging;
 use crate::canary::{self, Canary};
 use crate::file::{IoOp, Segment};
-use crate::flush::{self, FlushError, JournalWrite, LayerWork, StagedWrite, Walk, ZeroedRange};
+use crate::flush::zeroes::{self, Freed, ZeroRange};
+use crate::flush::{self, FlushError, JournalWrite, LayerWork, StagedWrite, Walk};
 use crate::mailbox::{Mail, Waiter};
 use crate::volume::RequestError;
 
@@ -71,6 +72,8 @@ pub struct Group {
     writes: Vec<StagedWrite>,
     /// The journal writes of it; owns their bytes until they are written.
     journals: Vec<JournalWrite>,
+    /// Clusters that were zeroed, whose space is given back.
+    freed: Vec<Freed>,
     /// What is done next, once `outstanding` is 0.
     next: Phase,
     /// Operations under way.
@@ -92,8 +95,31 @@ enum Phase {
     WriteJournal,
     /// Sync the map files.
     SyncMap,
+    /// Give back the space of zeroed clusters.
+    Punch,
     /// Make frames clean and answer.
     Answer,
+}
+
+impl Group {
+    /// A group that begins with this step.
+    fn new(waiters: Vec<Waiter>, work: Vec<LayerWork>, freed: Vec<Freed>, first: Phase) -> Self {
+        let clusters = work.iter().flat_map(|work| &work.marks.dirty);
+        let clusters = clusters.map(|(_, count)| *count).sum();
+        Self {
+            waiters,
+            work,
+            walk: Walk::default(),
+            staging: Staging::for_clusters(clusters),
+            writes: Vec::new(),
+            journals: Vec::new(),
+            freed,
+            next: first,
+            outstanding: 0,
+            error: None,
+            full_disk: false,
+        }
+    }
 }
 
 impl QueueContext {
@@ -102,26 +128,17 @@ impl QueueContext {
         self.join(request, None, true);
     }
 
-    /// The same for a request that has zeroed something.
-    pub(super) fn flush_zeroes(&mut self, request: usize, zeroed: ZeroedRange) {
-        self.join(request, Some(zeroed), true);
+    /// Asks for clusters to be zeroed on behalf of a request, and for a flush of that if it has to be stable.
+    pub(super) fn zero_and_flush(&mut self, request: usize, zero: ZeroRange, flush: bool) {
+        self.join(request, Some(zero), flush);
     }
 
-    /// Asks for the record of a zeroed range on behalf of the request that zeroed it: it is acknowledged only when it would
-    /// survive the end of this process.
-    pub(super) fn record_zeroes(&mut self, request: usize, zeroed: ZeroedRange) {
-        if canary::is_set(Canary::ZeroesWithoutRecord) {
-            return self.complete(request, Ok(()));
-        }
-        self.join(request, Some(zeroed), false);
-    }
-
-    /// Asks for a flush or a record.
-    fn join(&mut self, request: usize, zeroed: Option<ZeroedRange>, flush: bool) {
+    /// Asks for either.
+    fn join(&mut self, request: usize, zero: Option<ZeroRange>, flush: bool) {
         let waiter = Waiter {
             mailbox: Arc::clone(&self.mailbox),
             request,
-            zeroed,
+            zero,
             flush,
         };
         if let Some(group) = self.volume.flushes().join(waiter) {
@@ -129,9 +146,17 @@ impl QueueContext {
         }
     }
 
-    /// The flush that a request waited for has ended.
+    /// What a request waited for has ended: a flush, or its last part.
     pub(super) fn flush_done(&mut self, request: usize, result: Result<(), RequestError>) {
-        self.complete(request, result);
+        let zeroed = self
+            .requests
+            .get(request)
+            .is_some_and(|request| request.parts > 0);
+        if zeroed {
+            self.part_done(request, result);
+        } else {
+            self.complete(request, result);
+        }
     }
 
     /// Begins the next group, if one waits and none is under way.
@@ -148,15 +173,23 @@ impl QueueContext {
             self.answer(waiters, Err(RequestError::Failed));
             return;
         }
-        if let Some(zeroed) = only_zeroes(&waiters) {
-            match flush::journal_zeroes(&zeroed) {
-                Ok(true) => return self.answer(waiters, Ok(())),
-                Ok(false) => {}
+        let ranges: Vec<ZeroRange> = waiters
+            .iter()
+            .filter_map(|waiter| waiter.zero.clone())
+            .collect();
+        let mut freed = Vec::new();
+        if !ranges.is_empty() {
+            let (table, chain) = (self.volume.table(), self.eras.chain());
+            match zeroes::carry_out(&self.cache, table, chain, &ranges) {
+                Ok(done) => freed = done,
                 Err(error) => {
                     self.volume
                         .fail(&format!("recording zeroes failed: {error}"));
                     return self.answer(waiters, Err(RequestError::Failed));
                 }
+            }
+            if !waiters.iter().any(|waiter| waiter.flush) {
+                return self.begin_group(Group::new(waiters, Vec::new(), freed, Phase::Punch));
             }
         }
         let idle = self.engine.under_way() == 0 && self.parked.is_empty();
@@ -173,23 +206,18 @@ impl QueueContext {
                     RequestError::Failed
                 }
             });
-            self.answer(waiters, result);
+            match result {
+                Ok(()) => self.begin_group(Group::new(waiters, Vec::new(), freed, Phase::Punch)),
+                Err(error) => self.answer(waiters, Err(error)),
+            }
             return;
         }
-        let clusters = work.iter().flat_map(|work| &work.marks.dirty);
-        let clusters = clusters.map(|(_, count)| *count).sum();
-        self.group = Some(Group {
-            waiters,
-            work,
-            walk: Walk::default(),
-            staging: Staging::for_clusters(clusters),
-            writes: Vec::new(),
-            journals: Vec::new(),
-            next: first_phase(),
-            outstanding: 0,
-            error: None,
-            full_disk: false,
-        });
+        self.begin_group(Group::new(waiters, work, freed, first_phase()));
+    }
+
+    /// Takes the steps of a group from its first on.
+    fn begin_group(&mut self, group: Group) {
+        self.group = Some(group);
         self.advance_group();
     }
 
@@ -197,7 +225,10 @@ impl QueueContext {
     pub(super) fn group_step_done(&mut self, result: io::Result<()>) {
         if let Some(group) = &mut self.group {
             group.outstanding -= 1;
-            if let Err(error) = result {
+            if let (Phase::Answer, Err(error)) = (group.next, &result) {
+                // Only space was to be given back.
+                self.volume.note_not_given_back(error);
+            } else if let Err(error) = result {
                 // Only a write of data that finds no space harms nothing.
                 let full = group.next == Phase::WriteData && flush::is_full_disk(&error);
                 if group.error.is_none() || !full {
@@ -272,6 +303,16 @@ impl QueueContext {
                                 file: journal.file.token(),
                             },
                         );
+                    }
+                }
+                Phase::Punch => {
+                    group.next = next_phase(phase);
+                    for freed in std::mem::take(&mut group.freed) {
+                        let (file, runs) = freed.dead_bytes();
+                        for (offset, len) in runs {
+                            group.outstanding += 1;
+                            self.push(Step::Group, IoOp::Punch { file, offset, len });
+                        }
                     }
                 }
                 Phase::Answer => {
@@ -362,10 +403,6 @@ impl QueueContext {
         } else {
             result
         };
-        if result.is_ok() {
-            let zeroed = waiters.iter().filter_map(|waiter| waiter.zeroed.as_ref());
-            flush::trim_zeroed(&self.cache, zeroed);
-        }
         if let Some(next) = self.volume.flushes().finish() {
             if flush::has_own(&next, &self.mailbox) {
                 self.next_group = Some(next);
@@ -389,12 +426,6 @@ impl QueueContext {
     }
 }
 
-/// The ranges of a group that wants nothing but records of zeroes.
-fn only_zeroes(waiters: &[Waiter]) -> Option<Vec<ZeroedRange>> {
-    let records = |waiter: &Waiter| waiter.zeroed.clone().filter(|_| !waiter.flush);
-    waiters.iter().map(records).collect()
-}
-
 /// The first step of a group.
 fn first_phase() -> Phase {
     if canary::is_set(Canary::MapBeforeData) {
@@ -411,13 +442,15 @@ fn next_phase(phase: Phase) -> Phase {
             Phase::WriteJournal => Phase::SyncMap,
             Phase::SyncMap => Phase::WriteData,
             Phase::WriteData => Phase::SyncData,
-            Phase::SyncData | Phase::Answer => Phase::Answer,
+            Phase::SyncData => Phase::Punch,
+            Phase::Punch | Phase::Answer => Phase::Answer,
         };
     }
     match phase {
         Phase::WriteData => Phase::SyncData,
         Phase::SyncData => Phase::WriteJournal,
         Phase::WriteJournal => Phase::SyncMap,
-        Phase::SyncMap | Phase::Answer => Phase::Answer,
+        Phase::SyncMap => Phase::Punch,
+        Phase::Punch | Phase::Answer => Phase::Answer,
     }
 }

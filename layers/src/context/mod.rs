@@ -26,7 +26,7 @@ use crate::cache::set::FrameKey;
 use crate::cache::staging::Pages;
 use crate::cache::{Cache, Counters};
 use crate::error::{Error, Result};
-use crate::file::{Engine, FileToken, IoDone, IoOp, Segment};
+use crate::file::{Engine, IoDone, IoOp, Segment};
 use crate::layer::LayerMap;
 use crate::limits;
 use crate::mailbox::{Mail, Mailbox, Waiter};
@@ -421,12 +421,6 @@ impl QueueContext {
         }
     }
 
-    /// The active layer's data file in the era of a request.
-    fn era_file(&self, request: usize) -> Option<FileToken> {
-        let era = self.requests.get(request)?.era?;
-        Some(self.eras.chain_of(era)?.active()?.data().token())
-    }
-
     /// Counts a request into the current era; it holds one part until its operations are all submitted.
     fn begin(&mut self, request: usize, changes: bool) {
         let era = self.eras.begin(&self.volume, changes);
@@ -511,17 +505,6 @@ impl QueueContext {
                 self.part_done(request, result);
             }
             Step::Fill { request, fill } => self.fill_done(request, fill, io.result),
-            Step::Punch {
-                request,
-                first,
-                count,
-            } => {
-                let result = match io.result {
-                    Ok(()) => self.publish_zero(request, first, count),
-                    Err(error) => Err(self.volume.note_write_error("punch", &error)),
-                };
-                self.part_done(request, result);
-            }
             Step::Group => self.group_step_done(io.result),
         }
     }
@@ -539,16 +522,20 @@ impl QueueContext {
             return;
         }
         let stable = request.changes && request.durability == Durability::OnCompletion;
+        if let (None, Some(zero)) = (request.error, request.zero.take()) {
+            // One more part, which keeps the era open; it is as durable as asked for when it ends.
+            request.parts = 1;
+            request.durability = Durability::AfterFlush;
+            return self.zero_and_flush(index, zero, stable);
+        }
         let (era, changes, error) = (request.era.take(), request.changes, request.error);
-        let zeroed = request.zeroed.take();
         if let Some(era) = era {
             self.eras.end(era, changes);
         }
-        match (error, zeroed) {
-            (None, Some(zeroed)) if stable => self.flush_zeroes(index, zeroed),
-            (None, None) if stable => self.flush(index),
-            (None, Some(zeroed)) => self.record_zeroes(index, zeroed),
-            _ => self.complete(index, error.map_or(Ok(()), Err)),
+        match error {
+            None if stable => self.flush(index),
+            None => self.complete(index, Ok(())),
+            Some(error) => self.complete(index, Err(error)),
         }
     }
 
