@@ -179,7 +179,10 @@ impl QueueContext {
                     first: self.batch_segments.len(),
                     count: segments.len(),
                 });
-                self.batch_segments.extend_from_slice(segments);
+                // One or two, nearly always: not worth the call of a copy.
+                for segment in segments {
+                    self.batch_segments.push(*segment);
+                }
                 return;
             }
             _ => self.carry_out_batch(),
