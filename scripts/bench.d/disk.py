@@ -3,7 +3,7 @@ import json
 import os
 
 from backends import QsdDisk, command
-from hot import at_least, at_most, open_store
+from hot import at_least, at_most, cache_options, open_store
 from measure import BYTES, IOPS, MEAN, Compare, Side
 
 BLOCK = 4096
