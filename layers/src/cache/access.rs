@@ -1,6 +1,7 @@
 //! The frame protocol: reading, writing, filling, trimming and cleaning frames, lock-free where it matters.
 //!
-//! Who copies bytes is the caller's closure, which gets the place of the frame. So the protocol has no memory access of its own, and
+//! Who copies bytes is the caller's closure, which gets the place of the frame. So the protocol has no memory access of its
+//! own, and
 //! models run it with frames of one word (`scenarios`).
 //!
 //! INVARIANT: of all ways of a set at most one has a given key. A new key is put in only by who holds the set's lock and has
