@@ -73,6 +73,12 @@ impl Coordinator {
         Some(std::mem::take(&mut state.waiting))
     }
 
+    /// Takes those who wait for the next group into the one that the caller is about to begin: all of them asked before it
+    /// looks at anything.
+    pub fn absorb(&self, group: &mut Vec<Waiter>) {
+        group.append(&mut self.lock().waiting);
+    }
+
     /// Ends the group under way. `Some(group)`: the caller sees to it that the next one is led, preferably by `me`.
     pub fn finish(&self) -> Option<Vec<Waiter>> {
         let mut state = self.lock();

@@ -285,7 +285,7 @@ impl<'a> Sets<'a> {
         state.map_or(SectorMask::NONE, State::valid)
     }
 
-    /// Copies sectors into the frame of a key, which is made if need be. `publish` runs under the frame's lock, after
+    /// Copies sectors into the frame of a key, which is made if need be. `publish` runs under the frame's lock, before
     /// `copy`; it is told whether the frame was clean before. With `may_dirty` off only a dirty frame is written.
     #[inline]
     pub fn write(
@@ -294,8 +294,8 @@ impl<'a> Sets<'a> {
         mask: SectorMask,
         may_dirty: bool,
         tally: &mut Tally,
-        copy: impl FnOnce(FrameIndex),
-        publish: impl FnOnce(bool),
+        mut copy: impl FnMut(FrameIndex),
+        mut publish: impl FnMut(bool),
     ) -> Write {
         let Some((at, set)) = self.place(key) else {
             return Write::Full;
@@ -306,23 +306,22 @@ impl<'a> Sets<'a> {
         let Some(locked) = locked else {
             return Write::Full;
         };
-        copy(FrameIndex { set: at, way });
+        // Published before the bytes are there: nobody sees them before the way is unlocked. The other way round each atomic
+        // step of `publish` would wait until the processor has got rid of the copy.
         let dirtied = locked.dirty() == SectorMask::NONE;
-        if !planted(Fault::PublishAfterUnlock) {
-            publish(dirtied);
-            let (valid, dirty) = (locked.valid().0 | mask.0, locked.dirty().0 | mask.0);
-            Self::unlock(
-                set,
-                way,
-                locked.unlock(SectorMask(valid), SectorMask(dirty)),
-            );
+        if planted(Fault::PublishAfterUnlock) {
+            copy(FrameIndex { set: at, way });
         } else {
-            let (valid, dirty) = (locked.valid().0 | mask.0, locked.dirty().0 | mask.0);
-            Self::unlock(
-                set,
-                way,
-                locked.unlock(SectorMask(valid), SectorMask(dirty)),
-            );
+            publish(dirtied);
+            copy(FrameIndex { set: at, way });
+        }
+        let (valid, dirty) = (locked.valid().0 | mask.0, locked.dirty().0 | mask.0);
+        Self::unlock(
+            set,
+            way,
+            locked.unlock(SectorMask(valid), SectorMask(dirty)),
+        );
+        if planted(Fault::PublishAfterUnlock) {
             publish(dirtied);
         }
         touch_written(set, way);

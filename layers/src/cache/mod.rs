@@ -413,7 +413,7 @@ impl Cache {
         may_dirty: bool,
         guest: &mut Slicer<'_>,
         tally: &mut Tally,
-        publish: impl FnOnce(bool),
+        publish: impl FnMut(bool),
     ) -> Write {
         let mut end = *guest;
         let copy = |index: FrameIndex| {

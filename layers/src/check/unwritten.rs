@@ -1,5 +1,5 @@
-//! What a daemon that was killed has left in the cache: written, acknowledged, and in no file yet. That is not damage, since the
-//! next daemon takes it over; but whoever looks at the files alone, or copies them, must know of it.
+//! What a daemon that was killed has left in the cache: written, acknowledged, and in no file yet. That is no damage, since
+//! the next daemon takes it over; but whoever looks at the files alone, or copies them, must know of it.
 
 use std::path::{Path, PathBuf};
 

@@ -20,10 +20,15 @@ use super::request::Step;
 
 /// A flush by blocking calls keeps its worker from everything else; longer than this it may not take.
 const BLOCKING_MAX: Duration = Duration::from_micros(500);
+/// A flush of more clusters than this takes its time in any case, and does not block.
+const BLOCKING_CLUSTERS_MAX: u64 = 256;
 /// One in so many flushes is tried by blocking calls although they have been slow.
-const TRY_AGAIN: u32 = 256;
+const TRY_AGAIN: u32 = 64;
 
-/// What a flush by blocking calls took lately.
+/// The longest that a flush waits for others that will probably ask as well: a small part of what a sync takes.
+const GATHER_MAX: Duration = Duration::from_micros(20);
+
+/// What flushes by blocking calls took lately, and how many asked for them.
 #[derive(Debug)]
 pub struct SyncTime {
     /// Whether blocking calls are to be used at all.
@@ -32,6 +37,10 @@ pub struct SyncTime {
     mean: Duration,
     /// Flushes since the last one by blocking calls.
     since: u32,
+    /// How many asked for the last two.
+    asked: [usize; 2],
+    /// When the first of those asked who wait now.
+    gathering: Option<Instant>,
 }
 
 impl SyncTime {
@@ -41,6 +50,8 @@ impl SyncTime {
             allowed,
             mean: Duration::ZERO,
             since: 0,
+            asked: [1; 2],
+            gathering: None,
         }
     }
 
@@ -50,10 +61,29 @@ impl SyncTime {
         self.allowed && (self.mean < BLOCKING_MAX || self.since >= TRY_AGAIN)
     }
 
+    /// Whether a flush that so many have asked for should wait a moment, since more have asked lately. Each sync that
+    /// begins without them keeps them waiting for all of it.
+    fn is_worth_waiting(&mut self, asked: usize) -> bool {
+        let [last, before] = self.asked;
+        if !self.allowed || asked >= last.max(before) {
+            return false;
+        }
+        let since = *self.gathering.get_or_insert_with(Instant::now);
+        since.elapsed() < GATHER_MAX
+    }
+
+    /// A flush that so many have asked for begins.
+    fn begins(&mut self, asked: usize) {
+        self.gathering = None;
+        let [last, _] = self.asked;
+        self.asked = [asked, last];
+    }
+
     /// One took this long.
     fn took(&mut self, time: Duration) {
         self.since = 0;
-        self.mean = (self.mean * 7 + time) / 8;
+        // A single slow one is no reason to believe that the next will be.
+        self.mean = (self.mean * 7 + time.min(BLOCKING_MAX * 2)) / 8;
     }
 }
 
@@ -159,14 +189,29 @@ impl QueueContext {
         }
     }
 
-    /// Begins the next group, if one waits and none is under way.
-    pub(super) fn lead_next(&mut self) {
+    /// Begins the next group, if one waits and none is under way. Returns `false` if it has to wait a moment for others.
+    pub(super) fn lead_next(&mut self) -> bool {
         if self.group.is_some() {
-            return;
+            return true;
         }
-        let Some(waiters) = self.next_group.take() else {
-            return;
+        let Some(mut waiters) = self.next_group.take() else {
+            return true;
         };
+        // Whoever has asked since the group was formed: the rest of a batch, most of the time.
+        self.volume.flushes().absorb(&mut waiters);
+        let flushes = waiters.iter().any(|waiter| waiter.flush);
+        if flushes && self.sync_time.is_worth_waiting(waiters.len()) {
+            self.next_group = Some(waiters);
+            self.retry_soon();
+            return false;
+        }
+        self.sync_time.begins(waiters.len());
+        self.lead(waiters);
+        true
+    }
+
+    /// Begins a group.
+    fn lead(&mut self, waiters: Vec<Waiter>) {
         if self.volume.has_failed() {
             self.answer(waiters, Err(RequestError::Failed));
             return;
@@ -192,7 +237,9 @@ impl QueueContext {
         }
         let idle = self.engine.under_way() == 0 && self.parked.is_empty();
         let work = flush::look(self.volume.newest_chain().unsealed(), usize::MAX);
-        if idle && self.sync_time.may_block() {
+        let clusters = work.iter().flat_map(|work| &work.marks.dirty);
+        let small = clusters.map(|(_, count)| *count).sum::<u64>() <= BLOCKING_CLUSTERS_MAX;
+        if idle && small && self.sync_time.may_block() {
             let began = Instant::now();
             let result = flush::carry_out(&self.cache, &work, true);
             self.sync_time.took(began.elapsed());

@@ -480,7 +480,7 @@ impl QueueContext {
     /// Leads flushes, moves queued operations into the engine and hands all to the kernel.
     fn drive(&mut self) {
         loop {
-            self.lead_next();
+            let led = self.lead_next();
             while self.engine.room() > 0 {
                 let Some((op, user)) = self.backlog.pop() else {
                     break;
@@ -488,7 +488,7 @@ impl QueueContext {
                 self.start(op.as_op(), user);
                 self.backlog.recycle(op);
             }
-            if self.group.is_some() || self.next_group.is_none() {
+            if !led || self.group.is_some() || self.next_group.is_none() {
                 break;
             }
         }

@@ -9,7 +9,6 @@ use crate::flush::is_full_disk;
 use crate::flush::through::Through;
 use crate::layer::LayerMap;
 use crate::mailbox::Mail;
-use crate::map::Change;
 use crate::segments::Slicer;
 use crate::units::{SECTOR_BYTES, Sector, SectorRange};
 use crate::volume::RequestError;
@@ -49,7 +48,6 @@ impl QueueContext {
         let end = range.end();
         let mut at = range.start;
         let mut stop = Stop::Done;
-        let mut changed = Change::Nothing;
         let era = request
             .and_then(|request| self.requests.get(request))
             .and_then(|request| request.era);
@@ -64,15 +62,15 @@ impl QueueContext {
         let LayerMap::Active(map) = &*active.map else {
             return (at, Stop::Sealed);
         };
+        let table = self.volume.table();
         while at < end {
             let cluster = at.cluster();
             let span = span(at, end);
             let key = FrameKey::new(active.number, cluster);
-            // The map is changed under the frame's lock, so that the two never disagree: see `cache::access`.
+            // Map and table are changed under the frame's lock, so that the two never disagree: see `cache::access`.
             let publish = |dirtied: bool| {
-                if map.write_cluster(cluster, span.mask(), dirtied) == Change::Words {
-                    changed = Change::Words;
-                }
+                let changed = map.write_cluster(cluster, span.mask(), dirtied);
+                table.refresh(active.slot, map, cluster, 1, changed);
             };
             // SAFETY: the caller promises the segments.
             let write = unsafe {
@@ -88,13 +86,6 @@ impl QueueContext {
                 break;
             }
             at = Sector(at.0 + u64::from(span.count));
-        }
-        if at > range.start {
-            let first = range.start.cluster();
-            let count = Sector(at.0 - 1).cluster().0 - first.0 + 1;
-            self.volume
-                .table()
-                .refresh(active.slot, map, first, count, changed);
         }
         (at, stop)
     }

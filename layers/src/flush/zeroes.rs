@@ -9,8 +9,8 @@
 //! 2. the map says zero, and frames are trimmed to what it says, each under its lock;
 //! 3. the space is given back, of clusters that are still zero then: what is written meanwhile gets into the file later.
 //!
-//! CRASH: before 1 all is as it was. Between 1 and 2 dirty frames are taken over and win over the record, clean ones do not: each
-//! sector is what was acknowledged, or zero. After 2 map, journal and frames agree. At all times a clean frame holds
+//! CRASH: before 1 all is as it was. Between 1 and 2 dirty frames are taken over and win over the record, clean ones do not:
+//! each sector is what was acknowledged, or zero. After 2 map, journal and frames agree. At all times a clean frame holds
 //! what the file holds or what the map does not ask for.
 
 use std::io;

@@ -146,7 +146,10 @@ impl Watch {
         let store = self.store.upgrade()?;
         self.images.kill += 1;
         let arena = store.cache_arena().copy().unwrap();
-        Some((found(image, Some(arena), Promise::Acknowledged), "killed".into()))
+        Some((
+            found(image, Some(arena), Promise::Acknowledged),
+            "killed".into(),
+        ))
     }
 
     /// Notes that something was wrong.

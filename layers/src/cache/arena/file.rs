@@ -30,7 +30,7 @@ const MEMINFO: &str = "/proc/meminfo";
 /// Bytes of a block, as `stat` counts them.
 const STAT_BLOCK: u64 = 512;
 
-/// The file of an arena, open and locked. The lock goes with the last user of the file.
+/// The file of an arena, open and locked. The lock goes with this.
 #[derive(Debug)]
 pub struct ArenaFile {
     /// The file itself.
@@ -373,6 +373,14 @@ impl ArenaFile {
             return Ok(());
         }
         self.reserve(geometry)
+    }
+}
+
+impl Drop for ArenaFile {
+    fn drop(&mut self) {
+        // Closing alone does not do it if another thread is starting a program just now: until that one's `exec` it has
+        // the descriptor too. An unlock that fails leaves it at that.
+        let _ = rustix::fs::flock(&*self.file, FlockOperation::Unlock);
     }
 }
 
