@@ -24,6 +24,7 @@
 //!
 //! Writing back is the same with a part of the marks, and ends after step 2 where no map word has changed.
 
+pub mod through;
 pub mod zeroes;
 
 use std::io;
@@ -37,7 +38,7 @@ use crate::canary::{self, Canary};
 use crate::file::File;
 use crate::layer::{Layer, LayerMap};
 use crate::mailbox::{Mail, Mailbox, Waiter};
-use crate::map::Collected;
+use crate::map::{Collected, MapRecord};
 use crate::units::{CLUSTER_BYTES, Cluster};
 
 /// Decides who leads a flush of one volume.
@@ -478,4 +479,26 @@ pub fn encode(work: &LayerWork) -> Option<JournalWrite> {
         offset,
         bytes,
     })
+}
+
+/// Writes records of what happened already, without a sync: they survive the end of this process, and the next flush syncs
+/// them, before it writes anything behind them. For who leads.
+fn journal_unsynced(layer: &Layer, records: &[MapRecord]) -> io::Result<()> {
+    if records.is_empty() {
+        return Ok(());
+    }
+    let (file, offset, bytes) = {
+        let mut journal = layer.journal();
+        let Some(journal) = journal.as_mut() else {
+            return Err(io::Error::other("a sealed layer takes no records"));
+        };
+        if journal.take_unsynced_end() {
+            // At most the last group of a journal may be torn.
+            journal.file().sync_data()?;
+        }
+        let (offset, bytes) = journal.append(records);
+        journal.leave_end_unsynced();
+        (Arc::clone(journal.file()), offset, bytes)
+    };
+    file.write_at(&bytes, offset)
 }

@@ -34,7 +34,10 @@ pub enum Mail {
         result: Result<(), RequestError>,
     },
     /// A frame may be free for a request that was put aside.
-    Retry,
+    Retry {
+        /// None will be for a long time: all that is dirty can be written nowhere.
+        stuck: bool,
+    },
     /// The receiver carries out the next flush, for these (one of them its own).
     Lead(Vec<Waiter>),
 }

@@ -12,7 +12,7 @@
 //! another one of the same key.
 
 use crate::map::fault::{Fault, planted};
-use crate::sync::{Ordering, fence, hint};
+use crate::sync::{AtomicU64, Ordering, fence, hint};
 use crate::units::{LayerNumber, SectorMask};
 
 use super::copy::prefetch;
@@ -400,7 +400,15 @@ impl<'a> Sets<'a> {
             .any(|ghost| ghost.load(Ordering::Relaxed) == fingerprint);
         for _ in 0..WAYS {
             let Some((way, state)) = victim(set, wanted_again) else {
-                return Taken::Full;
+                // What is clean and locked or being filled will be free in a moment, without a write-back.
+                let clean = |word: &AtomicU64| {
+                    State(word.load(Ordering::Relaxed)).dirty() == SectorMask::NONE
+                };
+                return if set.states.iter().any(clean) {
+                    Taken::Busy
+                } else {
+                    Taken::Full
+                };
             };
             let (Some(word), Some(reref)) = (set.keys.get(way), set.reref.get(way)) else {
                 return Taken::Full;
@@ -668,6 +676,21 @@ impl<'a> Sets<'a> {
                 }
             }
         }
+    }
+
+    /// How many frames of some layers are dirty. Visits all sets.
+    pub fn count_dirty(&self, of: impl Fn(LayerNumber) -> bool) -> u64 {
+        let mut dirty = 0;
+        for set in self.sets {
+            for (word, state) in set.keys.iter().zip(&set.states) {
+                let state = State(state.load(Ordering::Relaxed));
+                if state.dirty() != SectorMask::NONE {
+                    let key = FrameKey::from_word(word.load(Ordering::Relaxed));
+                    dirty += u64::from(of(key.layer()));
+                }
+            }
+        }
+        dirty
     }
 
     /// How many frames hold something, and how many are dirty. Visits all sets: for figures.

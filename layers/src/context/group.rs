@@ -470,7 +470,7 @@ impl QueueContext {
             }
         }
         if self.cache.bell().has_waiting() {
-            self.cache.bell().answer();
+            self.cache.bell().answer(false);
         }
     }
 }

@@ -67,6 +67,8 @@ pub struct QueueContext {
     pages: Pages,
     /// Parts of requests that were put aside.
     parked: Vec<Parked>,
+    /// Whether this context has asked itself to try them again.
+    retry_asked: bool,
     /// What a flush by blocking calls took lately.
     sync_time: SyncTime,
     /// The chains of the generations with requests under way; the last is current.
@@ -124,6 +126,7 @@ impl QueueContext {
             fills: Slab::default(),
             pages: Pages::default(),
             parked: Vec::new(),
+            retry_asked: false,
             eras,
             requests: Slab::default(),
             steps: Slab::default(),
@@ -323,12 +326,18 @@ impl QueueContext {
     /// Appends the requests that have ended to `done`. Does not wait.
     pub fn poll(&mut self, done: &mut Vec<Completion>) {
         self.carry_out_batch();
+        // Once for all letters that ask for it: each retry may ask for another one.
+        let mut retry = None;
         for letter in self.mailbox.take() {
             match letter {
                 Mail::FlushDone { request, result } => self.flush_done(request, result),
                 Mail::Lead(group) => self.next_group = Some(group),
-                Mail::Retry => self.retry(),
+                Mail::Retry { stuck } => retry = Some(stuck || retry == Some(true)),
             }
+        }
+        if let Some(stuck) = retry {
+            self.retry_asked = false;
+            self.retry(stuck);
         }
         let mut finished = std::mem::take(&mut self.done);
         if let Err(error) = self.engine.reap(&mut finished) {
@@ -567,6 +576,8 @@ impl fmt::Debug for QueueContext {
 impl Drop for QueueContext {
     fn drop(&mut self) {
         let mut done = Vec::new();
+        self.carry_out_batch();
+        self.abandon_parked();
         while self.under_way() > 0 || self.group.is_some() || self.next_group.is_some() {
             self.poll(&mut done);
             done.clear();

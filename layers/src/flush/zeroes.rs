@@ -24,6 +24,8 @@ use crate::layer::{Layer, LayerMap};
 use crate::map::{ClusterState, MapRecord, RecordKind, Table};
 use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, LayerSlot, SectorMask, SectorRange};
 
+use super::journal_unsynced;
+
 /// Whole clusters that a request zeroes.
 #[derive(Clone, Debug)]
 pub struct ZeroRange {
@@ -131,23 +133,7 @@ fn record(layer: &Layer, mut runs: Runs) -> io::Result<()> {
             }),
         }
     }
-    if records.is_empty() {
-        return Ok(());
-    }
-    let (file, offset, bytes) = {
-        let mut journal = layer.journal();
-        let Some(journal) = journal.as_mut() else {
-            return Err(io::Error::other("a sealed layer takes no zeroes"));
-        };
-        if journal.take_unsynced_end() {
-            // At most the last group of a journal may be torn.
-            journal.file().sync_data()?;
-        }
-        let (offset, bytes) = journal.append(&records);
-        journal.leave_end_unsynced();
-        (Arc::clone(journal.file()), offset, bytes)
-    };
-    file.write_at(&bytes, offset)
+    journal_unsynced(layer, &records)
 }
 
 /// Step 2, for one range.
