@@ -305,7 +305,7 @@ impl Cache {
 
     /// Frames that are dirty, as far as is known.
     #[inline]
-    fn dirty(&self) -> u64 {
+    pub fn dirty(&self) -> u64 {
         // ORDERING: Relaxed; a bound that may be late by what is under way.
         let dirty = self.dirty.load(Ordering::Relaxed);
         // Cleaning may be told of before dirtying is.

@@ -15,6 +15,8 @@ use super::Cache;
 const BATCH_CLUSTERS: usize = 2048;
 /// How long a volume is left alone after its disk was full.
 const FULL_DISK_PAUSE: Duration = Duration::from_secs(1);
+/// How long nobody is listened to after there was nothing that could be written.
+const FUTILE_PAUSE: Duration = Duration::from_millis(2);
 
 /// Wakes the thread that writes back, and those who wait for it.
 #[derive(Debug, Default)]
@@ -169,17 +171,24 @@ impl WriteBack {
         loop {
             match self.cache.bell().wait(tick) {
                 Woken::Closed => return,
-                Woken::Rung => self.relieve(),
+                Woken::Rung => {
+                    if !self.relieve() {
+                        // Nothing can be written now (a full disk, a failed volume): those who wait ask again at once.
+                        std::thread::sleep(FUTILE_PAUSE);
+                    }
+                }
                 Woken::Tick => self.write_old(),
             }
         }
     }
 
-    /// Writes back until enough is clean and nobody waits for a frame.
-    fn relieve(&self) {
+    /// Writes back until enough is clean and nobody waits for a frame. Returns whether there was anything to write.
+    fn relieve(&self) -> bool {
+        let mut any = false;
         loop {
             let mut more = false;
             for volume in self.due(|_| true) {
+                any = true;
                 more |= self.write_some(&volume, BATCH_CLUSTERS);
                 self.cache.bell().answer();
             }
@@ -189,6 +198,7 @@ impl WriteBack {
             }
         }
         self.cache.bell().answer();
+        any
     }
 
     /// Writes back the volumes that have been dirty for longer than they may.
@@ -204,7 +214,7 @@ impl WriteBack {
         });
         for volume in old {
             // Everything that was dirty at this time; what is written meanwhile is young.
-            let mut left = self.cache.stats().frames_dirty;
+            let mut left = self.cache.dirty().max(BATCH_CLUSTERS as u64);
             while left > 0 && self.write_some(&volume, BATCH_CLUSTERS) {
                 left = left.saturating_sub(BATCH_CLUSTERS as u64);
             }
