@@ -119,7 +119,6 @@ fn a_discard_on_a_full_disk_does_not_fail_the_volume_for_good() {
 }
 
 #[test]
-#[ignore = "hangs: frames of a failed volume stay dirty and count"]
 fn a_volume_that_has_failed_takes_no_frames_from_others() {
     let (store, media, _) = simulated(16);
     for name in ["bad", "good"] {
@@ -147,7 +146,6 @@ fn a_volume_that_has_failed_takes_no_frames_from_others() {
 }
 
 #[test]
-#[ignore = "fails: nothing says which cache was the store's last one"]
 fn a_cache_of_before_another_one_was_used_brings_nothing_old_back() {
     let dir = tempfile::tempdir().unwrap();
     let open = |cache: &str| {

@@ -122,7 +122,10 @@ fn opening_an_active_map_syncs_it_before_anything_can_be_appended() {
     drop(map);
     fixture.media.take_log();
     drop(fixture.open().unwrap());
-    assert_eq!(fixture.media.take_log().first().map(String::as_str), Some("sync map"));
+    assert_eq!(
+        fixture.media.take_log().first().map(String::as_str),
+        Some("sync map")
+    );
 }
 
 #[test]
