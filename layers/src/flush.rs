@@ -348,13 +348,29 @@ impl FlushError {
 
 /// Steps 2 to 6, one after the other, by blocking calls; for who leads. Without `everything` the steps from 3 on are taken
 /// only if a map word has changed.
+///
+/// # Errors
+/// See [`FlushError`].
 pub fn carry_out(
     cache: &Cache,
     works: &[LayerWork],
     everything: bool,
 ) -> std::result::Result<(), FlushError> {
+    carry_out_with(cache, works, everything, write_each)
+}
+
+/// The same, with a way to write what is in the staging buffer; it returns when all of it is written.
+///
+/// # Errors
+/// See [`FlushError`].
+pub fn carry_out_with(
+    cache: &Cache,
+    works: &[LayerWork],
+    everything: bool,
+    write: impl FnMut(&[LayerWork], &Staging, &[StagedWrite]) -> io::Result<()>,
+) -> std::result::Result<(), FlushError> {
     let mut walk = Walk::default();
-    match write_data(cache, works, &mut walk) {
+    match write_data(cache, works, &mut walk, write) {
         Ok(()) => {}
         Err(error) if is_full_disk(&error) => {
             put_back(works);
@@ -376,7 +392,12 @@ pub fn carry_out(
 }
 
 /// Step 2.
-fn write_data(cache: &Cache, works: &[LayerWork], walk: &mut Walk) -> io::Result<()> {
+fn write_data(
+    cache: &Cache,
+    works: &[LayerWork],
+    walk: &mut Walk,
+    mut write: impl FnMut(&[LayerWork], &Staging, &[StagedWrite]) -> io::Result<()>,
+) -> io::Result<()> {
     if works.iter().all(|work| work.marks.dirty.is_empty()) {
         return Ok(());
     }
@@ -386,13 +407,22 @@ fn write_data(cache: &Cache, works: &[LayerWork], walk: &mut Walk) -> io::Result
     let mut writes = Vec::new();
     while walk.next(cache, works, &mut staging, &mut writes) {
         for write in &writes {
-            let (Some(work), Some(bytes)) =
-                (works.get(write.work), staging.bytes(write.start, write.len))
-            else {
-                continue;
-            };
-            // Before the write: a crash of this process in between only costs a sync.
-            work.layer.mark_unsynced();
+            if let Some(work) = works.get(write.work) {
+                // Before the write: a crash of this process in between only costs a sync.
+                work.layer.mark_unsynced();
+            }
+        }
+        write(works, &staging, &writes)?;
+    }
+    Ok(())
+}
+
+/// Writes what is in the staging buffer, one after the other.
+fn write_each(works: &[LayerWork], staging: &Staging, writes: &[StagedWrite]) -> io::Result<()> {
+    for write in writes {
+        if let (Some(work), Some(bytes)) =
+            (works.get(write.work), staging.bytes(write.start, write.len))
+        {
             work.layer.data().write_at(bytes, write.offset)?;
         }
     }

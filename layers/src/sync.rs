@@ -7,10 +7,18 @@
 pub(crate) use loom::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence,
 };
-#[cfg(not(loom))]
+#[cfg(not(any(loom, test)))]
 pub(crate) use std::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence,
 };
+
+/// Atomics that can end a thread's work at any store, for tests of what is left then.
+#[cfg(all(test, not(loom)))]
+pub(crate) mod fused;
+#[cfg(all(test, not(loom)))]
+pub(crate) use fused::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+#[cfg(all(test, not(loom)))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
 
 /// Threads: to give way to another one, and for the scenarios that run both as models and on real threads.
 #[cfg(loom)]

@@ -1,6 +1,7 @@
 //! The frame protocol: reading, writing, filling, trimming and cleaning frames, lock-free where it matters.
 //!
-//! Who copies bytes is the caller's closure, which gets the place of the frame. So the protocol has no memory access of its own, and
+//! Who copies bytes is the caller's closure, which gets the place of the frame. So the protocol has no memory access of its
+//! own, and
 //! models run it with frames of one word (`scenarios`).
 //!
 //! INVARIANT: of all ways of a set at most one has a given key. A new key is put in only by who holds the set's lock and has
@@ -17,8 +18,8 @@ use crate::units::{LayerNumber, SectorMask};
 use super::copy::prefetch;
 use super::set::{FrameKey, Set, State, WAYS};
 
-/// How often a hit is tried again when its frame changes under it, before the request is put aside.
-const TRIES: u32 = 16;
+/// How often something is tried again when its frame changes under it, before the request is put aside.
+const TRIES: u32 = if cfg!(loom) { 3 } else { 16 };
 /// Looks at a locked frame before the request is put aside: about the time of a copy.
 const LOOKS: u32 = if cfg!(loom) { 2 } else { 200 };
 
@@ -185,8 +186,13 @@ impl<'a> Sets<'a> {
         // ORDERING: Acquire; pairs with the Release of whoever unlocked the way: key and content are at least as new as
         // the state. The key after the state: it was changed under the lock, so a key of a later version shows in the
         // state that the caller checks or swaps.
-        let state = State(set.states.get(way)?.load(Ordering::Acquire));
-        (set.keys.get(way)?.load(Ordering::Relaxed) == key.word()).then_some(state)
+        let (keys, states) = (set.keys.get(way)?, set.states.get(way)?);
+        if planted(Fault::KeyBeforeState) {
+            let same = keys.load(Ordering::Relaxed) == key.word();
+            return same.then(|| State(states.load(Ordering::Acquire)));
+        }
+        let state = State(states.load(Ordering::Acquire));
+        (keys.load(Ordering::Relaxed) == key.word()).then_some(state)
     }
 
     /// Replaces an unlocked state by another one, if it is still the same.
@@ -205,8 +211,8 @@ impl<'a> Sets<'a> {
     fn lock(set: &Set, way: usize, old: State, new: State) -> bool {
         let locked = Self::swap(set, way, old, new);
         // ORDERING: Release fence between the locked state and what the owner changes; pairs with the Acquire fence in
-        // `read`: who has seen a changed byte sees the version of the lock.
-        if locked {
+        // `read`: who has seen a changed byte or key sees the version of the lock.
+        if locked && !planted(Fault::LockWithoutFence) {
             fence(Ordering::Release);
         }
         locked
@@ -221,8 +227,30 @@ impl<'a> Sets<'a> {
         }
     }
 
+    /// The answer to a read of what is in no frame.
+    #[cold]
+    fn miss() -> Read {
+        if !planted(Fault::MissWithoutFence) {
+            // ORDERING: Acquire fence; pairs with the one in `lock`. Who took the key away did so under the lock, and what he
+            // had done before that (a zeroed map, a written file) is seen by who asks for it after this answer.
+            fence(Ordering::Acquire);
+        }
+        Read::Miss
+    }
+
+    /// Looks at a locked way until it is not, for about the time of a copy. Returns whether it is worth another try.
+    #[inline]
+    fn wait(set: &Set, way: usize, key: FrameKey, looks: &mut u32) -> bool {
+        *looks += 1;
+        while *looks < LOOKS && Self::look(set, way, key).is_some_and(State::is_locked) {
+            hint::spin_loop();
+            *looks += 1;
+        }
+        *looks < LOOKS
+    }
+
     /// Copies sectors out of the frame of a key. `copy` may run several times; only its last run counts, and only after
-    /// `Hit`.
+    /// `Hit`. After `Miss` the map says what it said when the sectors left the frame, or something newer.
     #[inline]
     pub fn read(
         &self,
@@ -237,25 +265,20 @@ impl<'a> Sets<'a> {
         let mut looks = 0;
         for _ in 0..TRIES {
             let Some(way) = Self::find(set, key) else {
-                return Read::Miss;
+                return Self::miss();
             };
             let Some(state) = Self::look(set, way, key) else {
                 tally.retries += 1;
                 continue;
             };
             if state.is_locked() {
-                looks += 1;
-                while looks < LOOKS && Self::look(set, way, key).is_some_and(State::is_locked) {
-                    hint::spin_loop();
-                    looks += 1;
-                }
-                if looks >= LOOKS {
+                if !Self::wait(set, way, key, &mut looks) {
                     return Read::Busy;
                 }
                 continue;
             }
             if !state.valid().contains(wanted) {
-                return Read::Miss;
+                return Self::miss();
             }
             copy(FrameIndex { set: at, way });
             if !planted(Fault::ReadWithoutFence) {
@@ -276,13 +299,26 @@ impl<'a> Sets<'a> {
         Read::Busy
     }
 
-    /// Which sectors the frame of a key has now.
+    /// The state of the frame of a key, locked or not.
+    fn state(&self, key: FrameKey) -> Option<State> {
+        let (_, set) = self.place(key)?;
+        let way = Self::find(set, key)?;
+        Self::look(set, way, key)
+    }
+
+    /// Which sectors the frame of a key has now. A hint: it may be locked by somebody who puts more in.
     pub fn valid(&self, key: FrameKey) -> SectorMask {
-        let state = self.place(key).and_then(|(_, set)| {
-            let way = Self::find(set, key)?;
-            Self::look(set, way, key)
-        });
-        state.map_or(SectorMask::NONE, State::valid)
+        self.state(key).map_or(SectorMask::NONE, State::valid)
+    }
+
+    /// Whether no frame has any of these sectors, and nobody is about to put one in.
+    ///
+    /// A frame that is locked counts as having them: a write says in the map what it does before the frame says so.
+    pub fn lacks(&self, key: FrameKey, mask: SectorMask) -> bool {
+        self.state(key).is_none_or(|state| {
+            let locked = state.is_locked() && !planted(Fault::LockedIsLacking);
+            !locked && state.valid().0 & mask.0 == 0
+        })
     }
 
     /// Copies sectors into the frame of a key, which is made if need be. `publish` runs under the frame's lock, before
@@ -354,11 +390,9 @@ impl<'a> Sets<'a> {
                 continue;
             };
             if state.is_locked() {
-                looks += 1;
-                if looks >= LOOKS {
+                if !Self::wait(set, way, key, &mut looks) {
                     return None;
                 }
-                hint::spin_loop();
                 continue;
             }
             if !may_dirty && state.dirty() == SectorMask::NONE {
@@ -384,6 +418,11 @@ impl<'a> Sets<'a> {
         let taken = if Self::find(set, key).is_some() && !planted(Fault::NoSetLock) {
             Taken::Busy
         } else {
+            if !planted(Fault::TakeWithoutFence) {
+                // ORDERING: Acquire fence; as in `miss`. Who fills the new way asks the map after this, and must not see one
+                // that is older than the end of the key's last frame.
+                fence(Ordering::Acquire);
+            }
             self.take_victim(set, key, tally)
         };
         set.lock.store(0, Ordering::Release);
@@ -519,10 +558,11 @@ impl<'a> Sets<'a> {
 
     /// Takes sectors out of the frame of a key, if it has one: all but those that `keep` names, which is asked under the
     /// frame's lock. Returns whether a dirty frame became clean by it. Waits for who has the frame locked.
-    pub fn trim(&self, key: FrameKey, keep: impl FnOnce() -> SectorMask) -> bool {
+    pub fn trim(&self, key: FrameKey, keep: impl Fn() -> SectorMask) -> bool {
         let Some((_, set)) = self.place(key) else {
             return false;
         };
+        let early = planted(Fault::KeepBeforeLock).then(&keep);
         loop {
             let Some(way) = Self::find(set, key) else {
                 return false;
@@ -534,7 +574,7 @@ impl<'a> Sets<'a> {
             if !Self::lock(set, way, state, locked) {
                 continue;
             }
-            let keep = keep();
+            let keep = early.unwrap_or_else(&keep);
             let valid = SectorMask(state.valid().0 & keep.0);
             let dirty = SectorMask(state.dirty().0 & keep.0);
             if valid == SectorMask::NONE
@@ -554,13 +594,15 @@ impl<'a> Sets<'a> {
     }
 
     /// Copies the dirty sectors of the frame of a key; `None` if there are none. `copy` may run several times; its last
-    /// run counts. Waits for who has the frame locked.
+    /// run counts. Waits for who has the frame locked; if the frame keeps changing under the copy it is locked for one, so
+    /// that no guest can hold up the thread that writes back for all of them.
     pub fn copy_dirty(
         &self,
         key: FrameKey,
         mut copy: impl FnMut(FrameIndex, SectorMask),
     ) -> Option<Copied> {
         let (at, set) = self.place(key)?;
+        let mut tries = 0;
         loop {
             let way = Self::find(set, key)?;
             let Some(state) = self.unlocked(set, way, key) else {
@@ -571,17 +613,29 @@ impl<'a> Sets<'a> {
                 return None;
             }
             let index = FrameIndex { set: at, way };
+            let copied = |state: State| Copied {
+                index,
+                key,
+                version: state.version(),
+                dirty,
+            };
+            if tries >= TRIES {
+                let locked = state.lock();
+                if Self::lock(set, way, state, locked) {
+                    copy(index, dirty);
+                    let after = locked.unlock(state.valid(), dirty);
+                    Self::unlock(set, way, after);
+                    return Some(copied(after));
+                }
+                continue;
+            }
+            tries += 1;
             copy(index, dirty);
             // ORDERING: as in `read`.
             fence(Ordering::Acquire);
             let again = State(set.states.get(way)?.load(Ordering::Relaxed));
             if again.version() == state.version() {
-                return Some(Copied {
-                    index,
-                    key,
-                    version: state.version(),
-                    dirty,
-                });
+                return Some(copied(state));
             }
         }
     }
@@ -661,7 +715,14 @@ impl<'a> Sets<'a> {
             set.lock.store(0, Ordering::Relaxed);
             for (word, state) in set.keys.iter().zip(&set.states) {
                 let key = FrameKey::from_word(word.load(Ordering::Relaxed));
-                let left = State(state.load(Ordering::Relaxed)).after_crash();
+                let found = State(state.load(Ordering::Relaxed));
+                let mut left = found.after_crash();
+                if planted(Fault::KeepTorn) {
+                    left = State(left.0 | found.valid().0 as u64);
+                }
+                if planted(Fault::KeepFilling) && found.is_filling() {
+                    left = left.filling();
+                }
                 if key == FrameKey::NONE || left.valid() == SectorMask::NONE || !known(key.layer())
                 {
                     word.store(FrameKey::NONE.word(), Ordering::Relaxed);
@@ -725,7 +786,8 @@ fn victim(set: &Set, wanted_again: bool) -> Option<(usize, State)> {
     {
         // ORDERING: Acquire; the key is looked at after it, and what follows is a compare-and-swap of this very state.
         let state = State(state.load(Ordering::Acquire));
-        if !state.is_idle() {
+        let filling = planted(Fault::EvictFilling) && state.filled().is_idle();
+        if !state.is_idle() && !filling {
             continue;
         }
         if word.load(Ordering::Relaxed) == FrameKey::NONE.word() {

@@ -281,5 +281,5 @@ fn map(file: &ArenaFile, geometry: &Geometry) -> Result<Memory> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -170,10 +170,18 @@ impl State {
     }
 
     /// What is left of it when the process that owned it is gone.
+    ///
+    /// A frame that was locked may be half changed: of its sectors only those stay that are nowhere else. The others are read
+    /// from the file again, which has what they were.
     pub const fn after_crash(self) -> Self {
         let dirty = self.dirty().0 & self.valid().0;
+        let valid = if self.is_locked() {
+            dirty
+        } else {
+            self.valid().0
+        };
         let version = self.0 & !(Self::VERSION_ONE - 1);
-        Self(version | self.valid().0 as u64 | (dirty as u64) << 8)
+        Self(version | valid as u64 | (dirty as u64) << 8)
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::cache::staging::Staging;
 use crate::canary::{self, Canary};
-use crate::file::{IoOp, Segment};
+use crate::file::{Engine, IoDone, IoOp, Segment};
 use crate::flush::zeroes::{self, Freed, ZeroRange};
 use crate::flush::{self, FlushError, JournalWrite, LayerWork, StagedWrite, Walk};
 use crate::mailbox::{Mail, Waiter};
@@ -241,7 +241,11 @@ impl QueueContext {
         let small = clusters.map(|(_, count)| *count).sum::<u64>() <= BLOCKING_CLUSTERS_MAX;
         if idle && small && self.sync_time.may_block() {
             let began = Instant::now();
-            let result = flush::carry_out(&self.cache, &work, true);
+            let (engine, done) = (&mut self.engine, &mut self.done);
+            let result =
+                flush::carry_out_with(&self.cache, &work, true, |works, staging, writes| {
+                    write_at_once(&mut **engine, done, works, staging, writes)
+                });
             self.sync_time.took(began.elapsed());
             self.volume.note_journal(&work);
             let result = result.map_err(|error| match error {
@@ -467,6 +471,51 @@ impl QueueContext {
         }
         if self.cache.bell().has_waiting() {
             self.cache.bell().answer(false);
+        }
+    }
+}
+
+/// Writes what is in the staging buffer by an engine that has nothing else to do, all at once, and waits for it.
+fn write_at_once(
+    engine: &mut dyn Engine,
+    done: &mut Vec<IoDone>,
+    works: &[LayerWork],
+    staging: &Staging,
+    writes: &[StagedWrite],
+) -> io::Result<()> {
+    let mut result = Ok(());
+    let mut left = writes.iter();
+    loop {
+        while engine.room() > 0
+            && let Some(write) = left.next()
+        {
+            let (Some(work), Some(bytes)) =
+                (works.get(write.work), staging.bytes(write.start, write.len))
+            else {
+                continue;
+            };
+            let segment = Segment {
+                base: bytes.as_ptr().cast_mut(),
+                len: bytes.len(),
+            };
+            let op = IoOp::Write {
+                file: work.layer.data().token(),
+                offset: write.offset,
+                segments: &[segment],
+            };
+            #[expect(unsafe_code, reason = "the engine's contract, kept as described")]
+            // SAFETY: the buffer and the layers are borrowed until this returns, which is after all of it was reaped.
+            unsafe {
+                engine.submit(op, 0);
+            }
+        }
+        if engine.under_way() == 0 {
+            return result;
+        }
+        // Not left before everything is reaped, whatever fails: the engine reads from the buffer until then.
+        result = result.and(engine.wait()).and(engine.reap(done));
+        for io in done.drain(..) {
+            result = result.and(io.result);
         }
     }
 }

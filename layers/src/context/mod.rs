@@ -1,8 +1,8 @@
 //! Carries out the requests of one worker thread: guest memory <-> sector cache <-> engine <-> layer files.
 //!
 //! What lies in the cache is done when `submit` returns, and polled later: reads of frames (`read`), writes into frames
-//! (`write`). Everything else is a request under way: it goes through the engine, or waits until a frame is free. A write becomes
-//! visible in the maps only after its data is in its frames, and is acknowledged only after that; a flush is led by the
+//! (`write`). Everything else is a request under way: it goes through the engine, or waits until a frame is free. A write is
+//! published in the maps under the lock of its frames, and acknowledged only after that; a flush is led by the
 //! context itself (`group`).
 //!
 //! INVARIANT: a layer is changed (frame, file or map) only in a batch whose generation is announced, or by an operation
@@ -182,7 +182,10 @@ impl QueueContext {
                     first: self.batch_segments.len(),
                     count: segments.len(),
                 });
-                self.batch_segments.extend_from_slice(segments);
+                // One or two, nearly always: not worth the call of a copy.
+                for segment in segments {
+                    self.batch_segments.push(*segment);
+                }
                 return;
             }
             _ => self.carry_out_batch(),

@@ -233,7 +233,7 @@ impl QueueContext {
     ) -> bool {
         let layer = chain.layer(slot);
         let held = layer.is_some_and(|layer| layer.cluster(key.cluster()).0.contains(span.mask()));
-        held && self.cache.sets().valid(key).0 & span.mask().0 == 0
+        held && self.cache.sets().lacks(key, span.mask())
     }
 
     /// Resolves a part anew because its cluster has changed.

@@ -418,8 +418,8 @@ impl ActiveMap {
 
     /// Takes the records that say that these clusters are zero, as far as the journal lacks them, or has them since a moment
     /// ago: what a write-zeroes has to write before it is acknowledged. `None`, and nothing taken, if one of the clusters was
-    /// written since, so that its record must wait for its data. Only for who collects, as if it were a collection; the
-    /// records can be put back. Dirty flags and marks stay.
+    /// written since, so that its record must wait for its data: flush then. Only for who collects, as if it were a collection;
+    /// the records can be put back. Dirty flags and marks stay.
     pub fn zero_records(&self, first: Cluster, count: u64) -> Option<Vec<MapRecord>> {
         let written = |word: u16| word & UNJOURNALED != 0 && state(word).data != SectorMask::NONE;
         let mut runs = self.radix.runs(first.0, count, written);

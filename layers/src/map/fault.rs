@@ -48,6 +48,26 @@ pub(crate) enum Fault {
     TrimWithoutSpoiling,
     /// A frame becomes clean although it was written since it was copied.
     CleanWithoutVersion,
+    /// A frame's bytes are changed without an order between the lock and the bytes.
+    LockWithoutFence,
+    /// Who looks at a way takes its key before its state.
+    KeyBeforeState,
+    /// A way that is filling may be given to another key.
+    EvictFilling,
+    /// Who did not find a frame may still see a map from before the frame went.
+    MissWithoutFence,
+    /// Who takes a new way may still see a map from before the key's last frame went.
+    TakeWithoutFence,
+    /// A frame that somebody is changing counts as one without the sectors in question.
+    LockedIsLacking,
+    /// A trim asks what to keep before it has the frame.
+    KeepBeforeLock,
+    /// A layer is written without a word to the clock.
+    WriteUnannounced,
+    /// Clean sectors of a frame that was locked when its process ended are kept.
+    KeepTorn,
+    /// A fill whose process has ended stays under way.
+    KeepFilling,
 }
 
 #[cfg(test)]
@@ -73,4 +93,23 @@ pub(crate) const fn planted(_fault: Fault) -> bool {
 #[cfg(all(test, loom))]
 pub(crate) fn plant(fault: Fault) {
     PLANTED.with(|planted| planted.set(Some(fault)));
+}
+
+/// Plants a fault until the guard goes, on this thread.
+#[cfg(all(test, not(loom)))]
+pub(crate) fn plant_here(fault: Fault) -> Planted {
+    PLANTED.with(|planted| planted.set(Some(fault)));
+    Planted
+}
+
+/// Takes the fault out again, since another test may run on the thread.
+#[cfg(all(test, not(loom)))]
+#[must_use = "the fault is there as long as this is"]
+pub(crate) struct Planted;
+
+#[cfg(all(test, not(loom)))]
+impl Drop for Planted {
+    fn drop(&mut self) {
+        PLANTED.with(|planted| planted.set(None));
+    }
 }
