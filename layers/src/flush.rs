@@ -16,8 +16,8 @@
 //! 6. make the frames clean that have not changed since, mark the others again;
 //! 7. answer.
 //!
-//! Every empty half is skipped. Any failure is latched in the volume before anybody is answered, but for a full disk in step
-//! 2: then nothing is lost, everything is marked again, and the next flush tries again.
+//! Every empty half is skipped. Any failure is latched in the volume before anybody is answered, but for a full disk in steps
+//! 2 and 4: then nothing is lost, everything is marked again, and the next flush tries again.
 //!
 //! Before that the leader zeroes what those who wait want zeroed (`zeroes`), and after it their space is given back. Nobody but
 //! who leads changes a layer's files, not even to give back space.
@@ -36,6 +36,7 @@ use crate::cache::set::FrameKey;
 use crate::cache::staging::Staging;
 use crate::canary::{self, Canary};
 use crate::file::File;
+use crate::format::journal::JournalEnd;
 use crate::layer::{Layer, LayerMap};
 use crate::mailbox::{Mail, Mailbox, Waiter};
 use crate::map::{Collected, MapRecord};
@@ -157,12 +158,29 @@ pub struct LayerWork {
 /// The bytes that make a layer's changes durable, and where they go.
 #[derive(Debug)]
 pub struct JournalWrite {
+    /// The layer.
+    layer: Arc<Layer>,
+    /// The journal's end before.
+    before: JournalEnd,
     /// The map file.
     pub file: Arc<dyn File>,
     /// Where in it.
     pub offset: u64,
     /// The records with their commit record.
     pub bytes: Vec<u8>,
+}
+
+impl JournalWrite {
+    /// Makes the journal what it was, after a full disk.
+    ///
+    /// # Errors
+    /// The host's answer; to be latched.
+    pub fn take_back(&self) -> io::Result<()> {
+        match self.layer.journal().as_mut() {
+            Some(journal) => journal.take_back(self.before),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Step 1, for the layers of a chain or others, oldest first; about `limit` clusters.
@@ -382,7 +400,12 @@ pub fn carry_out_with(
         walk.clean(cache, works);
     }
     if everything || works.iter().any(LayerWork::has_records) {
-        commit(works).map_err(FlushError::Fatal)?;
+        commit(works).inspect_err(|error| {
+            // Taken back: the journal says what it said before.
+            if let FlushError::Full(_) = error {
+                put_back(works);
+            }
+        })?;
     } else {
         // Not synced now: the next flush does it.
         put_back_map_ends(works);
@@ -429,21 +452,27 @@ fn write_each(works: &[LayerWork], staging: &Staging, writes: &[StagedWrite]) ->
     Ok(())
 }
 
-/// Steps 3 to 5.
-fn commit(works: &[LayerWork]) -> io::Result<()> {
+/// Steps 3 to 5. A sync that fails is fatal whatever the reason: nobody knows what the file holds.
+fn commit(works: &[LayerWork]) -> std::result::Result<(), FlushError> {
     for work in works {
         if work.layer.take_unsynced() {
-            work.layer.sync_data()?;
+            work.layer.sync_data().map_err(FlushError::Fatal)?;
         }
         if work.sync_map_end
             && let Some(file) = map_file(work)
         {
-            file.sync_data()?;
+            file.sync_data().map_err(FlushError::Fatal)?;
         }
     }
     for journal in works.iter().filter_map(encode) {
-        journal.file.write_at(&journal.bytes, journal.offset)?;
-        journal.file.sync_data()?;
+        match journal.file.write_at(&journal.bytes, journal.offset) {
+            Ok(()) => journal.file.sync_data().map_err(FlushError::Fatal)?,
+            Err(error) if is_full_disk(&error) => {
+                journal.take_back().map_err(FlushError::Fatal)?;
+                return Err(FlushError::Full(error));
+            }
+            Err(error) => return Err(FlushError::Fatal(error)),
+        }
     }
     Ok(())
 }
@@ -473,8 +502,11 @@ pub fn encode(work: &LayerWork) -> Option<JournalWrite> {
     }
     let mut journal = work.layer.journal();
     let journal = journal.as_mut()?;
+    let before = journal.end();
     let (offset, bytes) = journal.append(&work.marks.records);
     Some(JournalWrite {
+        layer: Arc::clone(&work.layer),
+        before,
         file: Arc::clone(journal.file()),
         offset,
         bytes,
@@ -487,18 +519,19 @@ fn journal_unsynced(layer: &Layer, records: &[MapRecord]) -> io::Result<()> {
     if records.is_empty() {
         return Ok(());
     }
-    let (file, offset, bytes) = {
-        let mut journal = layer.journal();
-        let Some(journal) = journal.as_mut() else {
-            return Err(io::Error::other("a sealed layer takes no records"));
-        };
-        if journal.take_unsynced_end() {
-            // At most the last group of a journal may be torn.
-            journal.file().sync_data()?;
-        }
-        let (offset, bytes) = journal.append(records);
-        journal.leave_end_unsynced();
-        (Arc::clone(journal.file()), offset, bytes)
+    let mut journal = layer.journal();
+    let Some(journal) = journal.as_mut() else {
+        return Err(io::Error::other("a sealed layer takes no records"));
     };
-    file.write_at(&bytes, offset)
+    if journal.take_unsynced_end() {
+        // At most the last group of a journal may be torn.
+        journal.file().sync_data()?;
+    }
+    let before = journal.end();
+    let (offset, bytes) = journal.append(records);
+    journal.leave_end_unsynced();
+    match journal.file().write_at(&bytes, offset) {
+        Err(error) if is_full_disk(&error) => journal.take_back(before).and(Err(error)),
+        result => result,
+    }
 }

@@ -276,6 +276,22 @@ impl MapFile {
         (offset, bytes)
     }
 
+    /// Where and how the next group goes, to come back to if it finds no space.
+    pub fn end(&self) -> JournalEnd {
+        self.next
+    }
+
+    /// Takes back the groups since `end`, none of which anybody was told of, since the last of them found no space: the
+    /// journal ends there again, and nothing is left behind its end that could be taken for a record.
+    ///
+    /// # Errors
+    /// The host's answer; nothing may be appended then.
+    pub fn take_back(&mut self, end: JournalEnd) -> io::Result<()> {
+        self.file.set_len(end.end)?;
+        self.next = end;
+        Ok(())
+    }
+
     /// Says that the last group was not synced: the next one must not be written before it is.
     pub fn leave_end_unsynced(&mut self) {
         self.end_unsynced = true;

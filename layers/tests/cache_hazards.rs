@@ -93,7 +93,6 @@ fn a_volume_that_could_not_be_deleted_has_all_that_was_written_to_it() {
 }
 
 #[test]
-#[ignore = "fails: ENOSPC of the journal is latched"]
 fn a_discard_on_a_full_disk_does_not_fail_the_volume_for_good() {
     let (store, media, _) = simulated(64);
     store

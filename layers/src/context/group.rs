@@ -228,6 +228,11 @@ impl QueueContext {
                     freed = done;
                     self.volume.note_zeroes(&ranges);
                 }
+                // Nothing was recorded, and nothing is zeroed or lost.
+                Err(error) if flush::is_full_disk(&error) => {
+                    let error = self.volume.note_write_error("record of zeroes", &error);
+                    return self.answer(waiters, Err(error));
+                }
                 Err(error) => {
                     self.volume
                         .fail(&format!("recording zeroes failed: {error}"));
@@ -282,7 +287,8 @@ impl QueueContext {
                 self.volume.note_not_given_back(error);
             } else if let Err(error) = result {
                 // Only a write of data that finds no space harms nothing.
-                let full = group.next == Phase::WriteData && flush::is_full_disk(&error);
+                let writes = [Phase::WriteData, Phase::SyncMap].contains(&group.next);
+                let full = writes && flush::is_full_disk(&error);
                 if group.error.is_none() || !full {
                     group.full_disk = full;
                 }
@@ -433,6 +439,11 @@ impl QueueContext {
                 Ok(())
             }
             Some(cause) if group.full_disk => {
+                let mut journals = group.journals.iter();
+                if let Err(error) = journals.try_for_each(flush::JournalWrite::take_back) {
+                    self.volume
+                        .fail(&format!("taking a journal back failed: {error}"));
+                }
                 flush::put_back(&group.work);
                 let error = io::Error::from(rustix::io::Errno::NOSPC);
                 let _ = cause;
