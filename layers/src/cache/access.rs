@@ -345,6 +345,10 @@ impl<'a> Sets<'a> {
         // Published before the bytes are there: nobody sees them before the way is unlocked. The other way round each atomic
         // step of `publish` would wait until the processor has got rid of the copy.
         let dirtied = locked.dirty() == SectorMask::NONE;
+        if planted(Fault::MasksBeforeBytes) {
+            let early = locked.0 | u64::from(mask.0) | u64::from(mask.0) << 8;
+            Self::unlock(set, way, State(early));
+        }
         if planted(Fault::PublishAfterUnlock) {
             copy(FrameIndex { set: at, way });
         } else {

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 
 /// Loads after which a thread under a fuse counts as waiting for another one, which will never come.
-const LOADS_MAX: u64 = 100_000;
+const LOADS_MAX: u64 = 10_000;
 
 thread_local! {
     /// Stores and loads that this thread may still make; `None`: any number.
@@ -28,8 +28,16 @@ pub(crate) fn with_fuse<T>(stores: u64, work: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
-/// A store is about to be made, of an atomic or of a byte of a frame.
-pub(crate) fn store() {
+/// How many stores something makes.
+pub(crate) fn stores(work: impl FnOnce()) -> u64 {
+    FUSE.set(Some((u64::MAX, u64::MAX)));
+    work();
+    let left = FUSE.replace(None);
+    left.map_or(0, |(stores, _)| u64::MAX - stores)
+}
+
+/// A store is about to be made.
+fn store() {
     burn(|(stores, loads)| Some((stores.checked_sub(1)?, loads)));
 }
 
