@@ -73,16 +73,18 @@ impl Mailbox {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(letter);
+        // The counter of an event fd cannot overflow with one letter a request; a full counter has woken the owner anyway.
+        // Before the flag: an owner that took the letter in between, for the sake of another one, would find the event fd
+        // readable and the flag clear, and be woken for ever.
+        let _ = rustix::io::write(&self.event, &ONE);
         // ORDERING: Release, after the letter; pairs with the swap in `take`.
         self.flag.store(true, Ordering::Release);
-        // The counter of an event fd cannot overflow with one letter a request; a full counter has woken the owner anyway.
-        let _ = rustix::io::write(&self.event, &ONE);
     }
 
     /// Takes all letters. Cheap if there are none.
     pub fn take(&self) -> Vec<Mail> {
-        // ORDERING: the plain load only saves work: a letter that it misses has also written the event fd, which wakes
-        // the owner to look again. The swap is Acquire; pairs with the Release in `send`.
+        // ORDERING: the plain load only saves work: a letter that it misses has also written the event fd, which stays
+        // readable until a call that sees the flag, and so makes the owner look again. The swap is Acquire; pairs with the Release in `send`.
         if !self.flag.load(Ordering::Relaxed) || !self.flag.swap(false, Ordering::Acquire) {
             return Vec::new();
         }

@@ -308,7 +308,7 @@ impl Cache {
 
     /// Frames that are dirty and can be written, as far as is known.
     #[inline]
-    fn dirty(&self) -> u64 {
+    pub fn dirty(&self) -> u64 {
         // ORDERING: Relaxed; a bound that may be late by what is under way.
         let dirty = self.dirty.load(Ordering::Relaxed);
         // Cleaning may be told of before dirtying is.

@@ -283,7 +283,7 @@ impl WriteBack {
         });
         for volume in old {
             // Everything that was dirty at this time; what is written meanwhile is young.
-            let mut left = self.cache.stats().frames_dirty;
+            let mut left = self.cache.dirty().max(BATCH_CLUSTERS as u64);
             while left > 0 && self.write_some(&volume, BATCH_CLUSTERS) {
                 left = left.saturating_sub(BATCH_CLUSTERS as u64);
             }

@@ -224,7 +224,10 @@ impl QueueContext {
         if !ranges.is_empty() {
             let (table, chain) = (self.volume.table(), self.eras.chain());
             match zeroes::carry_out(&self.cache, table, chain, &ranges) {
-                Ok(done) => freed = done,
+                Ok(done) => {
+                    freed = done;
+                    self.volume.note_zeroes(&ranges);
+                }
                 Err(error) => {
                     self.volume
                         .fail(&format!("recording zeroes failed: {error}"));

@@ -83,7 +83,8 @@ impl Store {
             return Ok(());
         };
         let flushed = volume.flush_blocking();
-        if flushed.is_ok() {
+        // What became dirty since must keep its marks.
+        if flushed.is_ok() && !volume.is_dirty() {
             self.forget_volume(name, volume);
         }
         flushed
