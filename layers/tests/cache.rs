@@ -408,6 +408,39 @@ fn a_queue_with_writes_that_wait_for_frames_can_be_dropped() {
 }
 
 #[test]
+fn a_snapshot_does_not_wait_for_writes_that_wait_for_frames() {
+    let sim = Sim::new(1, 4);
+    let mut v = sim.queue("v");
+    sim.fail(FaultPoint::Write, "data", 0, u64::MAX, FaultEffect::NoSpace);
+    write(&mut v, 0, 8, 2).unwrap();
+    // A part of it finds frames.
+    submit_write(&mut v, 4, 400, 3);
+    let selection = Selection::Volumes(vec!["v".into()]);
+    let mut pending = sim.store.begin_snapshot("s", &selection).unwrap();
+    for _ in 0..3 {
+        sim.store.write_back_step(4);
+        assert!(v.poll().is_empty());
+    }
+    assert!(sim.store.snapshot_drained(&pending), "it waits for space");
+    sim.media.clear_faults();
+    assert!(sim.store.sync_snapshot(&mut pending));
+    sim.store.finish_snapshot(pending).unwrap();
+    let mut ended = Vec::new();
+    while ended.is_empty() {
+        ended = v.poll();
+        sim.store.write_back_step(4);
+    }
+    assert_eq!(ended[0].1, Ok(()));
+    let mut expected = vec![Value::Zero; SECTORS as usize];
+    expected[..4].fill(Value::Stamp(2));
+    expected[4..404].fill(Value::Stamp(3));
+    assert_eq!(v.read_all(7, SECTORS).unwrap(), expected);
+    flush(&mut v).unwrap();
+    let found = queue(&sim.after_cut(), "v").read_all(7, SECTORS).unwrap();
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn many_queues_and_snapshots_share_a_cache_of_one_set() {
     for no_io_uring in [false, true] {
         let dir = tempfile::tempdir().unwrap();

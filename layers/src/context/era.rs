@@ -175,6 +175,31 @@ impl Eras {
         EraId(self.first + last)
     }
 
+    /// Counts a change out of its era and into that of the current generation; `None` if that is the same.
+    pub fn move_on(&mut self, volume: &Volume, id: EraId) -> Option<EraId> {
+        if self.is_current(id) && self.generation() == Some(volume.clock().now()) {
+            return None;
+        }
+        self.enter(volume);
+        if self.is_current(id) {
+            return None;
+        }
+        let next = self.begin(volume, true);
+        self.end(id, true);
+        Some(next)
+    }
+
+    /// Whether an era is that of the last batch.
+    fn is_current(&self, id: EraId) -> bool {
+        self.index(id)
+            .is_some_and(|index| index + 1 == self.eras.len())
+    }
+
+    /// The generation of the last batch.
+    fn generation(&self) -> Option<Generation> {
+        self.eras.back().map(|era| era.generation)
+    }
+
     /// Counts a request out.
     pub fn end(&mut self, id: EraId, changes: bool) {
         if let Some(era) = self.index(id).and_then(|index| self.eras.get_mut(index)) {

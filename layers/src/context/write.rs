@@ -1,5 +1,6 @@
 //! Writes: into frames. What finds no frame is put aside until one is free; only if none can become free it goes past them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cache::access::Write;
@@ -152,6 +153,7 @@ impl QueueContext {
             return;
         }
         self.may_dirty = !self.cache.is_full_of_dirty();
+        self.move_parked_on();
         let mut parked = std::mem::take(&mut self.parked);
         for mut part in parked.drain(..) {
             let guest = Slicer::new(&part.segments);
@@ -170,6 +172,33 @@ impl QueueContext {
         }
         if self.parked.is_empty() {
             self.parked = parked;
+        }
+    }
+
+    /// Takes requests over to the current generation of which all that is left was put aside: a snapshot need not wait until
+    /// there are frames, or space. What they have written already is in the old layer, the rest will be in the new one; no
+    /// such request was acknowledged before the snapshot's instant.
+    fn move_parked_on(&mut self) {
+        let mut left: BTreeMap<usize, usize> = BTreeMap::new();
+        for part in &self.parked {
+            *left.entry(part.request).or_default() += 1;
+        }
+        for (number, parked) in left {
+            let Some(request) = self.requests.get_mut(number) else {
+                continue;
+            };
+            let (true, Some(era)) = (request.changes && request.parts == parked, request.era)
+            else {
+                continue;
+            };
+            let Some(next) = self.eras.move_on(&self.volume, era) else {
+                continue;
+            };
+            request.era = Some(next);
+            if let (Some(zero), Some(active)) = (&mut request.zero, self.eras.active_of(next)) {
+                zero.layer = Arc::clone(&active.layer);
+                zero.slot = active.slot;
+            }
         }
     }
 
