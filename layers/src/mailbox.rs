@@ -84,7 +84,8 @@ impl Mailbox {
     /// Takes all letters. Cheap if there are none.
     pub fn take(&self) -> Vec<Mail> {
         // ORDERING: the plain load only saves work: a letter that it misses has also written the event fd, which stays
-        // readable until a call that sees the flag, and so makes the owner look again. The swap is Acquire; pairs with the Release in `send`.
+        // readable until a call that sees the flag, and so makes the owner look again. The swap is Acquire; pairs with the
+        // Release in `send`.
         if !self.flag.load(Ordering::Relaxed) || !self.flag.swap(false, Ordering::Acquire) {
             return Vec::new();
         }

@@ -1,6 +1,7 @@
 //! The end of the process before each store of the protocol, and what the next process makes of the frames.
 //!
-//! Single-threaded: an operation runs with a fuse (`sync::fused`) that ends it before its k-th store, for every k, be it of a word of a
+//! Single-threaded: an operation runs with a fuse (`sync::fused`) that ends it before its k-th store, for every k, be it of
+//! a word of a
 //! set or of a byte of a frame. In pairs: a second operation runs over what the first one left unfinished, as it would if
 //! the first one's thread had just lost its processor, and ends before its j-th store. Then `recover`, and all of this
 //! must be true:
@@ -230,14 +231,21 @@ impl Process {
             }
         }
         assert_eq!(dirty, handed_on, "every dirty frame is handed on");
-        for key in [DIRTY, CLEAN, FILLING].into_iter().chain(ABSENT).chain(OTHERS) {
+        for key in [DIRTY, CLEAN, FILLING]
+            .into_iter()
+            .chain(ABSENT)
+            .chain(OTHERS)
+        {
             let state = self.world.state(key);
             for sector in 0..SECTORS {
                 self.assert_sector(key, state, sector);
             }
         }
         for way in FREE..WAYS {
-            assert_eq!(self.world.latest_in_frame(key(9, way as u64), 0), Some(FIRST));
+            assert_eq!(
+                self.world.latest_in_frame(key(9, way as u64), 0),
+                Some(FIRST)
+            );
         }
     }
 
@@ -258,7 +266,10 @@ impl Process {
             let words = &page[sector * WORDS..(sector + 1) * WORDS];
             let mixed = words.iter().any(|word| *word != words[0]);
             let may_mix = perhaps.is_some() && self.latest.contains_key(&at);
-            assert!(!mixed || may_mix, "a sector that nobody was writing is mixed");
+            assert!(
+                !mixed || may_mix,
+                "a sector that nobody was writing is mixed"
+            );
             for word in words {
                 let version = version(key, sector, &[*word]);
                 assert!(
@@ -296,7 +307,11 @@ impl Process {
 
     /// Fails unless all ways can be used for something else, once they are clean.
     fn assert_usable(&self) {
-        for key in [DIRTY, CLEAN, FILLING].into_iter().chain(ABSENT).chain(OTHERS) {
+        for key in [DIRTY, CLEAN, FILLING]
+            .into_iter()
+            .chain(ABSENT)
+            .chain(OTHERS)
+        {
             assert!(self.world.write_back(key), "nobody changes it");
         }
         let claim = |cluster| self.world.claim(key(7, cluster as u64), ALL);
@@ -329,7 +344,8 @@ impl World {
     }
 }
 
-/// The stores before which an operation ends: all of them, or those near the start, the end and the middle, since the bytes of a
+/// The stores before which an operation ends: all of them, or those near the start, the end and the middle, since the bytes
+/// of a
 /// frame are all alike.
 fn ends(op: Op, all: bool) -> Vec<u64> {
     let mut process = Process::new();
@@ -345,7 +361,8 @@ fn is_long() -> bool {
     std::env::var_os("STRATABLK_LONG").is_some()
 }
 
-/// An operation ends before any of its stores, the next process takes over (and ends itself while it does so), and the front-end
+/// An operation ends before any of its stores, the next process takes over (and ends itself while it does so), and the
+/// front-end
 /// submits the request again.
 fn crash_in(op: Op) {
     let mut seen = 0;

@@ -1,6 +1,7 @@
 //! Frames with the map of their layer: writing back, zeroing, and snapshots.
 //!
-//! The steps are those of `flush`, `context::write`, `context::zero` and `context::read`, with the real map, the real marks and the
+//! The steps are those of `flush`, `context::write`, `context::zero` and `context::read`, with the real map, the real marks
+//! and the
 //! real clock.
 
 use super::*;
@@ -92,7 +93,8 @@ impl Layered {
         self.world.sets().trim(HERE, || SectorMask::NONE);
     }
 
-    /// A read as a worker does it: from the frame, by a fill, or past the cache. `None`: the map has changed, it would look again.
+    /// A read as a worker does it: from the frame, by a fill, or past the cache. `None`: the map has changed, it would look
+    /// again.
     fn read(&self, mask: SectorMask) -> Option<Versions> {
         let says = || self.map.get(CLUSTER).data.contains(mask);
         match self.world.read(HERE, mask) {
@@ -234,7 +236,8 @@ fn old_in_file() -> (Arc<Layered>, Journal) {
     (layer, journal)
 }
 
-/// A cluster is zeroed (and written) while a reader that has seen its data in the map reads it, by whatever way. It gets nothing older
+/// A cluster is zeroed (and written) while a reader that has seen its data in the map reads it, by whatever way. It gets
+/// nothing older
 /// than what was acknowledged before.
 fn trim_against_reader(mask: SectorMask, rewrite: bool) {
     let (layer, mut journal) = old_in_file();
