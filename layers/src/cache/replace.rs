@@ -2,7 +2,8 @@
 //! went last.
 //!
 //! A fill comes in as the first to go, and a hit makes its way the last. Ways grow older only for the sake of a key that was
-//! evicted lately and is wanted again. So a scan of any length passes through one way of each set. All of it is a hint: stores of
+//! evicted lately and is wanted again. So a scan of any length passes through one way of each set. All of it is a hint: stores
+//! of
 //! others may be lost, and nothing but speed depends on them.
 
 use crate::map::fault::{Fault, planted};
