@@ -346,7 +346,11 @@ fn read_against_write() {
                 assert!(found[0] >= Some(last), "older than what was read before");
                 last = found[0].unwrap();
             }
-            Err(read) => assert_eq!(read, Read::Busy, "a sector that was written is in its frame"),
+            Err(read) => assert_eq!(
+                read,
+                Read::Busy,
+                "a sector that was written is in its frame"
+            ),
         }
     }
     writer.join().unwrap();

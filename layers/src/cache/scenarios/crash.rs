@@ -230,14 +230,21 @@ impl Process {
             }
         }
         assert_eq!(dirty, handed_on, "every dirty frame is handed on");
-        for key in [DIRTY, CLEAN, FILLING].into_iter().chain(ABSENT).chain(OTHERS) {
+        for key in [DIRTY, CLEAN, FILLING]
+            .into_iter()
+            .chain(ABSENT)
+            .chain(OTHERS)
+        {
             let state = self.world.state(key);
             for sector in 0..SECTORS {
                 self.assert_sector(key, state, sector);
             }
         }
         for way in FREE..WAYS {
-            assert_eq!(self.world.latest_in_frame(key(9, way as u64), 0), Some(FIRST));
+            assert_eq!(
+                self.world.latest_in_frame(key(9, way as u64), 0),
+                Some(FIRST)
+            );
         }
     }
 
@@ -258,7 +265,10 @@ impl Process {
             let words = &page[sector * WORDS..(sector + 1) * WORDS];
             let mixed = words.iter().any(|word| *word != words[0]);
             let may_mix = perhaps.is_some() && self.latest.contains_key(&at);
-            assert!(!mixed || may_mix, "a sector that nobody was writing is mixed");
+            assert!(
+                !mixed || may_mix,
+                "a sector that nobody was writing is mixed"
+            );
             for word in words {
                 let version = version(key, sector, &[*word]);
                 assert!(
@@ -296,7 +306,11 @@ impl Process {
 
     /// Fails unless all ways can be used for something else, once they are clean.
     fn assert_usable(&self) {
-        for key in [DIRTY, CLEAN, FILLING].into_iter().chain(ABSENT).chain(OTHERS) {
+        for key in [DIRTY, CLEAN, FILLING]
+            .into_iter()
+            .chain(ABSENT)
+            .chain(OTHERS)
+        {
             assert!(self.world.write_back(key), "nobody changes it");
         }
         let claim = |cluster| self.world.claim(key(7, cluster as u64), ALL);

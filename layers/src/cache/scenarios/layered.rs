@@ -6,10 +6,10 @@
 use super::*;
 
 use crate::generation::Clock;
-use crate::map::{ActiveMap, MapRecord, SectorSet};
 #[cfg(loom)]
 use crate::map::fault::Fault;
 use crate::map::fault::planted;
+use crate::map::{ActiveMap, MapRecord, SectorSet};
 
 /// The cluster of `HERE`.
 const CLUSTER: Cluster = Cluster(0);
@@ -64,8 +64,7 @@ impl Layered {
         journal.commit(&collected.records);
         for copied in copies {
             let cluster = copied.key.cluster();
-            if !self.map.is_journaled(cluster)
-                || self.world.sets().clean(&copied) == Clean::Changed
+            if !self.map.is_journaled(cluster) || self.world.sets().clean(&copied) == Clean::Changed
             {
                 self.map.mark_dirty(cluster);
             }
@@ -84,9 +83,7 @@ impl Layered {
 
     /// Takes out of the frame what the map no longer says.
     fn trim(&self) {
-        self.world
-            .sets()
-            .trim(HERE, || self.map.get(CLUSTER).data);
+        self.world.sets().trim(HERE, || self.map.get(CLUSTER).data);
     }
 
     /// Puts the frame away, once it is clean.
@@ -138,7 +135,9 @@ impl Layered {
         let said = self.map.get(CLUSTER).data;
         let dirty = self.dirty();
         assert!(said.contains(dirty), "a zeroed sector is left dirty");
-        let before: Vec<_> = sectors(said).map(|at| self.world.latest(HERE, at)).collect();
+        let before: Vec<_> = sectors(said)
+            .map(|at| self.world.latest(HERE, at))
+            .collect();
         self.flush(journal);
         assert_eq!(self.dirty(), SectorMask::NONE, "no frame stays dirty");
         assert_eq!(journal.0, self.map.to_set(), "the journal has everything");
@@ -268,7 +267,8 @@ fn trim_against_read_past(rewrite: bool) {
     let (layer, mut journal) = old_in_file();
     let other = Arc::clone(&layer);
     let reader = thread::spawn(move || {
-        if other.map.get(CLUSTER).data.contains(ONE) && other.world.read(HERE, ONE) == Err(Read::Miss)
+        if other.map.get(CLUSTER).data.contains(ONE)
+            && other.world.read(HERE, ONE) == Err(Read::Miss)
         {
             let found = other.past(ONE);
             assert!(
