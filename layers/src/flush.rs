@@ -16,10 +16,16 @@
 //! 6. make the frames clean that have not changed since, mark the others again;
 //! 7. answer.
 //!
-//! Every empty half is skipped. Any failure is latched in the volume before anybody is answered, but for a full disk in step
-//! 2: then nothing is lost, everything is marked again, and the next flush tries again.
+//! Every empty half is skipped. Any failure is latched in the volume before anybody is answered, but for a full disk in steps
+//! 2 and 4: then nothing is lost, everything is marked again, and the next flush tries again.
+//!
+//! Before that the leader zeroes what those who wait want zeroed (`zeroes`), and after it their space is given back. Nobody but
+//! who leads changes a layer's files, not even to give back space.
 //!
 //! Writing back is the same with a part of the marks, and ends after step 2 where no map word has changed.
+
+pub mod through;
+pub mod zeroes;
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -30,9 +36,10 @@ use crate::cache::set::FrameKey;
 use crate::cache::staging::Staging;
 use crate::canary::{self, Canary};
 use crate::file::File;
+use crate::format::journal::JournalEnd;
 use crate::layer::{Layer, LayerMap};
 use crate::mailbox::{Mail, Mailbox, Waiter};
-use crate::map::Collected;
+use crate::map::{Collected, MapRecord};
 use crate::units::{CLUSTER_BYTES, Cluster};
 
 /// Decides who leads a flush of one volume.
@@ -151,12 +158,29 @@ pub struct LayerWork {
 /// The bytes that make a layer's changes durable, and where they go.
 #[derive(Debug)]
 pub struct JournalWrite {
+    /// The layer.
+    layer: Arc<Layer>,
+    /// The journal's end before.
+    before: JournalEnd,
     /// The map file.
     pub file: Arc<dyn File>,
     /// Where in it.
     pub offset: u64,
     /// The records with their commit record.
     pub bytes: Vec<u8>,
+}
+
+impl JournalWrite {
+    /// Makes the journal what it was, after a full disk.
+    ///
+    /// # Errors
+    /// The host's answer; to be latched.
+    pub fn take_back(&self) -> io::Result<()> {
+        match self.layer.journal().as_mut() {
+            Some(journal) => journal.take_back(self.before),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Step 1, for the layers of a chain or others, oldest first; about `limit` clusters.
@@ -342,13 +366,29 @@ impl FlushError {
 
 /// Steps 2 to 6, one after the other, by blocking calls; for who leads. Without `everything` the steps from 3 on are taken
 /// only if a map word has changed.
+///
+/// # Errors
+/// See [`FlushError`].
 pub fn carry_out(
     cache: &Cache,
     works: &[LayerWork],
     everything: bool,
 ) -> std::result::Result<(), FlushError> {
+    carry_out_with(cache, works, everything, write_each)
+}
+
+/// The same, with a way to write what is in the staging buffer; it returns when all of it is written.
+///
+/// # Errors
+/// See [`FlushError`].
+pub fn carry_out_with(
+    cache: &Cache,
+    works: &[LayerWork],
+    everything: bool,
+    write: impl FnMut(&[LayerWork], &Staging, &[StagedWrite]) -> io::Result<()>,
+) -> std::result::Result<(), FlushError> {
     let mut walk = Walk::default();
-    match write_data(cache, works, &mut walk) {
+    match write_data(cache, works, &mut walk, write) {
         Ok(()) => {}
         Err(error) if is_full_disk(&error) => {
             put_back(works);
@@ -360,7 +400,12 @@ pub fn carry_out(
         walk.clean(cache, works);
     }
     if everything || works.iter().any(LayerWork::has_records) {
-        commit(works).map_err(FlushError::Fatal)?;
+        commit(works).inspect_err(|error| {
+            // Taken back: the journal says what it said before.
+            if let FlushError::Full(_) = error {
+                put_back(works);
+            }
+        })?;
     } else {
         // Not synced now: the next flush does it.
         put_back_map_ends(works);
@@ -370,7 +415,12 @@ pub fn carry_out(
 }
 
 /// Step 2.
-fn write_data(cache: &Cache, works: &[LayerWork], walk: &mut Walk) -> io::Result<()> {
+fn write_data(
+    cache: &Cache,
+    works: &[LayerWork],
+    walk: &mut Walk,
+    mut write: impl FnMut(&[LayerWork], &Staging, &[StagedWrite]) -> io::Result<()>,
+) -> io::Result<()> {
     if works.iter().all(|work| work.marks.dirty.is_empty()) {
         return Ok(());
     }
@@ -380,34 +430,49 @@ fn write_data(cache: &Cache, works: &[LayerWork], walk: &mut Walk) -> io::Result
     let mut writes = Vec::new();
     while walk.next(cache, works, &mut staging, &mut writes) {
         for write in &writes {
-            let (Some(work), Some(bytes)) =
-                (works.get(write.work), staging.bytes(write.start, write.len))
-            else {
-                continue;
-            };
-            // Before the write: a crash of this process in between only costs a sync.
-            work.layer.mark_unsynced();
+            if let Some(work) = works.get(write.work) {
+                // Before the write: a crash of this process in between only costs a sync.
+                work.layer.mark_unsynced();
+            }
+        }
+        write(works, &staging, &writes)?;
+    }
+    Ok(())
+}
+
+/// Writes what is in the staging buffer, one after the other.
+fn write_each(works: &[LayerWork], staging: &Staging, writes: &[StagedWrite]) -> io::Result<()> {
+    for write in writes {
+        if let (Some(work), Some(bytes)) =
+            (works.get(write.work), staging.bytes(write.start, write.len))
+        {
             work.layer.data().write_at(bytes, write.offset)?;
         }
     }
     Ok(())
 }
 
-/// Steps 3 to 5.
-fn commit(works: &[LayerWork]) -> io::Result<()> {
+/// Steps 3 to 5. A sync that fails is fatal whatever the reason: nobody knows what the file holds.
+fn commit(works: &[LayerWork]) -> std::result::Result<(), FlushError> {
     for work in works {
         if work.layer.take_unsynced() {
-            work.layer.sync_data()?;
+            work.layer.sync_data().map_err(FlushError::Fatal)?;
         }
         if work.sync_map_end
             && let Some(file) = map_file(work)
         {
-            file.sync_data()?;
+            file.sync_data().map_err(FlushError::Fatal)?;
         }
     }
     for journal in works.iter().filter_map(encode) {
-        journal.file.write_at(&journal.bytes, journal.offset)?;
-        journal.file.sync_data()?;
+        match journal.file.write_at(&journal.bytes, journal.offset) {
+            Ok(()) => journal.file.sync_data().map_err(FlushError::Fatal)?,
+            Err(error) if is_full_disk(&error) => {
+                journal.take_back().map_err(FlushError::Fatal)?;
+                return Err(FlushError::Full(error));
+            }
+            Err(error) => return Err(FlushError::Fatal(error)),
+        }
     }
     Ok(())
 }
@@ -437,73 +502,36 @@ pub fn encode(work: &LayerWork) -> Option<JournalWrite> {
     }
     let mut journal = work.layer.journal();
     let journal = journal.as_mut()?;
+    let before = journal.end();
     let (offset, bytes) = journal.append(&work.marks.records);
     Some(JournalWrite {
+        layer: Arc::clone(&work.layer),
+        before,
         file: Arc::clone(journal.file()),
         offset,
         bytes,
     })
 }
 
-/// Writes the records of zeroed ranges, so that they survive the end of this process, without a sync: the next flush syncs
-/// them, before it writes anything behind them. For who leads. `Ok(false)`: data in the same clusters has to be committed
-/// with them, by a flush as a whole.
-///
-/// # Errors
-/// The host's answer; to be latched.
-pub fn journal_zeroes(ranges: &[ZeroedRange]) -> io::Result<bool> {
-    for zeroed in ranges {
-        let records = match &**zeroed.layer.map() {
-            LayerMap::Active(map) => map.zero_records(zeroed.first, zeroed.count),
-            // Sealed since: the range is in its checkpoint.
-            LayerMap::Sealed(_) => continue,
-        };
-        let Some(records) = records else {
-            return Ok(false);
-        };
-        if records.is_empty() {
-            continue;
-        }
-        let mut journal = zeroed.layer.journal();
-        let Some(journal) = journal.as_mut() else {
-            continue;
-        };
-        if journal.take_unsynced_end() {
-            // At most the last group of a journal may be torn.
-            journal.file().sync_data()?;
-        }
-        let (offset, bytes) = journal.append(&records);
-        journal.leave_end_unsynced();
-        journal.file().write_at(&bytes, offset)?;
+/// Writes records of what happened already, without a sync: they survive the end of this process, and the next flush syncs
+/// them, before it writes anything behind them. For who leads.
+fn journal_unsynced(layer: &Layer, records: &[MapRecord]) -> io::Result<()> {
+    if records.is_empty() {
+        return Ok(());
     }
-    Ok(true)
-}
-
-/// Takes the sectors out of dirty frames that these ranges have zeroed, once their records are written, and before anybody is
-/// told. For who leads, with nothing collected that is neither clean nor marked again.
-///
-/// Not earlier: until the records are there the frames are all that is left of writes that were acknowledged. Not later:
-/// who takes the arena over would bring back what was zeroed. Frames that are clean may keep what nobody asks for.
-pub fn trim_zeroed<'a>(cache: &Cache, ranges: impl Iterator<Item = &'a ZeroedRange>) {
-    for zeroed in ranges {
-        let map = zeroed.layer.map();
-        // Of a layer that was sealed since all frames are clean.
-        if let LayerMap::Active(map) = &**map {
-            for (first, count) in map.zeroed_dirty(zeroed.first, zeroed.count) {
-                let number = zeroed.layer.number();
-                cache.trim(number, first, count, |cluster| map.get(cluster).data);
-            }
-        }
+    let mut journal = layer.journal();
+    let Some(journal) = journal.as_mut() else {
+        return Err(io::Error::other("a sealed layer takes no records"));
+    };
+    if journal.take_unsynced_end() {
+        // At most the last group of a journal may be torn.
+        journal.file().sync_data()?;
     }
-}
-
-/// Whole clusters that a request has zeroed in a layer.
-#[derive(Clone, Debug)]
-pub struct ZeroedRange {
-    /// The layer.
-    pub layer: Arc<Layer>,
-    /// The first cluster.
-    pub first: Cluster,
-    /// How many.
-    pub count: u64,
+    let before = journal.end();
+    let (offset, bytes) = journal.append(records);
+    journal.leave_end_unsynced();
+    match journal.file().write_at(&bytes, offset) {
+        Err(error) if is_full_disk(&error) => journal.take_back(before).and(Err(error)),
+        result => result,
+    }
 }

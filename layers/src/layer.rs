@@ -116,6 +116,14 @@ impl Layer {
         matches!(**self.map.load(), LayerMap::Sealed(_))
     }
 
+    /// Whether anything of it waits to be written back or recorded. A cheap look without a promise.
+    pub fn has_marks(&self) -> bool {
+        match &**self.map.load() {
+            LayerMap::Active(map) => map.has_marks(),
+            LayerMap::Sealed(_) => false,
+        }
+    }
+
     /// Which sectors of a cluster it holds as data, and which it holds as zeroes. The rest its parent answers for.
     pub fn cluster(&self, cluster: Cluster) -> (SectorMask, SectorMask) {
         match &**self.map.load() {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::flush::ZeroedRange;
+use crate::flush::zeroes::ZeroRange;
 use crate::sync::{AtomicBool, Ordering};
 use crate::volume::RequestError;
 
@@ -17,8 +17,8 @@ pub struct Waiter {
     pub mailbox: Arc<Mailbox>,
     /// Its number there.
     pub request: usize,
-    /// What it has zeroed, to be recorded and then taken out of the cache.
-    pub zeroed: Option<ZeroedRange>,
+    /// What is to be zeroed.
+    pub zero: Option<ZeroRange>,
     /// Whether a flush is asked for, and not only that.
     pub flush: bool,
 }
@@ -34,7 +34,10 @@ pub enum Mail {
         result: Result<(), RequestError>,
     },
     /// A frame may be free for a request that was put aside.
-    Retry,
+    Retry {
+        /// None will be for a long time: all that is dirty can be written nowhere.
+        stuck: bool,
+    },
     /// The receiver carries out the next flush, for these (one of them its own).
     Lead(Vec<Waiter>),
 }
@@ -70,16 +73,19 @@ impl Mailbox {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(letter);
+        // The counter of an event fd cannot overflow with one letter a request; a full counter has woken the owner anyway.
+        // Before the flag: an owner that took the letter in between, for the sake of another one, would find the event fd
+        // readable and the flag clear, and be woken for ever.
+        let _ = rustix::io::write(&self.event, &ONE);
         // ORDERING: Release, after the letter; pairs with the swap in `take`.
         self.flag.store(true, Ordering::Release);
-        // The counter of an event fd cannot overflow with one letter a request; a full counter has woken the owner anyway.
-        let _ = rustix::io::write(&self.event, &ONE);
     }
 
     /// Takes all letters. Cheap if there are none.
     pub fn take(&self) -> Vec<Mail> {
-        // ORDERING: the plain load only saves work: a letter that it misses has also written the event fd, which wakes
-        // the owner to look again. The swap is Acquire; pairs with the Release in `send`.
+        // ORDERING: the plain load only saves work: a letter that it misses has also written the event fd, which stays
+        // readable until a call that sees the flag, and so makes the owner look again. The swap is Acquire; pairs with the
+        // Release in `send`.
         if !self.flag.load(Ordering::Relaxed) || !self.flag.swap(false, Ordering::Acquire) {
             return Vec::new();
         }

@@ -199,12 +199,16 @@ impl MapFile {
             // DURABILITY: what is appended next must not lie before stale records of the same incarnation.
             let header = map.header.map.clone();
             map = map.replace(media, &header, &set)?;
-        } else if active && end.epoch.0 > 0 {
-            // DURABILITY: if only the daemon died, the last group may not be on the medium yet; the next one must not
-            // get there first, or a tear would look like damage.
-            map.file
-                .sync_data()
-                .map_err(io_error(media, "sync", &path))?;
+        } else if active {
+            if end.epoch.0 > 0 {
+                // DURABILITY: if only the daemon died, the last group may not be on the medium yet; the next one must not
+                // get there first, or a tear would look like damage.
+                map.file
+                    .sync_data()
+                    .map_err(io_error(media, "sync", &path))?;
+            }
+            // DURABILITY: nor may the name be: the map may have taken it a moment before the daemon died.
+            sync_name(media, layer)?;
         }
         let header = map.header.map.clone();
         Ok((map, header, set, recovery))
@@ -270,6 +274,22 @@ impl MapFile {
             dropped_bytes: 0,
         };
         (offset, bytes)
+    }
+
+    /// Where and how the next group goes, to come back to if it finds no space.
+    pub fn end(&self) -> JournalEnd {
+        self.next
+    }
+
+    /// Takes back the groups since `end`, none of which anybody was told of, since the last of them found no space: the
+    /// journal ends there again, and nothing is left behind its end that could be taken for a record.
+    ///
+    /// # Errors
+    /// The host's answer; nothing may be appended then.
+    pub fn take_back(&mut self, end: JournalEnd) -> io::Result<()> {
+        self.file.set_len(end.end)?;
+        self.next = end;
+        Ok(())
     }
 
     /// Says that the last group was not synced: the next one must not be written before it is.
@@ -410,6 +430,15 @@ fn read_contents(
         offset += count as u64;
     }
     replay.finish().map_err(damaged)
+}
+
+/// Makes sure that the map of a layer has its name for good: a daemon that died may have given it to it a moment before.
+///
+/// # Errors
+/// `Io`.
+pub fn sync_name(media: &Arc<dyn Media>, layer: LayerId) -> Result<()> {
+    let dir = layer_dir(layer);
+    media.sync_dir(&dir).map_err(io_error(media, "sync", &dir))
 }
 
 /// Writes a whole map and gives it its name.

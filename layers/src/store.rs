@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::cache::arena::{Arena, Place};
+use crate::cache::arena::{Arena, Place, last};
 use crate::cache::writeback::WriteBack;
 use crate::cache::{Cache, CacheOptions, CacheStats};
 use crate::catalog::sqlite::SqliteCatalog;
@@ -222,10 +222,7 @@ impl Store {
         };
         let (arena, adopted) = match &place {
             None => (private_arena(wanted)?, false),
-            Some(place) => match Arena::adopt(place)? {
-                Some(arena) => (arena, true),
-                None => (Arena::create(place, wanted)?, false),
-            },
+            Some(place) => find_arena(dir, place, wanted)?,
         };
         let mut store = Self::with_parts(
             Arc::new(media),
@@ -235,20 +232,24 @@ impl Store {
             arena,
             adopted,
         )?;
-        if let Some(place) = &place
-            && store.cache.arena().sets() != wanted
-        {
-            store.resize_cache(place, wanted)?;
+        if let Some(place) = &place {
+            let as_wanted = store.cache.arena().path() == Some(&*place.path());
+            if !as_wanted || store.cache.arena().sets() != wanted {
+                store.replace_cache(place, wanted)?;
+            }
+            if let Some(path) = store.cache.arena().path() {
+                last::write(dir, path)?;
+            }
         }
         store.threads = Some(CacheThreads::start(&store.cache, &store.write_back)?);
         Ok(store)
     }
 
-    /// Replaces an arena that was taken over by one of the size that is wanted now.
-    fn resize_cache(&mut self, place: &Place, sets: usize) -> Result<()> {
+    /// Replaces an arena that was taken over by one of the size and in the place that are wanted now.
+    fn replace_cache(&mut self, place: &Place, sets: usize) -> Result<()> {
         if !self.inner().unsettled.is_empty() {
             self.maintenance.note(
-                "the cache keeps its size, since it holds writes that could not be written yet"
+                "the cache keeps its size and place, since it holds writes that could not be written yet"
                     .into(),
             );
             return Ok(());
@@ -497,7 +498,9 @@ impl Store {
     /// As `flush_all`.
     pub fn finish(&self) -> Result<()> {
         self.flush_all()?;
-        if !self.options.cache.keep && self.inner().unsettled.is_empty() {
+        // A net: what is dirty in spite of that is for the next process to take over.
+        let (_, dirty) = self.cache.sets().count();
+        if !self.options.cache.keep && self.inner().unsettled.is_empty() && dirty == 0 {
             self.cache.arena().remove()?;
         }
         Ok(())
@@ -581,6 +584,23 @@ impl Store {
             .stat(&data_path(layer))
             .map_or(0, |stat| stat.allocated)
     }
+}
+
+/// The arena of a store, and whether it was taken over: the one that the store used last, wherever it is, or a new one.
+fn find_arena(dir: &Path, place: &Place, sets: usize) -> Result<(Arena, bool)> {
+    let recorded = last::read(dir)?;
+    if let Some(elsewhere) = last::elsewhere(recorded.as_deref(), place) {
+        if let Some(arena) = Arena::adopt(&elsewhere)? {
+            return Ok((arena, true));
+        }
+        // What lies in the wanted place was left before another arena was used: its writes are older than the files.
+        if let Some(stale) = Arena::adopt(place)? {
+            stale.remove()?;
+        }
+    } else if let Some(arena) = Arena::adopt(place)? {
+        return Ok((arena, true));
+    }
+    Ok((Arena::create(place, sets)?, false))
 }
 
 /// Memory for a cache that dies with the process.

@@ -10,6 +10,7 @@ use crate::cache::Cache;
 use crate::chain::{Chain, ChainPair};
 use crate::error::{Error, Result};
 use crate::file::Media;
+use crate::flush::zeroes::ZeroRange;
 use crate::flush::{self, Coordinator, FlushError, LayerWork};
 use crate::generation::Clock;
 use crate::limits;
@@ -278,6 +279,14 @@ impl Volume {
         RequestError::Io
     }
 
+    /// Space of zeroed clusters could not be given back. Their data is of no use to anybody, so nothing is lost.
+    pub(crate) fn note_not_given_back(&self, error: &io::Error) {
+        self.maintenance.note(format!(
+            "volume {}: discarded space was not given back to the host: {error}",
+            self.name
+        ));
+    }
+
     /// A write failed. Latched, since nobody knows what the file holds now; but for reasons that leave the data
     /// that was acknowledged alone: no space (nothing was acknowledged) and memory that the guest took away.
     pub(crate) fn note_write_error(&self, op: &str, error: &io::Error) -> RequestError {
@@ -312,6 +321,18 @@ impl Volume {
                 .journal()
                 .as_ref()
                 .is_some_and(|journal| journal.journal_bytes() > limits::JOURNAL_BYTES_MAX)
+        });
+        if long {
+            self.maintenance.want_checkpoint(&self.name);
+        }
+    }
+
+    /// Zeroes were recorded in a layer's journal: as `note_journal`. A guest that never flushes lengthens it too.
+    pub(crate) fn note_zeroes(&self, ranges: &[ZeroRange]) {
+        let long = ranges.iter().any(|range| {
+            let journal = range.layer.journal();
+            let bytes = journal.as_ref().map(crate::mapfile::MapFile::journal_bytes);
+            bytes.is_some_and(|bytes| bytes > limits::JOURNAL_BYTES_MAX)
         });
         if long {
             self.maintenance.want_checkpoint(&self.name);

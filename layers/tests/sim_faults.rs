@@ -256,6 +256,32 @@ fn operations_under_way_may_be_partly_there() {
 }
 
 #[test]
+fn a_killed_process_loses_nothing_but_what_was_under_way() {
+    let media = SimMedia::new(5);
+    let file = durable(&media, "data", 4);
+    file.write_at(&[2; SECTOR], 0).unwrap();
+    let new = create(&media, "new");
+    new.write_at(&[3; SECTOR], 0).unwrap();
+    let mut engine = media.engine(8).unwrap();
+    submit_write(engine.as_mut(), file.as_ref(), 2, 9, 2);
+    engine.kick().unwrap();
+    let mut seen = BTreeSet::new();
+    for seed in 0..200 {
+        let image = media.kill_image(seed);
+        let found = sectors(&content(&image, "data").unwrap());
+        assert_eq!(found[..2], [2, 1]);
+        seen.insert(found[2..].to_vec());
+        assert_eq!(content(&image, "new"), content(&media, "new"));
+        // Unsynced is unsynced.
+        let cut = image.crash_image_with(Survival::Nothing);
+        assert_eq!(sectors(&content(&cut, "data").unwrap()), [1; 4]);
+        assert_eq!(content(&cut, "new"), None);
+    }
+    assert_eq!(seen.len(), 4, "{seen:?}");
+    drain(engine.as_mut());
+}
+
+#[test]
 fn a_sync_covers_what_completed_before_it_began() {
     let mut orders = BTreeSet::new();
     for seed in 0..50 {

@@ -3,7 +3,7 @@ import json
 import os
 
 from backends import QsdDisk, command
-from hot import at_least, at_most, open_store
+from hot import at_least, at_most, cache_options, open_store
 from measure import BYTES, IOPS, MEAN, Compare, Side
 
 BLOCK = 4096
@@ -65,7 +65,8 @@ class Flushes:
 def group_flush(bench, stack):
     """Write + flush, one at a time against a loop of pwrite and fdatasync, eight at a time against qcow2; on a real disk."""
     directory = bench.disk_dir()
-    store = None if bench.arguments.self_check else open_store(bench, stack, "flush", directory=directory)
+    store = None if bench.arguments.self_check else open_store(
+        bench, stack, "flush", {**cache_options(bench), "--direct-io": None}, directory=directory)
     for what, first_writes, single, eight in (("no new map bits", False, ONE_SYNC, TOGETHER),
                                               ("new map bits", True, TWO_SYNCS, None)):
         flushes = Flushes(bench, first_writes)

@@ -69,7 +69,7 @@ def idle_share(bench, disk):
             if not front_end.stdout.readline():
                 raise Failed("the load generator said nothing")
             # Dirty data of the load is still being written back for a while; that is no idleness yet.
-            settle(disk.pid, bench.scale.idle_seconds)
+            settle(disk.pid)
             began, before = time.monotonic(), probes.cpu_nanoseconds(disk.pid)
             time.sleep(bench.scale.idle_seconds)
             used = probes.cpu_nanoseconds(disk.pid) - before
@@ -79,16 +79,16 @@ def idle_share(bench, disk):
             front_end.wait(timeout=PATIENCE_SECONDS)
 
 
-def settle(pid, seconds_max):
-    """Waits until a process has become quiet, but not for ever."""
+def settle(pid, quiet_seconds=8, seconds_max=30):
+    """Waits until a process has been quiet for longer than data may be dirty, but not for ever."""
     deadline = time.monotonic() + seconds_max
-    last = probes.cpu_nanoseconds(pid)
-    while time.monotonic() < deadline:
+    last, busy_at = probes.cpu_nanoseconds(pid), time.monotonic()
+    while time.monotonic() < min(deadline, busy_at + quiet_seconds):
         time.sleep(0.5)
         now = probes.cpu_nanoseconds(pid)
         # A thousandth of the time.
-        if now - last < 500_000:
-            return
+        if now - last >= 500_000:
+            busy_at = time.monotonic()
         last = now
 
 

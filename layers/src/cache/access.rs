@@ -1,6 +1,7 @@
 //! The frame protocol: reading, writing, filling, trimming and cleaning frames, lock-free where it matters.
 //!
-//! Who copies bytes is the caller's closure, which gets the place of the frame. So the protocol has no memory access of its own, and
+//! Who copies bytes is the caller's closure, which gets the place of the frame. So the protocol has no memory access of its
+//! own, and
 //! models run it with frames of one word (`scenarios`).
 //!
 //! INVARIANT: of all ways of a set at most one has a given key. A new key is put in only by who holds the set's lock and has
@@ -11,10 +12,11 @@
 //! another one of the same key.
 
 use crate::map::fault::{Fault, planted};
-use crate::sync::{Ordering, fence, hint};
+use crate::sync::{AtomicU64, Ordering, fence, hint};
 use crate::units::{LayerNumber, SectorMask};
 
 use super::copy::prefetch;
+use super::replace::{fingerprint, mix, remember, touch, touch_written, victim};
 use super::set::{FrameKey, Set, State, WAYS};
 
 /// How often something is tried again when its frame changes under it, before the request is put aside.
@@ -421,11 +423,6 @@ impl<'a> Sets<'a> {
         let taken = if Self::find(set, key).is_some() && !planted(Fault::NoSetLock) {
             Taken::Busy
         } else {
-            if !planted(Fault::TakeWithoutFence) {
-                // ORDERING: Acquire fence; as in `miss`. Who fills the new way asks the map after this, and must not see one
-                // that is older than the end of the key's last frame.
-                fence(Ordering::Acquire);
-            }
             self.take_victim(set, key, tally)
         };
         set.lock.store(0, Ordering::Release);
@@ -441,7 +438,15 @@ impl<'a> Sets<'a> {
             .any(|ghost| ghost.load(Ordering::Relaxed) == fingerprint);
         for _ in 0..WAYS {
             let Some((way, state)) = victim(set, wanted_again) else {
-                return Taken::Full;
+                // What is clean and locked or being filled will be free in a moment, without a write-back.
+                let clean = |word: &AtomicU64| {
+                    State(word.load(Ordering::Relaxed)).dirty() == SectorMask::NONE
+                };
+                return if set.states.iter().any(clean) {
+                    Taken::Busy
+                } else {
+                    Taken::Full
+                };
             };
             let (Some(word), Some(reref)) = (set.keys.get(way), set.reref.get(way)) else {
                 return Taken::Full;
@@ -475,8 +480,7 @@ impl<'a> Sets<'a> {
                     Taken::Locked(way, state) => {
                         let empty = state.unlock(SectorMask::NONE, SectorMask::NONE);
                         Self::unlock(set, way, empty.filling());
-                        let index = FrameIndex { set: at, way };
-                        Claim::Claimed(Ticket { index, key })
+                        Self::claimed(FrameIndex { set: at, way }, key)
                     }
                     Taken::Full | Taken::Busy => Claim::Refused,
                 };
@@ -491,11 +495,21 @@ impl<'a> Sets<'a> {
                 return Claim::Refused;
             }
             if Self::swap(set, way, state, state.filling()) {
-                let index = FrameIndex { set: at, way };
-                return Claim::Claimed(Ticket { index, key });
+                return Self::claimed(FrameIndex { set: at, way }, key);
             }
         }
         Claim::Refused
+    }
+
+    /// The claim of a way that says so by now.
+    fn claimed(index: FrameIndex, key: FrameKey) -> Claim {
+        if !planted(Fault::ClaimWithoutFence) {
+            // ORDERING: SeqCst fence between the claim and what its owner is about to read, map and file; pairs with the one in
+            // `trim`, which comes between a change of those and the look for a frame. One of the two sees the other. It is also
+            // an Acquire fence, as in `miss`: the map is not older than the end of the key's last frame.
+            fence(Ordering::SeqCst);
+        }
+        Claim::Claimed(Ticket { index, key })
     }
 
     /// Ends a fill: `copy` runs under the frame's lock, puts those of the sectors into it that it does not have, which are
@@ -557,6 +571,8 @@ impl<'a> Sets<'a> {
         let Some((_, set)) = self.place(key) else {
             return false;
         };
+        // ORDERING: SeqCst fence; pairs with the one in `claimed`.
+        fence(Ordering::SeqCst);
         let early = planted(Fault::KeepBeforeLock).then(&keep);
         loop {
             let Some(way) = Self::find(set, key) else {
@@ -733,6 +749,21 @@ impl<'a> Sets<'a> {
         }
     }
 
+    /// How many frames of some layers are dirty. Visits all sets.
+    pub fn count_dirty(&self, of: impl Fn(LayerNumber) -> bool) -> u64 {
+        let mut dirty = 0;
+        for set in self.sets {
+            for (word, state) in set.keys.iter().zip(&set.states) {
+                let state = State(state.load(Ordering::Relaxed));
+                if state.dirty() != SectorMask::NONE {
+                    let key = FrameKey::from_word(word.load(Ordering::Relaxed));
+                    dirty += u64::from(of(key.layer()));
+                }
+            }
+        }
+        dirty
+    }
+
     /// How many frames hold something, and how many are dirty. Visits all sets: for figures.
     pub fn count(&self) -> (u64, u64) {
         let (mut used, mut dirty) = (0, 0);
@@ -755,85 +786,4 @@ enum Taken {
     Full,
     /// Somebody else is at it.
     Busy,
-}
-
-/// A way to be given to another key: empty ones first, then those that may go soonest. Ages the others for the sake of
-/// a key that is wanted again.
-fn victim(set: &Set, wanted_again: bool) -> Option<(usize, State)> {
-    let mut best: Option<(usize, State, u8)> = None;
-    for (way, ((word, state), reref)) in
-        set.keys.iter().zip(&set.states).zip(&set.reref).enumerate()
-    {
-        // ORDERING: Acquire; the key is looked at after it, and what follows is a compare-and-swap of this very state.
-        let state = State(state.load(Ordering::Acquire));
-        let filling = planted(Fault::EvictFilling) && state.filled().is_idle();
-        if !state.is_idle() && !filling {
-            continue;
-        }
-        if word.load(Ordering::Relaxed) == FrameKey::NONE.word() {
-            return Some((way, state));
-        }
-        let age = reref.load(Ordering::Relaxed).min(3);
-        if best.is_none_or(|(_, _, oldest)| age > oldest) {
-            best = Some((way, state, age));
-        }
-    }
-    let (way, state, _) = best?;
-    if wanted_again {
-        for reref in &set.reref {
-            let age = reref.load(Ordering::Relaxed);
-            if age < 3 {
-                reref.store(age + 1, Ordering::Relaxed);
-            }
-        }
-    }
-    Some((way, state))
-}
-
-/// Remembers that a way was of use. Stores only what is new, so that a hit does not take the line from other processors.
-#[inline]
-fn touch(set: &Set, way: usize) {
-    if let Some(reref) = set.reref.get(way)
-        && reref.load(Ordering::Relaxed) != 0
-    {
-        reref.store(0, Ordering::Relaxed);
-    }
-}
-
-/// The same for a write: the first one only brings a frame in.
-#[inline]
-fn touch_written(set: &Set, way: usize) {
-    if let Some(reref) = set.reref.get(way) {
-        match reref.load(Ordering::Relaxed) {
-            0 => {}
-            // As it came in: one more use makes it hot.
-            3 => reref.store(2, Ordering::Relaxed),
-            _ => reref.store(0, Ordering::Relaxed),
-        }
-    }
-}
-
-/// Puts a key among the ghosts. Under the set's lock.
-fn remember(set: &Set, key: FrameKey) {
-    let at = set.cursor.load(Ordering::Relaxed);
-    set.cursor.store(at.wrapping_add(1), Ordering::Relaxed);
-    let at = usize::try_from(at).unwrap_or(0) % WAYS;
-    if let Some(ghost) = set.ghosts.get(at) {
-        ghost.store(fingerprint(key), Ordering::Relaxed);
-    }
-}
-
-/// 16 bits of a key, never 0.
-fn fingerprint(key: FrameKey) -> u16 {
-    let [.., high, low] = mix(key.word().rotate_left(17)).to_le_bytes();
-    u16::from_le_bytes([high, low]).max(1)
-}
-
-/// Spreads the bits of a number over all bits (the finaliser of SplitMix64).
-const fn mix(mut bits: u64) -> u64 {
-    bits ^= bits >> 30;
-    bits = bits.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits ^= bits >> 27;
-    bits = bits.wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ bits >> 31
 }

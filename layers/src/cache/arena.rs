@@ -11,6 +11,7 @@
 pub mod file;
 pub mod geometry;
 pub mod header;
+pub mod last;
 pub mod look;
 pub mod memory;
 pub mod place;

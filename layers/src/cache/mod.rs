@@ -1,7 +1,7 @@
 //! The sector cache of a store: recently used clusters in frames of 4 KiB, shared by all volumes.
 //!
-//! `set` has the words of a set, `access` the protocol, `arena` the memory, `numbers` the names of the layers, `writeback` the thread
-//! that writes dirty frames to their files. Guest data is copied here and nowhere else.
+//! `set` has the words of a set, `access` the protocol, `replace` says who goes, `arena` is the memory, `numbers` has the names
+//! of the layers, `writeback` the thread that writes dirty frames to their files. Guest data is copied here and nowhere else.
 //!
 //! No hit takes a lock, makes a system call or allocates. See `CONCURRENCY.md` for the protocol and `ARENA.md` for the bytes.
 
@@ -9,6 +9,7 @@ pub mod access;
 pub mod arena;
 pub mod copy;
 pub mod numbers;
+mod replace;
 #[cfg(test)]
 mod scenarios;
 pub mod set;
@@ -106,6 +107,8 @@ pub struct Cache {
     dirty_max: u64,
     /// Frames that are dirty, as far as the contexts have told.
     dirty: AtomicU64,
+    /// Dirty frames that can be written nowhere now, and keep nobody else from writing.
+    pinned: AtomicU64,
     /// Clusters written back.
     write_backs: AtomicU64,
     /// What each context has done.
@@ -240,6 +243,7 @@ impl Cache {
             options,
             dirty_max,
             dirty: AtomicU64::new(0),
+            pinned: AtomicU64::new(0),
             write_backs: AtomicU64::new(0),
             counters: Mutex::new(Counted::default()),
             bell: Bell::default(),
@@ -303,13 +307,20 @@ impl Cache {
         self.dirty() >= self.dirty_max.div_ceil(2)
     }
 
-    /// Frames that are dirty, as far as is known.
+    /// Frames that are dirty and can be written, as far as is known.
     #[inline]
-    fn dirty(&self) -> u64 {
+    pub fn dirty(&self) -> u64 {
         // ORDERING: Relaxed; a bound that may be late by what is under way.
         let dirty = self.dirty.load(Ordering::Relaxed);
         // Cleaning may be told of before dirtying is.
-        if dirty > u64::MAX / 2 { 0 } else { dirty }
+        let dirty = if dirty > u64::MAX / 2 { 0 } else { dirty };
+        dirty.saturating_sub(self.pinned.load(Ordering::Relaxed))
+    }
+
+    /// So many dirty frames can be written nowhere now.
+    pub fn set_pinned(&self, frames: u64) {
+        // ORDERING: Relaxed; as for `dirty`.
+        self.pinned.store(frames, Ordering::Relaxed);
     }
 
     /// So many frames have become dirty.

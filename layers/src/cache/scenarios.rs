@@ -1,4 +1,5 @@
-//! The races of frames, each as a small scenario with two runners: under loom every interleaving and every value that the memory
+//! The races of frames, each as a small scenario with two runners: under loom every interleaving and every value that the
+//! memory
 //! model allows, with two ways a set and one word a sector; else many rounds on real threads, with whole frames.
 //!
 //! ```text
@@ -6,7 +7,8 @@
 //! STRATABLK_STRESS_SECONDS=60 cargo test -p stratablk-layers --release --lib cache::scenarios
 //! ```
 //!
-//! This file has frames and files alone, `layered` what they have to do with maps, flushes and snapshots. `crash` ends a process
+//! This file has frames and files alone, `layered` what they have to do with maps, flushes and snapshots. `crash` ends a
+//! process
 //! before each of its stores, and `stress` lets real threads loose on a real arena.
 //!
 //! The tests named `caught` plant a fault (see `map::fault`) and must fail. `CONCURRENCY.md` says what loom does not see.

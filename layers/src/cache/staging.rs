@@ -73,7 +73,7 @@ impl Staging {
 
     /// A buffer for so many clusters, or for as many as are worth one write.
     pub fn for_clusters(clusters: u64) -> Self {
-        let pages = usize::try_from(clusters.clamp(1, STAGING_PAGES)).unwrap_or(1);
+        let pages = usize::try_from(clusters.min(STAGING_PAGES)).unwrap_or(0);
         Self {
             pages: vec![Page::zeroed(); pages],
         }

@@ -1,6 +1,7 @@
 //! The thread that writes dirty frames back in time: because they are old, because too many are dirty, or because a
 //! request waits for a frame. Flushes do not need it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,11 @@ use super::Cache;
 const BATCH_CLUSTERS: usize = 2048;
 /// How long a volume is left alone after its disk was full.
 const FULL_DISK_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long those who wait for a frame are left waiting when others write already, each time.
+const LATER_PAUSE: Duration = Duration::from_millis(1);
+/// The same when nothing can be written.
+const STUCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Wakes the thread that writes back, and those who wait for it.
 #[derive(Debug, Default)]
@@ -49,6 +55,17 @@ enum Woken {
     Closed,
 }
 
+/// What came of an attempt to make frames free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relief {
+    /// Everybody was told who waits.
+    Done,
+    /// Others are at it.
+    Later,
+    /// Frames hold what can be written nowhere.
+    Stuck,
+}
+
 impl Bell {
     /// Asks for writing back. Cheap if that was done already.
     pub fn ring(&self) {
@@ -76,11 +93,11 @@ impl Bell {
         self.ring.notify_one();
     }
 
-    /// Tells those who wait that frames may have become free.
-    pub fn answer(&self) {
+    /// Tells those who wait that frames may have become free, or that they are stuck.
+    pub fn answer(&self, stuck: bool) {
         let waiting = std::mem::take(&mut self.lock().waiting);
         for mailbox in waiting {
-            mailbox.send(Mail::Retry);
+            mailbox.send(Mail::Retry { stuck });
         }
     }
 
@@ -93,6 +110,15 @@ impl Bell {
     pub fn close(&self) {
         self.lock().closed = true;
         self.ring.notify_all();
+    }
+
+    /// Waits for so long, whoever rings.
+    fn pause(&self, time: Duration) {
+        let state = self.lock();
+        let waited = self
+            .ring
+            .wait_timeout_while(state, time, |state| !state.closed);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits for the bell, at most this long.
@@ -116,6 +142,13 @@ impl Bell {
     /// The state, whatever happened to an earlier holder of the lock.
     fn lock(&self) -> MutexGuard<'_, BellState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watched {
+    /// Whether nothing of the volume can be written now.
+    fn waits(&self, volume: &Volume, now: Instant) -> bool {
+        volume.has_failed() || self.not_before.is_some_and(|time| now < time)
     }
 }
 
@@ -169,26 +202,72 @@ impl WriteBack {
         loop {
             match self.cache.bell().wait(tick) {
                 Woken::Closed => return,
-                Woken::Rung => self.relieve(),
+                Woken::Rung => {
+                    // Who is answered tries at once, and asks again if that was of no use.
+                    let (pause, stuck) = match self.relieve() {
+                        Relief::Done => continue,
+                        Relief::Later => (LATER_PAUSE, false),
+                        Relief::Stuck => (STUCK_PAUSE, true),
+                    };
+                    self.cache.bell().pause(pause);
+                    self.cache.bell().answer(stuck);
+                }
                 Woken::Tick => self.write_old(),
             }
         }
     }
 
     /// Writes back until enough is clean and nobody waits for a frame.
-    fn relieve(&self) {
+    fn relieve(&self) -> Relief {
         loop {
+            let due = self.due(|_| true);
+            if due.is_empty() {
+                return self.nothing_due();
+            }
             let mut more = false;
-            for volume in self.due(|_| true) {
+            for volume in due {
                 more |= self.write_some(&volume, BATCH_CLUSTERS);
-                self.cache.bell().answer();
+                self.cache.bell().answer(false);
             }
             let wanted = self.cache.wants_write_back() || self.cache.bell().has_waiting();
             if !more || !wanted {
                 break;
             }
         }
-        self.cache.bell().answer();
+        self.cache.bell().answer(false);
+        Relief::Done
+    }
+
+    /// What is to be said to those who wait for a frame although nothing is left to be written. If that is because nothing
+    /// can be written, what is dirty no longer counts.
+    fn nothing_due(&self) -> Relief {
+        if !self.cache.bell().has_waiting() {
+            return Relief::Done;
+        }
+        let now = Instant::now();
+        let mut pinned = BTreeSet::new();
+        for watched in self.lock().iter() {
+            if let Some(volume) = watched.volume.upgrade()
+                && watched.waits(&volume, now)
+            {
+                let chain = volume.newest_chain();
+                pinned.extend(chain.unsealed().map(|layer| layer.number()));
+            }
+        }
+        let frames = if pinned.is_empty() {
+            0
+        } else {
+            self.cache
+                .sets()
+                .count_dirty(|layer| pinned.contains(&layer))
+        };
+        self.cache.set_pinned(frames);
+        if frames > 0 {
+            Relief::Stuck
+        } else {
+            // A flush has them.
+            Relief::Later
+        }
     }
 
     /// Writes back the volumes that have been dirty for longer than they may.
@@ -204,13 +283,13 @@ impl WriteBack {
         });
         for volume in old {
             // Everything that was dirty at this time; what is written meanwhile is young.
-            let mut left = self.cache.stats().frames_dirty;
+            let mut left = self.cache.dirty().max(BATCH_CLUSTERS as u64);
             while left > 0 && self.write_some(&volume, BATCH_CLUSTERS) {
                 left = left.saturating_sub(BATCH_CLUSTERS as u64);
             }
             self.with(&volume, |watched| watched.dirty_since = None);
         }
-        self.cache.bell().answer();
+        self.cache.bell().answer(false);
     }
 
     /// One batch of a volume. Returns whether there is more.
@@ -236,7 +315,11 @@ impl WriteBack {
 
     /// For simulations: one batch of every volume that is dirty and whose flushes nobody leads.
     pub fn step(&self, clusters: usize) {
-        for volume in self.due(|_| true) {
+        let due = self.due(|_| true);
+        if due.is_empty() && self.nothing_due() == Relief::Stuck {
+            return self.cache.bell().answer(true);
+        }
+        for volume in due {
             let led = volume
                 .upgrade()
                 .filter(|volume| volume.flushes().try_lead());
@@ -246,7 +329,7 @@ impl WriteBack {
                 volume.flushes().finish_blocking();
             }
         }
-        self.cache.bell().answer();
+        self.cache.bell().answer(false);
     }
 
     /// The volumes that have something dirty and are chosen.
@@ -255,11 +338,13 @@ impl WriteBack {
         let _working = self.hold();
         let mut volumes = self.lock();
         let mut due = Vec::new();
+        let mut pinned = false;
         for watched in volumes.iter_mut() {
             let Some(volume) = watched.volume.upgrade() else {
                 continue;
             };
-            if volume.has_failed() || watched.not_before.is_some_and(|time| now < time) {
+            if watched.waits(&volume, now) {
+                pinned = true;
                 continue;
             }
             if !volume.is_dirty() {
@@ -267,6 +352,9 @@ impl WriteBack {
             } else if choose(watched) {
                 due.push(Weak::clone(&watched.volume));
             }
+        }
+        if !pinned {
+            self.cache.set_pinned(0);
         }
         due
     }

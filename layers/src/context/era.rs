@@ -48,8 +48,8 @@ impl Active {
 struct Era {
     /// The generation.
     generation: Generation,
-    /// The chain in force.
-    chain: Arc<Chain>,
+    /// The chain in force, held so that its files stay open.
+    _chain: Arc<Chain>,
     /// Its active layer.
     active: Option<Active>,
     /// Requests under way, changes counted.
@@ -82,7 +82,7 @@ impl Eras {
         let era = Era {
             generation,
             active: Active::of(&chain),
-            chain: Arc::clone(&chain),
+            _chain: Arc::clone(&chain),
             requests: 0,
             changes: 0,
         };
@@ -119,7 +119,7 @@ impl Eras {
         self.eras.push_back(Era {
             generation,
             active: Active::of(&chain),
-            chain,
+            _chain: chain,
             requests: 0,
             changes: 0,
         });
@@ -160,11 +160,6 @@ impl Eras {
         }
     }
 
-    /// The chain of an era with requests under way.
-    pub fn chain_of(&self, id: EraId) -> Option<&Arc<Chain>> {
-        self.eras.get(self.index(id)?).map(|era| &era.chain)
-    }
-
     /// Counts a request into the current era. A change outside a batch is a batch of its own.
     pub fn begin(&mut self, volume: &Volume, changes: bool) -> EraId {
         if changes && self.announced.is_none() {
@@ -178,6 +173,31 @@ impl Eras {
             .unwrap_or(u64::MAX)
             .saturating_sub(1);
         EraId(self.first + last)
+    }
+
+    /// Counts a change out of its era and into that of the current generation; `None` if that is the same.
+    pub fn move_on(&mut self, volume: &Volume, id: EraId) -> Option<EraId> {
+        if self.is_current(id) && self.generation() == Some(volume.clock().now()) {
+            return None;
+        }
+        self.enter(volume);
+        if self.is_current(id) {
+            return None;
+        }
+        let next = self.begin(volume, true);
+        self.end(id, true);
+        Some(next)
+    }
+
+    /// Whether an era is that of the last batch.
+    fn is_current(&self, id: EraId) -> bool {
+        self.index(id)
+            .is_some_and(|index| index + 1 == self.eras.len())
+    }
+
+    /// The generation of the last batch.
+    fn generation(&self) -> Option<Generation> {
+        self.eras.back().map(|era| era.generation)
     }
 
     /// Counts a request out.

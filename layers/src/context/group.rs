@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::cache::staging::Staging;
 use crate::canary::{self, Canary};
-use crate::file::{IoOp, Segment};
-use crate::flush::{self, FlushError, JournalWrite, LayerWork, StagedWrite, Walk, ZeroedRange};
+use crate::file::{Engine, IoDone, IoOp, Segment};
+use crate::flush::zeroes::{self, Freed, ZeroRange};
+use crate::flush::{self, FlushError, JournalWrite, LayerWork, StagedWrite, Walk};
 use crate::mailbox::{Mail, Waiter};
 use crate::volume::RequestError;
 
@@ -19,10 +20,15 @@ use super::request::Step;
 
 /// A flush by blocking calls keeps its worker from everything else; longer than this it may not take.
 const BLOCKING_MAX: Duration = Duration::from_micros(500);
+/// A flush of more clusters than this takes its time in any case, and does not block.
+const BLOCKING_CLUSTERS_MAX: u64 = 256;
 /// One in so many flushes is tried by blocking calls although they have been slow.
-const TRY_AGAIN: u32 = 256;
+const TRY_AGAIN: u32 = 64;
 
-/// What a flush by blocking calls took lately.
+/// The longest that a flush waits for others that will probably ask as well: a small part of what a sync takes.
+const GATHER_MAX: Duration = Duration::from_micros(20);
+
+/// What flushes by blocking calls took lately, and how many asked for them.
 #[derive(Debug)]
 pub struct SyncTime {
     /// Whether blocking calls are to be used at all.
@@ -31,6 +37,10 @@ pub struct SyncTime {
     mean: Duration,
     /// Flushes since the last one by blocking calls.
     since: u32,
+    /// How many asked for the last two.
+    asked: [usize; 2],
+    /// When the first of those asked who wait now.
+    gathering: Option<Instant>,
 }
 
 impl SyncTime {
@@ -40,6 +50,8 @@ impl SyncTime {
             allowed,
             mean: Duration::ZERO,
             since: 0,
+            asked: [1; 2],
+            gathering: None,
         }
     }
 
@@ -49,10 +61,29 @@ impl SyncTime {
         self.allowed && (self.mean < BLOCKING_MAX || self.since >= TRY_AGAIN)
     }
 
+    /// Whether a flush that so many have asked for should wait a moment, since more have asked lately. Each sync that
+    /// begins without them keeps them waiting for all of it.
+    fn is_worth_waiting(&mut self, asked: usize) -> bool {
+        let [last, before] = self.asked;
+        if !self.allowed || asked >= last.max(before) {
+            return false;
+        }
+        let since = *self.gathering.get_or_insert_with(Instant::now);
+        since.elapsed() < GATHER_MAX
+    }
+
+    /// A flush that so many have asked for begins.
+    fn begins(&mut self, asked: usize) {
+        self.gathering = None;
+        let [last, _] = self.asked;
+        self.asked = [asked, last];
+    }
+
     /// One took this long.
     fn took(&mut self, time: Duration) {
         self.since = 0;
-        self.mean = (self.mean * 7 + time) / 8;
+        // A single slow one is no reason to believe that the next will be.
+        self.mean = (self.mean * 7 + time.min(BLOCKING_MAX * 2)) / 8;
     }
 }
 
@@ -71,6 +102,8 @@ pub struct Group {
     writes: Vec<StagedWrite>,
     /// The journal writes of it; owns their bytes until they are written.
     journals: Vec<JournalWrite>,
+    /// Clusters that were zeroed, whose space is given back.
+    freed: Vec<Freed>,
     /// What is done next, once `outstanding` is 0.
     next: Phase,
     /// Operations under way.
@@ -92,8 +125,31 @@ enum Phase {
     WriteJournal,
     /// Sync the map files.
     SyncMap,
+    /// Give back the space of zeroed clusters.
+    Punch,
     /// Make frames clean and answer.
     Answer,
+}
+
+impl Group {
+    /// A group that begins with this step.
+    fn new(waiters: Vec<Waiter>, work: Vec<LayerWork>, freed: Vec<Freed>, first: Phase) -> Self {
+        let clusters = work.iter().flat_map(|work| &work.marks.dirty);
+        let clusters = clusters.map(|(_, count)| *count).sum();
+        Self {
+            waiters,
+            work,
+            walk: Walk::default(),
+            staging: Staging::for_clusters(clusters),
+            writes: Vec::new(),
+            journals: Vec::new(),
+            freed,
+            next: first,
+            outstanding: 0,
+            error: None,
+            full_disk: false,
+        }
+    }
 }
 
 impl QueueContext {
@@ -102,26 +158,17 @@ impl QueueContext {
         self.join(request, None, true);
     }
 
-    /// The same for a request that has zeroed something.
-    pub(super) fn flush_zeroes(&mut self, request: usize, zeroed: ZeroedRange) {
-        self.join(request, Some(zeroed), true);
+    /// Asks for clusters to be zeroed on behalf of a request, and for a flush of that if it has to be stable.
+    pub(super) fn zero_and_flush(&mut self, request: usize, zero: ZeroRange, flush: bool) {
+        self.join(request, Some(zero), flush);
     }
 
-    /// Asks for the record of a zeroed range on behalf of the request that zeroed it: it is acknowledged only when it would
-    /// survive the end of this process.
-    pub(super) fn record_zeroes(&mut self, request: usize, zeroed: ZeroedRange) {
-        if canary::is_set(Canary::ZeroesWithoutRecord) {
-            return self.complete(request, Ok(()));
-        }
-        self.join(request, Some(zeroed), false);
-    }
-
-    /// Asks for a flush or a record.
-    fn join(&mut self, request: usize, zeroed: Option<ZeroedRange>, flush: bool) {
+    /// Asks for either.
+    fn join(&mut self, request: usize, zero: Option<ZeroRange>, flush: bool) {
         let waiter = Waiter {
             mailbox: Arc::clone(&self.mailbox),
             request,
-            zeroed,
+            zero,
             flush,
         };
         if let Some(group) = self.volume.flushes().join(waiter) {
@@ -129,41 +176,84 @@ impl QueueContext {
         }
     }
 
-    /// The flush that a request waited for has ended.
+    /// What a request waited for has ended: a flush, or its last part.
     pub(super) fn flush_done(&mut self, request: usize, result: Result<(), RequestError>) {
-        self.complete(request, result);
+        let zeroed = self
+            .requests
+            .get(request)
+            .is_some_and(|request| request.parts > 0);
+        if zeroed {
+            self.part_done(request, result);
+        } else {
+            self.complete(request, result);
+        }
     }
 
-    /// Begins the next group, if one waits and none is under way.
-    pub(super) fn lead_next(&mut self) {
+    /// Begins the next group, if one waits and none is under way. Returns `false` if it has to wait a moment for others.
+    pub(super) fn lead_next(&mut self) -> bool {
         if self.group.is_some() {
-            return;
+            return true;
         }
         let Some(mut waiters) = self.next_group.take() else {
-            return;
+            return true;
         };
         // Whoever has asked since the group was formed: the rest of a batch, most of the time.
         self.volume.flushes().absorb(&mut waiters);
+        let flushes = waiters.iter().any(|waiter| waiter.flush);
+        if flushes && self.sync_time.is_worth_waiting(waiters.len()) {
+            self.next_group = Some(waiters);
+            self.retry_soon();
+            return false;
+        }
+        self.sync_time.begins(waiters.len());
+        self.lead(waiters);
+        true
+    }
+
+    /// Begins a group.
+    fn lead(&mut self, waiters: Vec<Waiter>) {
         if self.volume.has_failed() {
             self.answer(waiters, Err(RequestError::Failed));
             return;
         }
-        if let Some(zeroed) = only_zeroes(&waiters) {
-            match flush::journal_zeroes(&zeroed) {
-                Ok(true) => return self.answer(waiters, Ok(())),
-                Ok(false) => {}
+        let ranges: Vec<ZeroRange> = waiters
+            .iter()
+            .filter_map(|waiter| waiter.zero.clone())
+            .collect();
+        let mut freed = Vec::new();
+        if !ranges.is_empty() {
+            let (table, chain) = (self.volume.table(), self.eras.chain());
+            match zeroes::carry_out(&self.cache, table, chain, &ranges) {
+                Ok(done) => {
+                    freed = done;
+                    self.volume.note_zeroes(&ranges);
+                }
+                // Nothing was recorded, and nothing is zeroed or lost.
+                Err(error) if flush::is_full_disk(&error) => {
+                    let error = self.volume.note_write_error("record of zeroes", &error);
+                    return self.answer(waiters, Err(error));
+                }
                 Err(error) => {
                     self.volume
                         .fail(&format!("recording zeroes failed: {error}"));
                     return self.answer(waiters, Err(RequestError::Failed));
                 }
             }
+            if !waiters.iter().any(|waiter| waiter.flush) {
+                return self.begin_group(Group::new(waiters, Vec::new(), freed, Phase::Punch));
+            }
         }
         let idle = self.engine.under_way() == 0 && self.parked.is_empty();
         let work = flush::look(self.volume.newest_chain().unsealed(), usize::MAX);
-        if idle && self.sync_time.may_block() {
+        let clusters = work.iter().flat_map(|work| &work.marks.dirty);
+        let small = clusters.map(|(_, count)| *count).sum::<u64>() <= BLOCKING_CLUSTERS_MAX;
+        if idle && small && self.sync_time.may_block() {
             let began = Instant::now();
-            let result = flush::carry_out(&self.cache, &work, true);
+            let (engine, done) = (&mut self.engine, &mut self.done);
+            let result =
+                flush::carry_out_with(&self.cache, &work, true, |works, staging, writes| {
+                    write_at_once(&mut **engine, done, works, staging, writes)
+                });
             self.sync_time.took(began.elapsed());
             self.volume.note_journal(&work);
             let result = result.map_err(|error| match error {
@@ -173,23 +263,18 @@ impl QueueContext {
                     RequestError::Failed
                 }
             });
-            self.answer(waiters, result);
+            match result {
+                Ok(()) => self.begin_group(Group::new(waiters, Vec::new(), freed, Phase::Punch)),
+                Err(error) => self.answer(waiters, Err(error)),
+            }
             return;
         }
-        let clusters = work.iter().flat_map(|work| &work.marks.dirty);
-        let clusters = clusters.map(|(_, count)| *count).sum();
-        self.group = Some(Group {
-            waiters,
-            work,
-            walk: Walk::default(),
-            staging: Staging::for_clusters(clusters),
-            writes: Vec::new(),
-            journals: Vec::new(),
-            next: first_phase(),
-            outstanding: 0,
-            error: None,
-            full_disk: false,
-        });
+        self.begin_group(Group::new(waiters, work, freed, first_phase()));
+    }
+
+    /// Takes the steps of a group from its first on.
+    fn begin_group(&mut self, group: Group) {
+        self.group = Some(group);
         self.advance_group();
     }
 
@@ -197,9 +282,13 @@ impl QueueContext {
     pub(super) fn group_step_done(&mut self, result: io::Result<()>) {
         if let Some(group) = &mut self.group {
             group.outstanding -= 1;
-            if let Err(error) = result {
+            if let (Phase::Answer, Err(error)) = (group.next, &result) {
+                // Only space was to be given back.
+                self.volume.note_not_given_back(error);
+            } else if let Err(error) = result {
                 // Only a write of data that finds no space harms nothing.
-                let full = group.next == Phase::WriteData && flush::is_full_disk(&error);
+                let writes = [Phase::WriteData, Phase::SyncMap].contains(&group.next);
+                let full = writes && flush::is_full_disk(&error);
                 if group.error.is_none() || !full {
                     group.full_disk = full;
                 }
@@ -274,6 +363,16 @@ impl QueueContext {
                         );
                     }
                 }
+                Phase::Punch => {
+                    group.next = next_phase(phase);
+                    for freed in std::mem::take(&mut group.freed) {
+                        let (file, runs) = freed.dead_bytes();
+                        for (offset, len) in runs {
+                            group.outstanding += 1;
+                            self.push(Step::Group, IoOp::Punch { file, offset, len });
+                        }
+                    }
+                }
                 Phase::Answer => {
                     self.end_group(group);
                     return;
@@ -340,6 +439,11 @@ impl QueueContext {
                 Ok(())
             }
             Some(cause) if group.full_disk => {
+                let mut journals = group.journals.iter();
+                if let Err(error) = journals.try_for_each(flush::JournalWrite::take_back) {
+                    self.volume
+                        .fail(&format!("taking a journal back failed: {error}"));
+                }
                 flush::put_back(&group.work);
                 let error = io::Error::from(rustix::io::Errno::NOSPC);
                 let _ = cause;
@@ -362,10 +466,6 @@ impl QueueContext {
         } else {
             result
         };
-        if result.is_ok() {
-            let zeroed = waiters.iter().filter_map(|waiter| waiter.zeroed.as_ref());
-            flush::trim_zeroed(&self.cache, zeroed);
-        }
         if let Some(next) = self.volume.flushes().finish() {
             if flush::has_own(&next, &self.mailbox) {
                 self.next_group = Some(next);
@@ -384,15 +484,54 @@ impl QueueContext {
             }
         }
         if self.cache.bell().has_waiting() {
-            self.cache.bell().answer();
+            self.cache.bell().answer(false);
         }
     }
 }
 
-/// The ranges of a group that wants nothing but records of zeroes.
-fn only_zeroes(waiters: &[Waiter]) -> Option<Vec<ZeroedRange>> {
-    let records = |waiter: &Waiter| waiter.zeroed.clone().filter(|_| !waiter.flush);
-    waiters.iter().map(records).collect()
+/// Writes what is in the staging buffer by an engine that has nothing else to do, all at once, and waits for it.
+fn write_at_once(
+    engine: &mut dyn Engine,
+    done: &mut Vec<IoDone>,
+    works: &[LayerWork],
+    staging: &Staging,
+    writes: &[StagedWrite],
+) -> io::Result<()> {
+    let mut result = Ok(());
+    let mut left = writes.iter();
+    loop {
+        while engine.room() > 0
+            && let Some(write) = left.next()
+        {
+            let (Some(work), Some(bytes)) =
+                (works.get(write.work), staging.bytes(write.start, write.len))
+            else {
+                continue;
+            };
+            let segment = Segment {
+                base: bytes.as_ptr().cast_mut(),
+                len: bytes.len(),
+            };
+            let op = IoOp::Write {
+                file: work.layer.data().token(),
+                offset: write.offset,
+                segments: &[segment],
+            };
+            #[expect(unsafe_code, reason = "the engine's contract, kept as described")]
+            // SAFETY: the buffer and the layers are borrowed until this returns, which is after all of it was reaped.
+            unsafe {
+                engine.submit(op, 0);
+            }
+        }
+        if engine.under_way() == 0 {
+            return result;
+        }
+        // Not left before everything is reaped, whatever fails: the engine reads from the buffer until then.
+        result = result.and(engine.wait()).and(engine.reap(done));
+        for io in done.drain(..) {
+            result = result.and(io.result);
+        }
+    }
 }
 
 /// The first step of a group.
@@ -411,13 +550,15 @@ fn next_phase(phase: Phase) -> Phase {
             Phase::WriteJournal => Phase::SyncMap,
             Phase::SyncMap => Phase::WriteData,
             Phase::WriteData => Phase::SyncData,
-            Phase::SyncData | Phase::Answer => Phase::Answer,
+            Phase::SyncData => Phase::Punch,
+            Phase::Punch | Phase::Answer => Phase::Answer,
         };
     }
     match phase {
         Phase::WriteData => Phase::SyncData,
         Phase::SyncData => Phase::WriteJournal,
         Phase::WriteJournal => Phase::SyncMap,
-        Phase::SyncMap | Phase::Answer => Phase::Answer,
+        Phase::SyncMap => Phase::Punch,
+        Phase::Punch | Phase::Answer => Phase::Answer,
     }
 }

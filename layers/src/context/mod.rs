@@ -1,8 +1,8 @@
 //! Carries out the requests of one worker thread: guest memory <-> sector cache <-> engine <-> layer files.
 //!
 //! What lies in the cache is done when `submit` returns, and polled later: reads of frames (`read`), writes into frames
-//! (`write`). Everything else is a request under way: it goes through the engine, or waits until a frame is free. A write becomes
-//! visible in the maps only after its data is in its frames, and is acknowledged only after that; a flush is led by the
+//! (`write`). Everything else is a request under way: it goes through the engine, or waits until a frame is free. A write is
+//! published in the maps under the lock of its frames, and acknowledged only after that; a flush is led by the
 //! context itself (`group`).
 //!
 //! INVARIANT: a layer is changed (frame, file or map) only in a batch whose generation is announced, or by an operation
@@ -26,7 +26,7 @@ use crate::cache::set::FrameKey;
 use crate::cache::staging::Pages;
 use crate::cache::{Cache, Counters};
 use crate::error::{Error, Result};
-use crate::file::{Engine, FileToken, IoDone, IoOp, Segment};
+use crate::file::{Engine, IoDone, IoOp, Segment};
 use crate::layer::LayerMap;
 use crate::limits;
 use crate::mailbox::{Mail, Mailbox, Waiter};
@@ -67,6 +67,8 @@ pub struct QueueContext {
     pages: Pages,
     /// Parts of requests that were put aside.
     parked: Vec<Parked>,
+    /// Whether this context has asked itself to try them again.
+    retry_asked: bool,
     /// What a flush by blocking calls took lately.
     sync_time: SyncTime,
     /// The chains of the generations with requests under way; the last is current.
@@ -124,6 +126,7 @@ impl QueueContext {
             fills: Slab::default(),
             pages: Pages::default(),
             parked: Vec::new(),
+            retry_asked: false,
             eras,
             requests: Slab::default(),
             steps: Slab::default(),
@@ -179,7 +182,10 @@ impl QueueContext {
                     first: self.batch_segments.len(),
                     count: segments.len(),
                 });
-                self.batch_segments.extend_from_slice(segments);
+                // One or two, nearly always: not worth the call of a copy.
+                for segment in segments {
+                    self.batch_segments.push(*segment);
+                }
                 return;
             }
             _ => self.carry_out_batch(),
@@ -320,12 +326,18 @@ impl QueueContext {
     /// Appends the requests that have ended to `done`. Does not wait.
     pub fn poll(&mut self, done: &mut Vec<Completion>) {
         self.carry_out_batch();
+        // Once for all letters that ask for it: each retry may ask for another one.
+        let mut retry = None;
         for letter in self.mailbox.take() {
             match letter {
                 Mail::FlushDone { request, result } => self.flush_done(request, result),
                 Mail::Lead(group) => self.next_group = Some(group),
-                Mail::Retry => self.retry(),
+                Mail::Retry { stuck } => retry = Some(stuck || retry == Some(true)),
             }
+        }
+        if let Some(stuck) = retry {
+            self.retry_asked = false;
+            self.retry(stuck);
         }
         let mut finished = std::mem::take(&mut self.done);
         if let Err(error) = self.engine.reap(&mut finished) {
@@ -421,12 +433,6 @@ impl QueueContext {
         }
     }
 
-    /// The active layer's data file in the era of a request.
-    fn era_file(&self, request: usize) -> Option<FileToken> {
-        let era = self.requests.get(request)?.era?;
-        Some(self.eras.chain_of(era)?.active()?.data().token())
-    }
-
     /// Counts a request into the current era; it holds one part until its operations are all submitted.
     fn begin(&mut self, request: usize, changes: bool) {
         let era = self.eras.begin(&self.volume, changes);
@@ -477,7 +483,7 @@ impl QueueContext {
     /// Leads flushes, moves queued operations into the engine and hands all to the kernel.
     fn drive(&mut self) {
         loop {
-            self.lead_next();
+            let led = self.lead_next();
             while self.engine.room() > 0 {
                 let Some((op, user)) = self.backlog.pop() else {
                     break;
@@ -485,7 +491,7 @@ impl QueueContext {
                 self.start(op.as_op(), user);
                 self.backlog.recycle(op);
             }
-            if self.group.is_some() || self.next_group.is_none() {
+            if !led || self.group.is_some() || self.next_group.is_none() {
                 break;
             }
         }
@@ -511,17 +517,6 @@ impl QueueContext {
                 self.part_done(request, result);
             }
             Step::Fill { request, fill } => self.fill_done(request, fill, io.result),
-            Step::Punch {
-                request,
-                first,
-                count,
-            } => {
-                let result = match io.result {
-                    Ok(()) => self.publish_zero(request, first, count),
-                    Err(error) => Err(self.volume.note_write_error("punch", &error)),
-                };
-                self.part_done(request, result);
-            }
             Step::Group => self.group_step_done(io.result),
         }
     }
@@ -539,16 +534,20 @@ impl QueueContext {
             return;
         }
         let stable = request.changes && request.durability == Durability::OnCompletion;
+        if let (None, Some(zero)) = (request.error, request.zero.take()) {
+            // One more part, which keeps the era open; it is as durable as asked for when it ends.
+            request.parts = 1;
+            request.durability = Durability::AfterFlush;
+            return self.zero_and_flush(index, zero, stable);
+        }
         let (era, changes, error) = (request.era.take(), request.changes, request.error);
-        let zeroed = request.zeroed.take();
         if let Some(era) = era {
             self.eras.end(era, changes);
         }
-        match (error, zeroed) {
-            (None, Some(zeroed)) if stable => self.flush_zeroes(index, zeroed),
-            (None, None) if stable => self.flush(index),
-            (None, Some(zeroed)) => self.record_zeroes(index, zeroed),
-            _ => self.complete(index, error.map_or(Ok(()), Err)),
+        match error {
+            None if stable => self.flush(index),
+            None => self.complete(index, Ok(())),
+            Some(error) => self.complete(index, Err(error)),
         }
     }
 
@@ -577,6 +576,8 @@ impl fmt::Debug for QueueContext {
 impl Drop for QueueContext {
     fn drop(&mut self) {
         let mut done = Vec::new();
+        self.carry_out_batch();
+        self.abandon_parked();
         while self.under_way() > 0 || self.group.is_some() || self.next_group.is_some() {
             self.poll(&mut done);
             done.clear();

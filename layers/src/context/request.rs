@@ -7,8 +7,8 @@ use crate::cache::Span;
 use crate::cache::access::Ticket;
 use crate::chain::Chain;
 use crate::file::{FileToken, IoOp, Segment};
-use crate::flush::ZeroedRange;
-use crate::units::{Cluster, SectorRange};
+use crate::flush::zeroes::ZeroRange;
+use crate::units::SectorRange;
 use crate::volume::{Durability, RequestError};
 
 use super::era::EraId;
@@ -30,8 +30,8 @@ pub struct Request {
     pub error: Option<RequestError>,
     /// The chain it reads from, where that is not its era's.
     pub chain: Option<Arc<Chain>>,
-    /// Clusters that it has zeroed, to be recorded, and taken out of the cache, before it ends.
-    pub zeroed: Option<ZeroedRange>,
+    /// Clusters that it zeroes, once the rest of it is done.
+    pub zero: Option<ZeroRange>,
 }
 
 impl Request {
@@ -45,7 +45,7 @@ impl Request {
             parts: 0,
             error: None,
             chain: None,
-            zeroed: None,
+            zero: None,
         }
     }
 }
@@ -65,15 +65,6 @@ pub enum Step {
         /// Its number among the fills.
         fill: usize,
     },
-    /// Space was given back, and the clusters become zero.
-    Punch {
-        /// For this request.
-        request: usize,
-        /// From this cluster.
-        first: Cluster,
-        /// So many.
-        count: u64,
-    },
     /// A step of the flush group.
     Group,
 }
@@ -82,9 +73,7 @@ impl Step {
     /// The request that waits for it.
     pub fn request(&self) -> Option<usize> {
         match *self {
-            Self::Read { request } | Self::Fill { request, .. } | Self::Punch { request, .. } => {
-                Some(request)
-            }
+            Self::Read { request } | Self::Fill { request, .. } => Some(request),
             Self::Group => None,
         }
     }

@@ -1,8 +1,15 @@
-//! Writes: into frames, always. What finds no frame is put aside until one is free.
+//! Writes: into frames. What finds no frame is put aside until one is free; only if none can become free it goes past them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::cache::access::Write;
 use crate::cache::set::FrameKey;
+use crate::cache::staging::Page;
+use crate::flush::is_full_disk;
+use crate::flush::through::Through;
 use crate::layer::LayerMap;
+use crate::mailbox::Mail;
 use crate::segments::Slicer;
 use crate::units::{SECTOR_BYTES, Sector, SectorRange};
 use crate::volume::RequestError;
@@ -140,12 +147,13 @@ impl QueueContext {
         self.parked.push(parked);
     }
 
-    /// Tries the parts again that were put aside.
-    pub(super) fn retry(&mut self) {
+    /// Tries the parts again that were put aside; `stuck` says that waiting for a frame is of no use.
+    pub(super) fn retry(&mut self, stuck: bool) {
         if self.parked.is_empty() {
             return;
         }
         self.may_dirty = !self.cache.is_full_of_dirty();
+        self.move_parked_on();
         let mut parked = std::mem::take(&mut self.parked);
         for mut part in parked.drain(..) {
             let guest = Slicer::new(&part.segments);
@@ -153,6 +161,8 @@ impl QueueContext {
                 self.read_range(part.request, part.range, guest);
             } else if self.volume.has_failed() {
                 self.note_error(part.request, RequestError::Failed);
+            } else if stuck {
+                self.write_somehow(part.request, part.range, guest);
             } else {
                 self.write_range(part.request, part.range, guest);
             }
@@ -165,8 +175,128 @@ impl QueueContext {
         }
     }
 
+    /// Takes requests over to the current generation of which all that is left was put aside: a snapshot need not wait until
+    /// there are frames, or space. What they have written already is in the old layer, the rest will be in the new one; no
+    /// such request was acknowledged before the snapshot's instant.
+    fn move_parked_on(&mut self) {
+        let mut left: BTreeMap<usize, usize> = BTreeMap::new();
+        for part in &self.parked {
+            *left.entry(part.request).or_default() += 1;
+        }
+        for (number, parked) in left {
+            let Some(request) = self.requests.get_mut(number) else {
+                continue;
+            };
+            let (true, Some(era)) = (request.changes && request.parts == parked, request.era)
+            else {
+                continue;
+            };
+            let Some(next) = self.eras.move_on(&self.volume, era) else {
+                continue;
+            };
+            request.era = Some(next);
+            if let (Some(zero), Some(active)) = (&mut request.zero, self.eras.active_of(next)) {
+                zero.layer = Arc::clone(&active.layer);
+                zero.slot = active.slot;
+            }
+        }
+    }
+
+    /// Ends all parts that were put aside, of requests whose end nobody will see.
+    pub(super) fn abandon_parked(&mut self) {
+        for part in std::mem::take(&mut self.parked) {
+            self.part_done(part.request, Err(RequestError::Failed));
+        }
+    }
+
+    /// As `write_range`, but what finds no frame is written past the cache if nobody leads a flush.
+    fn write_somehow(&mut self, request: usize, range: SectorRange, mut guest: Slicer<'_>) {
+        let end = range.end();
+        let mut at = range.start;
+        loop {
+            let left = SectorRange {
+                start: at,
+                count: end.0 - at.0,
+            };
+            #[expect(unsafe_code, reason = "reads guest memory")]
+            // SAFETY: as in `write_range`.
+            let (stopped, stop) = unsafe { self.write_hot(Some(request), left, &mut guest) };
+            at = stopped;
+            let full_disk = if stop == Stop::Full && self.volume.flushes().try_lead() {
+                let cluster = span(at, end);
+                let part = SectorRange {
+                    start: at,
+                    count: u64::from(cluster.count),
+                };
+                let written = self.write_through(request, part, guest);
+                self.volume.flushes().finish_blocking();
+                match written {
+                    Ok(()) => {
+                        guest.skip(cluster.bytes());
+                        at = part.end();
+                        if at < end {
+                            continue;
+                        }
+                        return;
+                    }
+                    Err(error) => !self.note_not_through(request, &error),
+                }
+            } else {
+                true
+            };
+            if full_disk {
+                let left = SectorRange {
+                    start: at,
+                    count: end.0 - at.0,
+                };
+                self.write_stopped(request, left, at, stop, guest);
+            }
+            return;
+        }
+    }
+
+    /// Writes sectors of one cluster past the cache. By who leads.
+    fn write_through(
+        &mut self,
+        request: usize,
+        range: SectorRange,
+        mut guest: Slicer<'_>,
+    ) -> std::io::Result<()> {
+        let era = self.requests.get(request).and_then(|request| request.era);
+        let active = era
+            .and_then(|era| self.eras.active_of(era))
+            .ok_or_else(|| std::io::Error::other("a write without a layer"))?;
+        let through = Through {
+            layer: Arc::clone(&active.layer),
+            slot: active.slot,
+        };
+        let mut page = Page::zeroed();
+        let span = span(range.start, range.end());
+        #[expect(unsafe_code, reason = "reads guest memory")]
+        // SAFETY: as in `write_range`; a span of a cluster fits into a page.
+        unsafe {
+            guest.get(page.0.as_mut_ptr(), span.bytes());
+        }
+        let bytes = page.0.get(..span.bytes()).unwrap_or_default();
+        through.write(&self.cache, self.volume.table(), range, bytes)
+    }
+
+    /// Latches the failure of a write past the cache, unless the disk is full: then the request waits on. Returns whether it
+    /// was latched.
+    fn note_not_through(&mut self, request: usize, error: &std::io::Error) -> bool {
+        let fatal = !is_full_disk(error);
+        if fatal {
+            self.volume
+                .fail(&format!("a write past the cache failed: {error}"));
+            self.note_error(request, RequestError::Failed);
+        }
+        fatal
+    }
+
     /// Makes sure that `poll` is called again soon, for the sake of what was put aside.
     pub(super) fn retry_soon(&mut self) {
-        self.mailbox.send(crate::mailbox::Mail::Retry);
+        if !std::mem::replace(&mut self.retry_asked, true) {
+            self.mailbox.send(Mail::Retry { stuck: false });
+        }
     }
 }

@@ -404,19 +404,22 @@ impl ActiveMap {
         }
     }
 
-    /// Runs of clusters (first, count) that are zero, all or in part, and whose frames may be dirty: as far as that is the
-    /// case for longer, and nobody collects meanwhile.
-    pub fn zeroed_dirty(&self, first: Cluster, count: u64) -> impl Iterator<Item = (Cluster, u64)> {
-        let wanted = |word: u16| word & DIRTY != 0 && state(word).rest_zero;
+    /// Runs of clusters (first, count) that are not zero, or that the journal does not say are zero.
+    pub fn not_recorded_zero(
+        &self,
+        first: Cluster,
+        count: u64,
+    ) -> impl Iterator<Item = (Cluster, u64)> {
+        let wanted = |word: u16| state(word) != ClusterState::ZERO || word & UNJOURNALED != 0;
         let runs = self.radix.runs(first.0, count, wanted);
         runs.filter(|run| run.value)
             .map(|run| (Cluster(run.first), run.count))
     }
 
-    /// Takes the records that say that these clusters are zero, as far as the journal lacks them: what a write-zeroes has
-    /// to write before it is acknowledged. `None`, and nothing taken, if one of the clusters was written since, so that
-    /// its record must wait for its data: flush then. Only for who collects, as if it were a collection; the records can be
-    /// put back. Dirty flags and marks stay.
+    /// Takes the records that say that these clusters are zero, as far as the journal lacks them, or has them since a moment
+    /// ago: what a write-zeroes has to write before it is acknowledged. `None`, and nothing taken, if one of the clusters was
+    /// written since, so that its record must wait for its data: flush then. Only for who collects, as if it were a collection;
+    /// the records can be put back. Dirty flags and marks stay.
     pub fn zero_records(&self, first: Cluster, count: u64) -> Option<Vec<MapRecord>> {
         let written = |word: u16| word & UNJOURNALED != 0 && state(word).data != SectorMask::NONE;
         let mut runs = self.radix.runs(first.0, count, written);

@@ -92,7 +92,10 @@ impl ChangedRegions {
         let mut at = from;
         while at < to {
             let word = at / BITS;
-            let marked = self.next_word(word)?;
+            // Without a next one the run is what was taken up to here.
+            let Some(marked) = self.next_word(word) else {
+                break;
+            };
             if marked != word {
                 if run.is_some() {
                     break;
@@ -227,5 +230,28 @@ fn set_bits(words: &[AtomicU64], first: u64, last: u64) {
         // already: a mere load may return a bit that a collector has taken meanwhile, and that collector may have
         // passed the word before it was changed.
         cell.fetch_or(mask, Ordering::Release);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_ends_with_its_word_is_handed_on() {
+        for limit in [1, u64::MAX] {
+            let changed = ChangedRegions::new(130 * REGION_CLUSTERS);
+            for (first, last) in [(63, 63), (62, 127), (0, 129)] {
+                changed.mark(first * REGION_CLUSTERS, last * REGION_CLUSTERS);
+                let mut regions = 0;
+                while changed.any() {
+                    changed.take(limit, |_, clusters| {
+                        regions += clusters / REGION_CLUSTERS;
+                        clusters
+                    });
+                }
+                assert_eq!(regions, last - first + 1, "regions {first} to {last}");
+            }
+        }
     }
 }

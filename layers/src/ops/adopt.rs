@@ -44,13 +44,15 @@ impl Store {
                 left.len()
             ));
         }
-        let rows: Vec<LayerRow> = {
+        let mut rows: Vec<LayerRow> = {
             let inner = self.inner();
             let layers = &inner.catalog.state().layers;
             left.keys()
                 .filter_map(|layer| layers.get(layer).cloned())
                 .collect()
         };
+        // Older layers first, as in a flush.
+        rows.sort_by_key(|row| self.cache.arena().numbers().find(row.id));
         self.inner().unsettled = left;
         for row in rows {
             if let Err(error) = self.settle_left(&row) {

@@ -33,13 +33,13 @@ impl Store {
         if attached {
             return Err(in_use());
         }
-        // A volume that is open without being attached is closed; its content is about to go, so it needs no flush.
-        let open = self.inner().open.get(name).cloned();
-        if open.is_some_and(|volume| !self.forget_volume(name, volume)) {
-            return Err(in_use());
-        }
         let removed = {
+            let _write_back = self.write_back.hold();
             let mut inner = self.inner();
+            let open = inner.open.get(name);
+            if open.is_some_and(|volume| std::sync::Arc::strong_count(volume) > 1) {
+                return Err(in_use());
+            }
             let state = inner.catalog.state();
             let mut changes: Vec<Change> = state
                 .snapshots
@@ -53,8 +53,14 @@ impl Store {
             changes.push(Change::RemoveVolume(name.to_owned()));
             let removed = unneeded_without(state, name);
             changes.extend(removed.iter().map(|id| Change::RemoveLayer(*id)));
+            // If this fails the volume is as it was, open and with all that waits to be written back.
             inner.catalog.commit(&changes)?;
+            // A volume that is open without being attached is closed; its content goes, so it needs no flush.
+            inner.open.remove(name);
             inner.forget_unused_layers();
+            for id in &removed {
+                inner.unsettled.remove(id);
+            }
             removed
         };
         for id in removed {

@@ -17,6 +17,7 @@ use crate::layer::{Layer, LayerMap};
 use crate::map::{ActiveMap, SectorSet, Table};
 use crate::mapfile::{
     LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, RawBase, data_path, layer_dir, map_path,
+    sync_name,
 };
 use crate::store::{Inner, Store};
 use crate::units::{CLUSTER_SECTORS, LayerId, LayerSlot, SECTOR_BYTES, Sector};
@@ -82,7 +83,8 @@ impl Store {
             return Ok(());
         };
         let flushed = volume.flush_blocking();
-        if flushed.is_ok() {
+        // What became dirty since must keep its marks.
+        if flushed.is_ok() && !volume.is_dirty() {
             self.forget_volume(name, volume);
         }
         flushed
@@ -276,6 +278,8 @@ impl Store {
                 .map_err(self.io("sync", &path))?;
             let sealed = self.sealed_header(header);
             map.replace(&self.media, &sealed, &set)?;
+        } else {
+            sync_name(&self.media, row.id)?;
         }
         let change = Change::SetLayerState {
             layer: row.id,

@@ -112,11 +112,19 @@ impl Store {
     /// Syncs the old layers of a volume. The caller leads its flushes, and gives the lead back only after a failure is
     /// latched.
     fn sync_member(&self, member: &mut Member) {
-        // Nobody writes to these layers any more: what is written back now is all there is.
-        let written = member.volume.check_failure().and_then(|()| {
-            let works = crate::flush::look(member.layers.iter(), usize::MAX);
-            member.volume.carry_out(&works, true)
-        });
+        // Nobody writes to these layers any more: what is written back now is all there is. A fill may have changed a frame
+        // meanwhile, which is then still dirty; the layer must not be sealed so, since nobody would clean it any more. Each
+        // round takes another fill of the same cluster, so there are few.
+        let mut written = member.volume.check_failure();
+        loop {
+            written = written.and_then(|()| {
+                let works = crate::flush::look(member.layers.iter(), usize::MAX);
+                member.volume.carry_out(&works, true)
+            });
+            if written.is_err() || !member.layers.iter().any(|layer| layer.has_marks()) {
+                break;
+            }
+        }
         match written {
             Ok(()) => {}
             // Nothing is lost: the layers stay unsealed, and the snapshot is taken back.

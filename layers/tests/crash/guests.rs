@@ -109,6 +109,9 @@ impl Guests {
 
     /// Some requests on one queue.
     pub fn batch(&mut self, most: u64) {
+        if self.guests.is_empty() {
+            return;
+        }
         let index = self.random.index(self.guests.len());
         self.guests[index].queue.context().begin_batch();
         for _ in 0..1 + self.random.below(most) {

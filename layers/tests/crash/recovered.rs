@@ -14,6 +14,7 @@ use stratablk_layers::volume::{Operation, QueueContext};
 
 use crate::disk::Queue;
 use crate::oracle::{Disk, Promise, Value, stamp};
+use crate::workload::trace;
 
 /// What a crash leaves behind.
 pub struct Found {
@@ -380,6 +381,7 @@ fn change(
     };
     let issued = disk.issue(sectors.clone().map(|sector| (sector, value)));
     let (result, _) = queue.run_helped(operation, memory, help);
+    trace(|| format!("  then {operation:?}, stamp {id}: {result:?}"));
     disk.end(issued, sectors, result.is_ok(), false);
     result.map_err(|error| format!("{operation:?} failed after recovery: {error:?}"))
 }
@@ -389,6 +391,7 @@ fn flush(queue: &mut Queue, disk: &mut Disk, help: &dyn Fn()) -> Result<(), Stri
     let marks = disk.marks();
     let (result, _) = queue.run_helped(Operation::Flush, Vec::new(), help);
     result.map_err(|error| format!("a flush failed after recovery: {error:?}"))?;
+    trace(|| format!("  then a flush of disk {}", disk.number));
     disk.flushed(&marks);
     Ok(())
 }

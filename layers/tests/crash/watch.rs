@@ -65,7 +65,8 @@ pub struct Watch {
     pub random: Random,
     /// Which crashes to look at.
     pub crashes: Crashes,
-    /// Whether the host may lose what it was told to write, so that a kill is no better than a power cut.
+    /// Whether the host may lose what it was told to write and say that it is written afterwards: then a daemon that is
+    /// started again on the same host cannot know, and there are power cuts only.
     pub lossy: bool,
     /// How a new daemon is set up.
     pub options: StoreOptions,
@@ -103,7 +104,7 @@ impl Watch {
         let kill = match self.crashes {
             Crashes::Power => false,
             Crashes::Kill | Crashes::KillWithoutArena => true,
-            Crashes::Both => choice & 1 == 0,
+            Crashes::Both => choice & 1 == 0 && !self.lossy,
         };
         let options = if choice.is_multiple_of(5) {
             small_cache(1 + choice % 3, None)
@@ -136,21 +137,19 @@ impl Watch {
             let found = found(image, None, Promise::Acknowledged);
             return Some((found, "killed, the arena lost".into()));
         }
-        if choice % 16 == 3 {
+        if choice >> 8 & 15 == 3 {
             // An operator has removed the arena: what was flushed is there.
             self.images.gone += 1;
             let found = found(image, None, Promise::Flushed);
             return Some((found, "killed, the arena removed".into()));
         }
         let store = self.store.upgrade()?;
-        let promise = if self.lossy {
-            Promise::Flushed
-        } else {
-            Promise::Acknowledged
-        };
         self.images.kill += 1;
         let arena = store.cache_arena().copy().unwrap();
-        Some((found(image, Some(arena), promise), "killed".into()))
+        Some((
+            found(image, Some(arena), Promise::Acknowledged),
+            "killed".into(),
+        ))
     }
 
     /// Notes that something was wrong.

@@ -348,6 +348,10 @@ impl Workload {
         let opened = self.store().open_volume("clone").unwrap();
         let mut queue = Queue::new(opened.context(false).unwrap());
         let found = queue.read_all(number, sectors);
+        if found.is_err() && self.faulty {
+            // The planned failure of a read; this disk stays unknown.
+            return;
+        }
         let mut watch = self.shared.lock().unwrap();
         let problem = match &found {
             Ok(found) => {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use serde_json::json;
+use stratablk_layers::cache::CacheOptions;
 use stratablk_layers::file::Segment;
 use stratablk_layers::store::{Selection, Store, StoreOptions, VolumeSource};
 use stratablk_layers::units::{SECTOR_BYTES, Sector};
@@ -244,7 +245,7 @@ fn speed_on(
 
 /// One thread against all, over and over.
 fn speed(arguments: &Arguments) -> Outcome<serde_json::Value> {
-    let store = Store::open(&arguments.dir, StoreOptions::default()).map_err(words)?;
+    let store = Store::open(&arguments.dir, options()).map_err(words)?;
     let make: Box<dyn Fn() -> Outcome<Work> + Sync> = if arguments.rw == Load::Copy {
         let bytes = usize::try_from(arguments.size).map_err(words)?;
         // Not zeroes, which would be one page of the kernel's.
@@ -285,7 +286,7 @@ fn new_volume(store: &Store, name: &str, bytes: u64) -> Outcome<Arc<Volume>> {
 
 /// Bytes of the tables of a disk of a TiB: nothing but one layer, and every cluster with another layer than its neighbour.
 fn tables(dir: &Path, sample_bytes: u64) -> Outcome<serde_json::Value> {
-    let store = Store::open(dir, StoreOptions::default()).map_err(words)?;
+    let store = Store::open(dir, options()).map_err(words)?;
     let uniform = new_volume(&store, "uniform", TIB)?;
     let volume = new_volume(&store, "worst", sample_bytes)?;
     let empty = volume.table_bytes();
@@ -309,6 +310,18 @@ fn tables(dir: &Path, sample_bytes: u64) -> Outcome<serde_json::Value> {
         "sample_empty": empty,
         "sample_worst": worst,
     }))
+}
+
+/// How the stores are opened: with a cache that holds everything, and in which everything may be dirty.
+fn options() -> StoreOptions {
+    StoreOptions {
+        cache: CacheOptions {
+            bytes: 1 << 30,
+            dirty_bytes: Some(1 << 30),
+            ..CacheOptions::default()
+        },
+        ..StoreOptions::default()
+    }
 }
 
 fn main() -> ExitCode {

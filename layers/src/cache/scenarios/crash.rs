@@ -1,6 +1,7 @@
 //! The end of the process before each store of the protocol, and what the next process makes of the frames.
 //!
-//! Single-threaded: an operation runs with a fuse (`sync::fused`) that ends it before its k-th store, for every k, be it of a word of a
+//! Single-threaded: an operation runs with a fuse (`sync::fused`) that ends it before its k-th store, for every k, be it of
+//! a word of a
 //! set or of a byte of a frame. In pairs: a second operation runs over what the first one left unfinished, as it would if
 //! the first one's thread had just lost its processor, and ends before its j-th store. Then `recover`, and all of this
 //! must be true:
@@ -343,7 +344,8 @@ impl World {
     }
 }
 
-/// The stores before which an operation ends: all of them, or those near the start, the end and the middle, since the bytes of a
+/// The stores before which an operation ends: all of them, or those near the start, the end and the middle, since the bytes
+/// of a
 /// frame are all alike.
 fn ends(op: Op, all: bool) -> Vec<u64> {
     let mut process = Process::new();
@@ -359,7 +361,8 @@ fn is_long() -> bool {
     std::env::var_os("STRATABLK_LONG").is_some()
 }
 
-/// An operation ends before any of its stores, the next process takes over (and ends itself while it does so), and the front-end
+/// An operation ends before any of its stores, the next process takes over (and ends itself while it does so), and the
+/// front-end
 /// submits the request again.
 fn crash_in(op: Op) {
     let mut seen = 0;

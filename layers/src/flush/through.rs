@@ -1,0 +1,83 @@
+//! Writing past the cache: what is left for a write when all frames of a set hold data that can be written nowhere, because
+//! the volumes that it belongs to have failed or their disks are full. Slow, but it ends.
+//!
+//! By who leads, since nobody else changes a layer's files: the data is written and synced, its record is written, and then
+//! it is published and frames that others made of the cluster meanwhile are trimmed.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::cache::Cache;
+use crate::layer::{Layer, LayerMap};
+use crate::map::{MapRecord, RecordKind, Table};
+use crate::units::{
+    CLUSTER_SECTORS, Cluster, LayerSlot, SECTOR_BYTES, Sector, SectorMask, SectorRange,
+};
+
+use super::journal_unsynced;
+
+/// Where a write goes.
+#[derive(Clone, Debug)]
+pub struct Through {
+    /// To this layer, whose generation the request keeps from ending.
+    pub layer: Arc<Layer>,
+    /// The layer's slot.
+    pub slot: LayerSlot,
+}
+
+impl Through {
+    /// Writes sectors. The bytes are as many.
+    ///
+    /// # Errors
+    /// The host's answer: of a full disk (nothing is lost then), or to be latched.
+    pub fn write(
+        &self,
+        cache: &Cache,
+        table: &Table,
+        range: SectorRange,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let map = self.layer.map();
+        let LayerMap::Active(map) = &**map else {
+            return Err(io::Error::other("a sealed layer takes no writes"));
+        };
+        self.layer.mark_unsynced();
+        self.layer
+            .data()
+            .write_at(bytes, range.start.0 * SECTOR_BYTES)?;
+        if self.layer.take_unsynced() {
+            self.layer.sync_data().map_err(never_full)?;
+        }
+        let record = MapRecord {
+            kind: RecordKind::Data,
+            range,
+        };
+        journal_unsynced(&self.layer, &[record]).map_err(never_full)?;
+        // Nobody else collects, so that whoever writes to these clusters at the same time may rely on marks that are made
+        // a moment late.
+        let changed = map.write(range);
+        let (first, last) = (range.start.cluster(), Sector(range.end().0 - 1).cluster());
+        for cluster in (first.0..=last.0).map(Cluster) {
+            let mask = within(cluster, range);
+            cache.trim(self.layer.number(), cluster, 1, |cluster| {
+                SectorMask(map.get(cluster).data.0 & !mask.0)
+            });
+        }
+        table.refresh(self.slot, map, first, last.0 - first.0 + 1, changed);
+        Ok(())
+    }
+}
+
+/// The sectors of a cluster that lie in a range that touches it.
+fn within(cluster: Cluster, range: SectorRange) -> SectorMask {
+    let start = cluster.first_sector().0;
+    let from = range.start.0.max(start) - start;
+    let to = range.end().0.min(start + CLUSTER_SECTORS) - start;
+    let narrow = |sector: u64| u32::try_from(sector).unwrap_or(0);
+    SectorMask::span(narrow(from), narrow(to - from))
+}
+
+/// An error after which nobody knows what is durable, whatever it says.
+fn never_full(error: io::Error) -> io::Error {
+    io::Error::other(error)
+}
