@@ -1,13 +1,12 @@
 //! The frame protocol: reading, writing, filling, trimming and cleaning frames, lock-free where it matters.
 //!
 //! Who copies bytes is the caller's closure, which gets the place of the frame. So the protocol has no memory access of its
-//! own, and
-//! models run it with frames of one word (`scenarios`).
+//! own, and models run it with frames of two words (`scenarios`). `CONCURRENCY.md` has the proof.
 //!
 //! INVARIANT: of all ways of a set at most one has a given key. A new key is put in only by who holds the set's lock and has
 //! looked for the key under it.
-//! INVARIANT: key, masks and version of a locked way change only by the hand of who locked it, but for nobody: every other
-//! change of a state is a compare-and-swap from an unlocked one.
+//! INVARIANT: key, masks and version of a locked way change only by the hand of who locked it: every other change of a state
+//! is a compare-and-swap from an unlocked one.
 //! INVARIANT: a way that is filling keeps its key until who claimed it has ended the fill; so a claim is never mistaken for
 //! another one of the same key.
 
@@ -133,7 +132,7 @@ pub struct Tally {
 #[derive(Clone, Copy, Debug)]
 pub struct Sets<'a> {
     /// All of them.
-    sets: &'a [Set],
+    pub(super) sets: &'a [Set],
     /// Unknown to guests, so that none can aim at a set.
     seed: u64,
 }
@@ -147,7 +146,7 @@ impl<'a> Sets<'a> {
     /// Where a key belongs; `None` only if there is no set at all. Clusters next to each other lie in sets next to each
     /// other, 32 at a time.
     #[inline]
-    fn place(&self, key: FrameKey) -> Option<(usize, &'a Set)> {
+    pub(super) fn place(&self, key: FrameKey) -> Option<(usize, &'a Set)> {
         let group = mix(key.word() >> 5 ^ self.seed);
         let count = self.sets.len() as u64;
         // The upper half of the product is uniform over the sets.
@@ -713,40 +712,6 @@ impl<'a> Sets<'a> {
             }
         }
         dirty
-    }
-
-    /// Puts the sets of a process that is gone in order, before anybody uses them: locks and fills end, what `known` does not
-    /// know is dropped. Hands on what is dirty.
-    pub fn recover(
-        &self,
-        known: impl Fn(LayerNumber) -> bool,
-        mut dirty: impl FnMut(FrameKey, SectorMask),
-    ) {
-        for set in self.sets {
-            set.lock.store(0, Ordering::Relaxed);
-            for (word, state) in set.keys.iter().zip(&set.states) {
-                let key = FrameKey::from_word(word.load(Ordering::Relaxed));
-                let found = State(state.load(Ordering::Relaxed));
-                let mut left = found.after_crash();
-                if planted(Fault::KeepTorn) {
-                    left = State(left.0 | found.valid().0 as u64);
-                }
-                if planted(Fault::KeepFilling) && found.is_filling() {
-                    left = left.filling();
-                }
-                if key == FrameKey::NONE || left.valid() == SectorMask::NONE || !known(key.layer())
-                {
-                    word.store(FrameKey::NONE.word(), Ordering::Relaxed);
-                    let empty = left.lock_empty().unlock(SectorMask::NONE, SectorMask::NONE);
-                    state.store(empty.0, Ordering::Relaxed);
-                    continue;
-                }
-                state.store(left.0, Ordering::Relaxed);
-                if left.dirty() != SectorMask::NONE {
-                    dirty(key, left.dirty());
-                }
-            }
-        }
     }
 
     /// How many frames of some layers are dirty. Visits all sets.

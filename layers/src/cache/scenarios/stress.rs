@@ -1,7 +1,8 @@
-//! Real threads on a real arena: writers, each with clusters of its own, readers of all of them, fills, zeroes and write-back, in a cache
-//! that is much too small. For about a second, or for `STRATABLK_STRESS_SECONDS`.
+//! Real threads on a real arena: writers, each with clusters of its own, readers of all of them, fills, zeroes and
+//! write-back, in a cache that is much too small. For about a second, or for `STRATABLK_STRESS_SECONDS`.
 //!
-//! Bytes are copied by the instruction that ships (`cache::copy`), so this is what says that it does what the models take words for.
+//! Bytes are copied by the instruction that ships (`cache::copy`), so this is what says that it does what the models take
+//! words for.
 
 use std::sync::atomic::{AtomicBool, AtomicU32 as Figure};
 use std::time::{Duration, Instant};
