@@ -1,13 +1,12 @@
 //! The frame protocol: reading, writing, filling, trimming and cleaning frames, lock-free where it matters.
 //!
 //! Who copies bytes is the caller's closure, which gets the place of the frame. So the protocol has no memory access of its
-//! own, and
-//! models run it with frames of one word (`scenarios`).
+//! own, and models run it with frames of two words (`scenarios`). `CONCURRENCY.md` has the proof.
 //!
 //! INVARIANT: of all ways of a set at most one has a given key. A new key is put in only by who holds the set's lock and has
 //! looked for the key under it.
-//! INVARIANT: key, masks and version of a locked way change only by the hand of who locked it, but for nobody: every other
-//! change of a state is a compare-and-swap from an unlocked one.
+//! INVARIANT: key, masks and version of a locked way change only by the hand of who locked it: every other change of a state
+//! is a compare-and-swap from an unlocked one.
 //! INVARIANT: a way that is filling keeps its key until who claimed it has ended the fill; so a claim is never mistaken for
 //! another one of the same key.
 
@@ -133,7 +132,7 @@ pub struct Tally {
 #[derive(Clone, Copy, Debug)]
 pub struct Sets<'a> {
     /// All of them.
-    sets: &'a [Set],
+    pub(super) sets: &'a [Set],
     /// Unknown to guests, so that none can aim at a set.
     seed: u64,
 }
@@ -147,7 +146,7 @@ impl<'a> Sets<'a> {
     /// Where a key belongs; `None` only if there is no set at all. Clusters next to each other lie in sets next to each
     /// other, 32 at a time.
     #[inline]
-    fn place(&self, key: FrameKey) -> Option<(usize, &'a Set)> {
+    pub(super) fn place(&self, key: FrameKey) -> Option<(usize, &'a Set)> {
         let group = mix(key.word() >> 5 ^ self.seed);
         let count = self.sets.len() as u64;
         // The upper half of the product is uniform over the sets.
@@ -423,11 +422,6 @@ impl<'a> Sets<'a> {
         let taken = if Self::find(set, key).is_some() && !planted(Fault::NoSetLock) {
             Taken::Busy
         } else {
-            if !planted(Fault::TakeWithoutFence) {
-                // ORDERING: Acquire fence; as in `miss`. Who fills the new way asks the map after this, and must not see one
-                // that is older than the end of the key's last frame.
-                fence(Ordering::Acquire);
-            }
             self.take_victim(set, key, tally)
         };
         set.lock.store(0, Ordering::Release);
@@ -485,8 +479,7 @@ impl<'a> Sets<'a> {
                     Taken::Locked(way, state) => {
                         let empty = state.unlock(SectorMask::NONE, SectorMask::NONE);
                         Self::unlock(set, way, empty.filling());
-                        let index = FrameIndex { set: at, way };
-                        Claim::Claimed(Ticket { index, key })
+                        Self::claimed(FrameIndex { set: at, way }, key)
                     }
                     Taken::Full | Taken::Busy => Claim::Refused,
                 };
@@ -501,11 +494,21 @@ impl<'a> Sets<'a> {
                 return Claim::Refused;
             }
             if Self::swap(set, way, state, state.filling()) {
-                let index = FrameIndex { set: at, way };
-                return Claim::Claimed(Ticket { index, key });
+                return Self::claimed(FrameIndex { set: at, way }, key);
             }
         }
         Claim::Refused
+    }
+
+    /// The claim of a way that says so by now.
+    fn claimed(index: FrameIndex, key: FrameKey) -> Claim {
+        if !planted(Fault::ClaimWithoutFence) {
+            // ORDERING: SeqCst fence between the claim and what its owner is about to read, map and file; pairs with the one in
+            // `trim`, which comes between a change of those and the look for a frame. One of the two sees the other. It is also
+            // an Acquire fence, as in `miss`: the map is not older than the end of the key's last frame.
+            fence(Ordering::SeqCst);
+        }
+        Claim::Claimed(Ticket { index, key })
     }
 
     /// Ends a fill: `copy` runs under the frame's lock, puts those of the sectors into it that it does not have, which are
@@ -567,6 +570,8 @@ impl<'a> Sets<'a> {
         let Some((_, set)) = self.place(key) else {
             return false;
         };
+        // ORDERING: SeqCst fence; pairs with the one in `claimed`.
+        fence(Ordering::SeqCst);
         let early = planted(Fault::KeepBeforeLock).then(&keep);
         loop {
             let Some(way) = Self::find(set, key) else {
@@ -707,40 +712,6 @@ impl<'a> Sets<'a> {
             }
         }
         dirty
-    }
-
-    /// Puts the sets of a process that is gone in order, before anybody uses them: locks and fills end, what `known` does not
-    /// know is dropped. Hands on what is dirty.
-    pub fn recover(
-        &self,
-        known: impl Fn(LayerNumber) -> bool,
-        mut dirty: impl FnMut(FrameKey, SectorMask),
-    ) {
-        for set in self.sets {
-            set.lock.store(0, Ordering::Relaxed);
-            for (word, state) in set.keys.iter().zip(&set.states) {
-                let key = FrameKey::from_word(word.load(Ordering::Relaxed));
-                let found = State(state.load(Ordering::Relaxed));
-                let mut left = found.after_crash();
-                if planted(Fault::KeepTorn) {
-                    left = State(left.0 | found.valid().0 as u64);
-                }
-                if planted(Fault::KeepFilling) && found.is_filling() {
-                    left = left.filling();
-                }
-                if key == FrameKey::NONE || left.valid() == SectorMask::NONE || !known(key.layer())
-                {
-                    word.store(FrameKey::NONE.word(), Ordering::Relaxed);
-                    let empty = left.lock_empty().unlock(SectorMask::NONE, SectorMask::NONE);
-                    state.store(empty.0, Ordering::Relaxed);
-                    continue;
-                }
-                state.store(left.0, Ordering::Relaxed);
-                if left.dirty() != SectorMask::NONE {
-                    dirty(key, left.dirty());
-                }
-            }
-        }
     }
 
     /// How many frames of some layers are dirty. Visits all sets.

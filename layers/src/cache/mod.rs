@@ -1,7 +1,8 @@
 //! The sector cache of a store: recently used clusters in frames of 4 KiB, shared by all volumes.
 //!
-//! `set` has the words of a set, `access` the protocol, `replace` says who goes, `arena` is the memory, `numbers` has the names
-//! of the layers, `writeback` the thread that writes dirty frames to their files. Guest data is copied here and nowhere else.
+//! `set` has the words of a set, `access` the protocol, `replace` says who goes, `recover` what is left after a crash. `arena`
+//! is the memory, `numbers` has the names of the layers, `writeback` the thread that writes dirty frames to their files. Guest
+//! data is copied here and nowhere else.
 //!
 //! No hit takes a lock, makes a system call or allocates. See `CONCURRENCY.md` for the protocol and `ARENA.md` for the bytes.
 
@@ -9,6 +10,7 @@ pub mod access;
 pub mod arena;
 pub mod copy;
 pub mod numbers;
+mod recover;
 mod replace;
 #[cfg(test)]
 mod scenarios;

@@ -1,6 +1,5 @@
 //! The races of frames, each as a small scenario with two runners: under loom every interleaving and every value that the
-//! memory
-//! model allows, with two ways a set and one word a sector; else many rounds on real threads, with whole frames.
+//! memory model allows, with two ways a set and one word a sector; else many rounds on real threads, with whole frames.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p stratablk-layers --release --lib loom_cache --target-dir target/loom
@@ -8,8 +7,7 @@
 //! ```
 //!
 //! This file has frames and files alone, `layered` what they have to do with maps, flushes and snapshots. `crash` ends a
-//! process
-//! before each of its stores, and `stress` lets real threads loose on a real arena.
+//! process before each of its stores, and `stress` lets real threads loose on a real arena.
 //!
 //! The tests named `caught` plant a fault (see `map::fault`) and must fail. `CONCURRENCY.md` says what loom does not see.
 

@@ -56,8 +56,8 @@ pub(crate) enum Fault {
     EvictFilling,
     /// Who did not find a frame may still see a map from before the frame went.
     MissWithoutFence,
-    /// Who takes a new way may still see a map from before the key's last frame went.
-    TakeWithoutFence,
+    /// Who claims a frame, and who changes the file or the map and then looks for frames, may miss each other.
+    ClaimWithoutFence,
     /// A frame that somebody is changing counts as one without the sectors in question.
     LockedIsLacking,
     /// A trim asks what to keep before it has the frame.

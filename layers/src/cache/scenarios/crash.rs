@@ -1,10 +1,9 @@
 //! The end of the process before each store of the protocol, and what the next process makes of the frames.
 //!
 //! Single-threaded: an operation runs with a fuse (`sync::fused`) that ends it before its k-th store, for every k, be it of
-//! a word of a
-//! set or of a byte of a frame. In pairs: a second operation runs over what the first one left unfinished, as it would if
-//! the first one's thread had just lost its processor, and ends before its j-th store. Then `recover`, and all of this
-//! must be true:
+//! a word of a set or of a byte of a frame. In pairs: a second operation runs over what the first one left unfinished, as it
+//! would if the first one's thread had just lost its processor, and ends before its j-th store. Then `recover`, and all of
+//! this must be true:
 //!
 //! - one frame a key, no lock and no fill left, every way usable;
 //! - what was acknowledged and is in no file is in its frame, dirty, word for word;
@@ -206,7 +205,8 @@ impl Process {
     fn recover(&self) -> Vec<(FrameKey, SectorMask)> {
         let mut dirty = Vec::new();
         let hand_on = |key, mask| dirty.push((key, mask));
-        self.world.sets().recover(|_| true, hand_on);
+        let damaged = self.world.sets().recover(|_| true, hand_on);
+        assert_eq!(damaged, 0, "a frame that cannot be where it is");
         dirty
     }
 
@@ -438,10 +438,38 @@ fn frames_of_unknown_layers_are_dropped() {
     let mut dirty = Vec::new();
     let known = |layer| layer != OTHERS[0].layer();
     let hand_on = |key: FrameKey, _| dirty.push(key);
-    process.world.sets().recover(known, hand_on);
+    assert_eq!(process.world.sets().recover(known, hand_on), 0);
     assert!(OTHERS.iter().all(|key| process.world.state(*key).is_none()));
     assert!(dirty.contains(&DIRTY) && !dirty.contains(&OTHERS[0]));
     process.assert_usable();
+}
+
+#[test]
+fn keys_that_cannot_be_where_they_are_are_dropped() {
+    let sets: [Set; 64] = std::array::from_fn(|_| Set::default());
+    let all = Sets::new(&sets, 7);
+    let mut tally = Tally::default();
+    for cluster in 0..20 {
+        let written = all.write(key(1, cluster), ONE, true, &mut tally, |_| {}, |_| {});
+        assert_eq!(written, Write::Done { dirtied: true });
+    }
+    let home = sets
+        .iter()
+        .position(|set| set.keys[0].load(Ordering::Relaxed) == key(1, 3).word())
+        .unwrap();
+    let put = |set: usize, way: usize, state: u64| {
+        sets[set].keys[way].store(key(1, 3).word(), Ordering::Relaxed);
+        sets[set].states[way].store(state, Ordering::Relaxed);
+    };
+    // A second time in its own set, dirty; in others, dirty, clean, and with bits that mean nothing.
+    put(home, 5, 0x0101);
+    put((home + 32) % 64, 1, 0x0101);
+    put((home + 40) % 64, 2, 0x00ff);
+    put((home + 41) % 64, 2, u64::MAX);
+    let mut found = Vec::new();
+    let damaged = all.recover(|_| true, |key, mask| found.push((key, mask)));
+    assert_eq!((damaged, found.len()), (3, 20));
+    assert_eq!(all.count(), (20, 20));
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! Frames with the map of their layer: writing back, zeroing, and snapshots.
 //!
-//! The steps are those of `flush`, `context::write`, `context::zero` and `context::read`, with the real map, the real marks
-//! and the
-//! real clock.
+//! The steps are those of `flush` and the files below it, `context::write` and `context::read`, with the real map, the real
+//! marks and the real clock.
 
 use super::*;
 
@@ -10,10 +9,17 @@ use crate::generation::Clock;
 #[cfg(loom)]
 use crate::map::fault::Fault;
 use crate::map::fault::planted;
-use crate::map::{ActiveMap, MapRecord, SectorSet};
+use crate::map::{ActiveMap, MapRecord, RecordKind, SectorSet};
+use crate::units::{CLUSTER_SECTORS, SectorRange};
 
 /// The cluster of `HERE`.
 const CLUSTER: Cluster = Cluster(0);
+
+/// The first sectors of it.
+fn range(count: u64) -> SectorRange {
+    let start = CLUSTER.first_sector();
+    SectorRange { start, count }
+}
 
 /// A layer: its map and its frames.
 struct Layered {
@@ -31,7 +37,7 @@ impl Layered {
     fn new(ways: usize) -> (Arc<Self>, Journal) {
         let layered = Self {
             world: World::new(ways),
-            map: ActiveMap::new(crate::units::CLUSTER_SECTORS),
+            map: ActiveMap::new(CLUSTER_SECTORS),
         };
         (Arc::new(layered), Journal(SectorSet::empty()))
     }
@@ -72,14 +78,28 @@ impl Layered {
         }
     }
 
-    /// Zeroes the cluster; acknowledged on return.
+    /// Zeroes the cluster, by who leads; acknowledged on return.
     fn zero(&self, journal: &mut Journal) {
+        journal.commit(&[MapRecord {
+            kind: RecordKind::Zero,
+            range: range(CLUSTER_SECTORS),
+        }]);
         let _ = self.map.zero(CLUSTER, 1);
-        match self.map.zero_records(CLUSTER, 1) {
-            Some(records) => journal.commit(&records),
-            None => self.flush(journal),
-        }
         self.trim();
+    }
+
+    /// Writes the first sector past the cache, by who leads; acknowledged on return.
+    fn write_past(&self, journal: &mut Journal, version: u32) {
+        self.world
+            .file(HERE, 0)
+            .store(u64::from(version), Ordering::Release);
+        journal.commit(&[MapRecord {
+            kind: RecordKind::Data,
+            range: range(1),
+        }]);
+        let _ = self.map.write(range(1));
+        let keep = || SectorMask(self.map.get(CLUSTER).data.0 & !ONE.0);
+        self.world.sets().trim(HERE, keep);
     }
 
     /// Takes out of the frame what the map no longer says.
@@ -319,6 +339,29 @@ fn fill_of_another_way_against_trim() {
     reader.join().unwrap();
 }
 
+/// A sector is written past the cache while it is read: what was read before is not kept.
+fn write_past_against_fill() {
+    let (layer, mut journal) = Layered::new(1);
+    layer.write(ONE, FIRST);
+    layer.flush(&mut journal);
+    layer.evict();
+    let other = Arc::clone(&layer);
+    let reader = thread::spawn(move || {
+        other.read(ONE);
+    });
+    layer.write_past(&mut journal, 2);
+    if let Some(found) = layer.read(ONE) {
+        assert_eq!(found[0], Some(2), "older than what was acknowledged");
+    }
+    reader.join().unwrap();
+    assert_eq!(
+        layer.world.latest(HERE, 0),
+        2,
+        "a frame of old data is kept"
+    );
+    layer.assert_durable(&mut journal);
+}
+
 /// A snapshot is taken while a worker writes: once its generation is over, the old layer's frames never change again, and a
 /// write is in the layer of the generation in which it was announced.
 fn snapshot_against_write() {
@@ -411,6 +454,11 @@ fn loom_cache_fill_of_another_way_against_trim() {
 }
 
 #[test]
+fn loom_cache_write_past_against_fill() {
+    explore(Some(4), write_past_against_fill);
+}
+
+#[test]
 fn loom_cache_snapshot_against_write() {
     explore(None, snapshot_against_write);
 }
@@ -497,12 +545,19 @@ fn loom_cache_caught_locked_is_lacking() {
 #[cfg(loom)]
 #[test]
 #[should_panic(expected = "older than what was acknowledged")]
-fn loom_cache_caught_take_without_fence() {
+fn loom_cache_caught_claim_without_fence_by_trim() {
     explore_broken(
-        Fault::TakeWithoutFence,
+        Fault::ClaimWithoutFence,
         Some(3),
         fill_of_another_way_against_trim,
     );
+}
+
+#[cfg(loom)]
+#[test]
+#[should_panic(expected = "a frame of old data is kept")]
+fn loom_cache_caught_claim_without_fence() {
+    explore_broken(Fault::ClaimWithoutFence, Some(3), write_past_against_fill);
 }
 
 #[cfg(loom)]
