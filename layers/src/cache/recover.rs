@@ -1,7 +1,7 @@
 //! What is left of the sets of a process that is gone.
 //!
-//! CRASH: may end at any store itself, and is then done again. Why it loses nothing is in `CONCURRENCY.md`, and every store of the
-//! protocol before which a process may end is tried in `scenarios::crash`.
+//! CRASH: may end at any store itself, and is then done again. Why it loses nothing is in `CONCURRENCY.md`, and every
+//! store of the protocol before which a process may end is tried in `scenarios::crash`.
 
 use crate::map::fault::{Fault, planted};
 use crate::sync::Ordering;
