@@ -364,6 +364,50 @@ fn a_failed_volume_that_fills_the_cache_stops_no_other() {
 }
 
 #[test]
+fn what_cannot_be_taken_over_now_stops_its_own_volume_only_and_only_for_now() {
+    for dirty in [16, 6] {
+        let sim = Sim::new(1, dirty);
+        let mut v = sim.queue("v");
+        for cluster in 0..dirty {
+            write(&mut v, cluster * 8, 8, 2).unwrap();
+        }
+        let media = sim.media.kill_image(1);
+        let fault = |point, effect| Fault {
+            point,
+            name: Some("data".into()),
+            after: 0,
+            times: u64::MAX,
+            effect,
+        };
+        media.inject(fault(FaultPoint::Write, FaultEffect::NoSpace));
+        let catalog = Box::new(MemoryCatalog::open(&sim.catalog.crash_image()).unwrap());
+        let files: Arc<dyn Media> = Arc::new(media.clone());
+        let arena = sim.store.cache_arena().copy().unwrap();
+        let options = sim.options.clone();
+        let store = Store::simulated_after_kill(files, catalog, options, arena).unwrap();
+        store.open_volume("v").unwrap_err();
+        let mut w = queue(&store, "w");
+        media.clear_faults();
+        for cluster in 0..CLUSTERS {
+            write_helped(&store, &mut w, cluster * 8, 3).unwrap();
+        }
+        assert_eq!(
+            w.read_all(7, SECTORS).unwrap(),
+            [Value::Stamp(3); SECTORS as usize]
+        );
+        flush(&mut w).unwrap();
+        let found = read(&mut queue(&store, "v"), 0, dirty * 8);
+        assert!(found.iter().all(|value| *value == Value::Stamp(2)));
+        let help = || store.write_back_step(3);
+        let mut v = queue(&store, "v");
+        v.run_helped(Operation::Flush, Vec::new(), &help).0.unwrap();
+        for cluster in 0..CLUSTERS {
+            write_helped(&store, &mut v, cluster * 8, 4).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_write_past_the_cache_that_fails_is_latched_and_one_that_finds_no_space_waits() {
     for effect in [FaultEffect::Error, FaultEffect::NoSpace] {
         let sim = Sim::new(1, 16);

@@ -319,6 +319,11 @@ impl Cache {
         dirty.saturating_sub(self.pinned.load(Ordering::Relaxed))
     }
 
+    /// Whether some dirty frames could be written nowhere, as far as is known.
+    pub fn has_pinned(&self) -> bool {
+        self.pinned.load(Ordering::Relaxed) > 0
+    }
+
     /// So many dirty frames can be written nowhere now.
     pub fn set_pinned(&self, frames: u64) {
         // ORDERING: Relaxed; as for `dirty`.

@@ -244,30 +244,32 @@ impl WriteBack {
         if !self.cache.bell().has_waiting() {
             return Relief::Done;
         }
-        let now = Instant::now();
-        let mut pinned = BTreeSet::new();
-        for watched in self.lock().iter() {
-            if let Some(volume) = watched.volume.upgrade()
-                && watched.waits(&volume, now)
-            {
-                let chain = volume.newest_chain();
-                pinned.extend(chain.unsealed().map(|layer| layer.number()));
-            }
-        }
-        let frames = if pinned.is_empty() {
-            0
-        } else {
-            self.cache
-                .sets()
-                .count_dirty(|layer| pinned.contains(&layer))
-        };
-        self.cache.set_pinned(frames);
+        let frames = self.count_pinned(&self.lock());
         if frames > 0 {
             Relief::Stuck
         } else {
             // A flush has them.
             Relief::Later
         }
+    }
+
+    /// Counts the dirty frames that can be written nowhere now: of volumes that have failed or wait for space, and what an
+    /// earlier process left of layers that could not be written yet.
+    fn count_pinned(&self, volumes: &[Watched]) -> u64 {
+        let now = Instant::now();
+        let mut writable = BTreeSet::new();
+        for watched in volumes {
+            if let Some(volume) = watched.volume.upgrade()
+                && !watched.waits(&volume, now)
+            {
+                let chain = volume.newest_chain();
+                writable.extend(chain.unsealed().map(|layer| layer.number()));
+            }
+        }
+        let pinned = |layer| !writable.contains(&layer);
+        let frames = self.cache.sets().count_dirty(pinned);
+        self.cache.set_pinned(frames);
+        frames
     }
 
     /// Writes back the volumes that have been dirty for longer than they may.
@@ -338,13 +340,11 @@ impl WriteBack {
         let _working = self.hold();
         let mut volumes = self.lock();
         let mut due = Vec::new();
-        let mut pinned = false;
         for watched in volumes.iter_mut() {
             let Some(volume) = watched.volume.upgrade() else {
                 continue;
             };
             if watched.waits(&volume, now) {
-                pinned = true;
                 continue;
             }
             if !volume.is_dirty() {
@@ -353,8 +353,9 @@ impl WriteBack {
                 due.push(Weak::clone(&watched.volume));
             }
         }
-        if !pinned {
-            self.cache.set_pinned(0);
+        if self.cache.has_pinned() {
+            // Perhaps they can be written by now.
+            self.count_pinned(&volumes);
         }
         due
     }
