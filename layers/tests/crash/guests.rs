@@ -17,6 +17,7 @@ enum Kind {
     Change {
         range: SectorRange,
         stable: bool,
+        zero: bool,
         issued: u64,
     },
     /// A read of these sectors, which must not be older than this.
@@ -100,11 +101,16 @@ impl Guests {
         self.requests.len()
     }
 
-    /// Whether a disk may have a flush under way, or wait for one.
+    /// Whether a disk may have a flush under way, or wait for one: for a flush, a stable write, or zeroes.
     pub fn may_flush(&self, disk: &str) -> bool {
-        self.requests
-            .values()
-            .any(|request| request.disk == disk && !matches!(request.kind, Kind::Read { .. }))
+        self.requests.values().any(|request| {
+            let flushes = match &request.kind {
+                Kind::Change { stable, zero, .. } => *stable || *zero,
+                Kind::Read { .. } => false,
+                Kind::Flush(_) => true,
+            };
+            request.disk == disk && flushes
+        })
     }
 
     /// Some requests on one queue.
@@ -218,6 +224,7 @@ impl Guests {
             Kind::Change {
                 range,
                 stable,
+                zero: false,
                 issued,
             },
         );
@@ -254,6 +261,7 @@ impl Guests {
         let kind = Kind::Change {
             range,
             stable: false,
+            zero: true,
             issued,
         };
         self.note(id, index, kind);
@@ -331,6 +339,7 @@ impl Guests {
                 range,
                 stable,
                 issued,
+                ..
             } => disk.end(issued, range.start.0..range.end().0, ok, stable),
             Kind::Flush(marks) => {
                 if ok {
