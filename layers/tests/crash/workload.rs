@@ -230,8 +230,8 @@ impl Workload {
                 self.store().write_back_step(clusters);
             }
             87..91 => self.begin_snapshot(),
-            91..96 => self.finish_snapshot(),
-            96..99 => self.checkpoint(),
+            91..95 => self.finish_snapshot(),
+            95..99 => self.checkpoint(),
             _ => self.clone_one(),
         }
     }
@@ -388,7 +388,7 @@ fn observe(media: &SimMedia, seed: u64, shared: &Shared, guests: Weak<Mutex<Gues
     let mut random = Random::new(seed ^ 0x1d1e);
     media.set_observer(Box::new(move |media, point| {
         shared.lock().unwrap().look(seed, media, point);
-        if random.chance(64)
+        if random.chance(112)
             && let Some(guests) = guests.upgrade()
             && let Ok(mut guests) = guests.try_lock()
         {
