@@ -21,6 +21,7 @@ mod flush;
 pub mod format;
 mod generation;
 mod layer;
+pub mod lifecycle;
 pub mod limits;
 pub mod lock;
 mod mailbox;

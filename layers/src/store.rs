@@ -14,7 +14,7 @@ use crate::cache::arena::{Arena, Place, last};
 use crate::cache::writeback::WriteBack;
 use crate::cache::{Cache, CacheOptions, CacheStats};
 use crate::catalog::sqlite::SqliteCatalog;
-use crate::catalog::{Catalog, Change, SnapshotRow, VolumeRow};
+use crate::catalog::{Catalog, Change, JobId, SnapshotRow, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::file::Media;
 use crate::file::host::{HostMedia, HostOptions};
@@ -52,6 +52,8 @@ pub enum VolumeSource {
         /// The snapshot's name.
         snapshot: String,
     },
+    /// What a volume holds now: it is sealed for that, without a name.
+    Volume(String),
 }
 
 /// How a volume is attached to a front-end, remembered over restarts.
@@ -88,6 +90,10 @@ pub struct VolumeInfo {
     pub created_ns: u64,
     /// How many snapshots it has.
     pub snapshots: usize,
+    /// What happens to its writes.
+    pub kind: VolumeKind,
+    /// The multiattach volume whose attachment it is.
+    pub attached_from: Option<String>,
 }
 
 /// What there is to say about a snapshot.
@@ -144,6 +150,8 @@ pub struct TreeNode {
     pub snapshots: Vec<(String, String)>,
     /// The volume whose active layer it is.
     pub active_of: Option<String>,
+    /// The job that takes from it or gives to it.
+    pub job: Option<JobId>,
     /// Size of the disk in bytes.
     pub size_bytes: u64,
     /// Bytes it takes on the host.
@@ -562,6 +570,8 @@ impl Store {
                 .iter()
                 .filter(|has| has.volume == row.name)
                 .count(),
+            kind: row.kind,
+            attached_from: row.attached_from.clone(),
         }
     }
 

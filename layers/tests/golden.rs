@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use stratablk_layers::catalog::sqlite::SqliteCatalog;
 use stratablk_layers::catalog::{
-    Catalog, CatalogState, Change, LayerRow, LayerState, SnapshotRow, VolumeRow,
+    Catalog, CatalogState, Change, LayerRow, LayerState, SnapshotRow, VolumeKind, VolumeRow,
 };
 use stratablk_layers::error::Error;
 use stratablk_layers::format::header::{LayerKind, MapHeader, MapState, RawBase};
@@ -204,6 +204,9 @@ fn catalog_state() -> CatalogState {
                 queues: 2,
                 read_only: false,
             }),
+            kind: VolumeKind::Normal,
+            armed: false,
+            attached_from: None,
         },
     );
     state.snapshots.push(SnapshotRow {

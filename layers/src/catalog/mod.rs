@@ -11,7 +11,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -48,6 +48,22 @@ pub struct LayerRow {
     pub created_ns: u64,
 }
 
+/// What happens to the writes of a volume, by the names that VirtualBox gave these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum VolumeKind {
+    /// They stay until a restore.
+    #[default]
+    Normal,
+    /// They are thrown away at every start of the machine.
+    Immutable,
+    /// They stay, and snapshots leave the volume out.
+    Writethrough,
+    /// It takes none: each attachment gets a volume of its own over it.
+    Multiattach,
+    /// It takes none.
+    Readonly,
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeRow {
@@ -61,6 +77,12 @@ pub struct VolumeRow {
     pub created_ns: u64,
     /// How it is attached to a front-end.
     pub attachment: Option<Attachment>,
+    /// What happens to its writes.
+    pub kind: VolumeKind,
+    /// Whether the next start of a machine throws away what was written since the last one. Only of an immutable volume.
+    pub armed: bool,
+    /// The multiattach volume whose attachment this is.
+    pub attached_from: Option<String>,
 }
 
 /// A snapshot: a name for a layer that takes no more writes.
@@ -80,6 +102,74 @@ pub struct SnapshotRow {
     pub size: Sector,
 }
 
+/// Names a job; never used twice in a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(pub u64);
+
+/// What a job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    /// Joins an unnamed layer with its only child.
+    Merge,
+    /// Copies an unnamed layer into one of its children, which then no longer needs it.
+    PushDown,
+    /// Makes a volume independent of the layers below its active one.
+    Flatten,
+    /// As `Flatten`, for a volume that was made for it.
+    Import,
+    /// Moves what a layer holds into the user's base below it.
+    IntoBase,
+}
+
+/// Which way the data goes. `source` and `target` are those of the job: `source` is below `target`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the source, and the layers between it and the target, into the target; what was moved is taken out of the source.
+    Up,
+    /// From the target into the source's file, which becomes the target's at the end. Both are sealed.
+    Down,
+    /// The target has the source's file already (another name of it); what lies between goes into it.
+    InPlace,
+    /// As `Up`; the sources stay as they are.
+    Copy,
+}
+
+/// How a job stands, as far as it is durable. One that has ended is not in the catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobState {
+    /// Waits for its turn, or has it.
+    Queued,
+    /// Waits for a `resume`.
+    Paused,
+    /// Was cancelled, or failed: nothing more happens unless it is resumed. Kept so that nobody begins it anew by itself.
+    Stopped,
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobRow {
+    /// Its name.
+    pub id: JobId,
+    /// What it is for.
+    pub kind: JobKind,
+    /// What people know it by: "web@before-upgrade", or a volume's name.
+    pub subject: String,
+    /// The lowest layer that it takes from.
+    pub source: LayerId,
+    /// The layer above that takes it, and is left at the end.
+    pub target: LayerId,
+    /// Which way the data goes.
+    pub way: Way,
+    /// How it stands.
+    pub state: JobState,
+    /// Why it stopped, if that was a failure.
+    pub error: Option<String>,
+    /// At most so many bytes a second.
+    pub rate: Option<u64>,
+    /// When it was created: nanoseconds since 1970.
+    pub created_ns: u64,
+}
+
 /// All that a catalog holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogState {
@@ -91,6 +181,12 @@ pub struct CatalogState {
     pub volumes: BTreeMap<String, VolumeRow>,
     /// All snapshots, oldest first.
     pub snapshots: Vec<SnapshotRow>,
+    /// The jobs that have not ended.
+    pub jobs: BTreeMap<JobId, JobRow>,
+    /// The number of the next job.
+    pub next_job: u64,
+    /// Layers that are no longer in the catalog and whose files may not be gone yet. They are removed at the next start.
+    pub doomed: BTreeSet<LayerId>,
 }
 
 /// One change. What it adds must not exist, what it changes or removes must.
@@ -105,8 +201,24 @@ pub enum Change {
         /// Its new state.
         state: LayerState,
     },
-    /// A layer goes. Nothing may refer to it at the end of the commit.
+    /// A layer lies over another one from now on.
+    SetParent {
+        /// The layer.
+        layer: LayerId,
+        /// The layer below; `None`: none.
+        parent: Option<LayerId>,
+    },
+    /// A raw base was changed by the store itself.
+    SetBase {
+        /// The layer that stands for it.
+        layer: LayerId,
+        /// What is remembered of the file now.
+        base: RawBase,
+    },
+    /// A layer goes, its files are doomed. Nothing may refer to it at the end of the commit.
     RemoveLayer(LayerId),
+    /// The files of a layer that went are gone.
+    Removed(LayerId),
     /// A new volume.
     AddVolume(VolumeRow),
     /// A volume's writes go to another layer.
@@ -115,6 +227,34 @@ pub enum Change {
         volume: String,
         /// Its new active layer.
         layer: LayerId,
+    },
+    /// The disk of a volume, and with it its active layer, has another size.
+    SetSize {
+        /// The volume.
+        volume: String,
+        /// Its new size.
+        size: Sector,
+    },
+    /// A volume's writes are treated differently.
+    SetKind {
+        /// The volume.
+        volume: String,
+        /// How from now on.
+        kind: VolumeKind,
+    },
+    /// The next start of a machine throws away what an immutable volume holds, or does not.
+    SetArmed {
+        /// The volume.
+        volume: String,
+        /// Whether it does.
+        armed: bool,
+    },
+    /// A volume is an attachment of a multiattach volume, or no longer.
+    SetAttachedFrom {
+        /// The volume.
+        volume: String,
+        /// The multiattach volume.
+        from: Option<String>,
     },
     /// A volume is attached differently, or no longer.
     SetAttachment {
@@ -134,6 +274,21 @@ pub enum Change {
         /// The snapshot.
         name: String,
     },
+    /// A new job, with the number that is next.
+    AddJob(JobRow),
+    /// A job stands differently.
+    SetJob {
+        /// The job.
+        id: JobId,
+        /// How it stands.
+        state: JobState,
+        /// Why it stopped.
+        error: Option<String>,
+        /// Its limit.
+        rate: Option<u64>,
+    },
+    /// A job has ended.
+    RemoveJob(JobId),
 }
 
 /// A catalog, open. Serialised by its owner.

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 use uuid::Uuid;
 
-use super::{Catalog, CatalogState, Change, LayerRow, LayerState, SnapshotRow, VolumeRow};
+use super::{
+    Catalog, CatalogState, Change, LayerRow, LayerState, SnapshotRow, VolumeKind, VolumeRow,
+};
 use crate::error::{Error, Result};
 use crate::format::header::RawBase;
 use crate::mapfile::LAYERS_DIR;
@@ -372,6 +374,16 @@ fn execute(db: &Connection, change: &Change) -> rusqlite::Result<()> {
         Change::RemoveSnapshot { volume, name } => db
             .prepare_cached("DELETE FROM snapshots WHERE volume = ?1 AND name = ?2")?
             .execute(params![volume, name])?,
+        Change::SetParent { .. }
+        | Change::SetBase { .. }
+        | Change::Removed(_)
+        | Change::SetSize { .. }
+        | Change::SetKind { .. }
+        | Change::SetArmed { .. }
+        | Change::SetAttachedFrom { .. }
+        | Change::AddJob(_)
+        | Change::SetJob { .. }
+        | Change::RemoveJob(_) => return Err(rusqlite::Error::InvalidQuery),
     };
     // The state in memory said that there is such a row; a database that disagrees was changed behind our back.
     if changed == 1 {
@@ -455,6 +467,9 @@ fn volume_row(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
         size: Sector(unsigned(row, 2)?),
         created_ns: unsigned(row, 3)?,
         attachment,
+        kind: VolumeKind::Normal,
+        armed: false,
+        attached_from: None,
     })
 }
 

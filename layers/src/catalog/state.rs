@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{CatalogState, Change, LayerRow, LayerState, SnapshotRow};
+use super::{CatalogState, Change, JobId, LayerRow, LayerState, SnapshotRow};
 use crate::error::{Error, Result};
 use crate::limits::{BASE_PATH_BYTES_MAX, DISK_SECTORS_MAX, DISK_SECTORS_MIN, NAME_BYTES_MAX};
 use crate::units::{LayerId, Sector, StoreId};
@@ -15,6 +15,9 @@ impl CatalogState {
             layers: BTreeMap::new(),
             volumes: BTreeMap::new(),
             snapshots: Vec::new(),
+            jobs: BTreeMap::new(),
+            next_job: 1,
+            doomed: BTreeSet::new(),
         }
     }
 
@@ -83,11 +86,84 @@ impl CatalogState {
                 row.state = *state;
                 Ok(())
             }
-            Change::RemoveLayer(layer) => self
-                .layers
-                .remove(layer)
-                .map(drop)
-                .ok_or_else(|| no_layer(*layer)),
+            Change::SetParent { layer, parent } => {
+                let row = self.layers.get_mut(layer).ok_or_else(|| no_layer(*layer))?;
+                row.parent = *parent;
+                Ok(())
+            }
+            Change::SetBase { layer, base } => {
+                let row = self.layers.get_mut(layer).ok_or_else(|| no_layer(*layer))?;
+                row.base = Some(base.clone());
+                Ok(())
+            }
+            Change::RemoveLayer(layer) => {
+                self.layers.remove(layer).ok_or_else(|| no_layer(*layer))?;
+                self.doomed.insert(*layer);
+                Ok(())
+            }
+            Change::Removed(layer) => match self.doomed.remove(layer) {
+                true => Ok(()),
+                false => Err(format!("layer {layer} is not doomed")),
+            },
+            Change::SetSize { volume, size } => {
+                let row = self
+                    .volumes
+                    .get_mut(volume)
+                    .ok_or_else(|| no_volume(volume))?;
+                row.size = *size;
+                let active = row.active;
+                let layer = self
+                    .layers
+                    .get_mut(&active)
+                    .ok_or_else(|| no_layer(active))?;
+                layer.size = *size;
+                Ok(())
+            }
+            Change::SetKind { volume, kind } => {
+                let row = self
+                    .volumes
+                    .get_mut(volume)
+                    .ok_or_else(|| no_volume(volume))?;
+                row.kind = *kind;
+                Ok(())
+            }
+            Change::SetArmed { volume, armed } => {
+                let row = self
+                    .volumes
+                    .get_mut(volume)
+                    .ok_or_else(|| no_volume(volume))?;
+                row.armed = *armed;
+                Ok(())
+            }
+            Change::SetAttachedFrom { volume, from } => {
+                let row = self
+                    .volumes
+                    .get_mut(volume)
+                    .ok_or_else(|| no_volume(volume))?;
+                row.attached_from.clone_from(from);
+                Ok(())
+            }
+            Change::AddJob(row) => {
+                if row.id.0 != self.next_job {
+                    return Err(format!("job {} is not the next one", row.id.0));
+                }
+                self.next_job += 1;
+                self.jobs.insert(row.id, row.clone());
+                Ok(())
+            }
+            Change::SetJob {
+                id,
+                state,
+                error,
+                rate,
+            } => {
+                let row = self.jobs.get_mut(id).ok_or_else(|| no_job(*id))?;
+                row.state = *state;
+                row.error.clone_from(error);
+                row.rate = *rate;
+                Ok(())
+            }
+            Change::RemoveJob(id) => self.jobs.remove(id).map(drop).ok_or_else(|| no_job(*id)),
             Change::AddVolume(row) => match self.volumes.insert(row.name.clone(), row.clone()) {
                 None => Ok(()),
                 Some(_) => Err(format!("volume {:?} exists already", row.name)),
@@ -318,6 +394,11 @@ fn order(row: &SnapshotRow) -> (u64, &str, &str) {
 /// There is no such layer.
 fn no_layer(layer: LayerId) -> String {
     format!("there is no layer {layer}")
+}
+
+/// There is no such job.
+fn no_job(id: JobId) -> String {
+    format!("there is no job {}", id.0)
 }
 
 /// There is no such volume.

@@ -45,6 +45,9 @@ fn volume(name: &str, active: u128) -> VolumeRow {
         size: Sector(1000),
         created_ns: 8,
         attachment: None,
+        kind: VolumeKind::Normal,
+        armed: false,
+        attached_from: None,
     }
 }
 

@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use super::{Report, layer_directories, lock_store};
 use crate::catalog::sqlite::{CATALOG_NAME, SqliteCatalog, io_error, journal_of, sync_dir};
-use crate::catalog::{Catalog, CatalogState, LayerRow, LayerState, SnapshotRow, VolumeRow};
+use crate::catalog::{
+    Catalog, CatalogState, LayerRow, LayerState, SnapshotRow, VolumeKind, VolumeRow,
+};
 use crate::error::{Error, Result};
 use crate::file::Media;
 use crate::mapfile::{LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, map_path};
@@ -187,6 +189,9 @@ fn add_volume(
                 size: header.size,
                 created_ns: header.created_ns,
                 attachment: None,
+                kind: VolumeKind::Normal,
+                armed: false,
+                attached_from: None,
             });
             Ok(())
         }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::catalog::sqlite::SqliteCatalog;
-use crate::catalog::{Change, SnapshotRow, VolumeRow};
+use crate::catalog::{Change, SnapshotRow, VolumeKind, VolumeRow};
 use crate::file::FileStat;
 use crate::map::record::{MapRecord, RecordKind};
 use crate::mapfile::new_map_path;
@@ -108,6 +108,9 @@ impl Fixture {
             size: Sector(SECTORS),
             created_ns,
             attachment: None,
+            kind: VolumeKind::Normal,
+            armed: false,
+            attached_from: None,
         };
         let empty = CatalogState::empty(StoreId(Uuid::from_u128(0x5709)));
         SqliteCatalog::create(&fixture.store(), &empty)

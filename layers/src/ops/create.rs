@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::catalog::{Change, LayerRow, LayerState, VolumeRow};
+use crate::catalog::{Change, LayerRow, LayerState, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::file::OpenMode;
 use crate::layer::Layer;
@@ -29,6 +29,19 @@ impl Store {
     /// # Errors
     /// `Invalid`, `Exists`, `NotFound`, `Io` (a full disk): nothing is left behind.
     pub fn create_volume(&self, name: &str, source: &VolumeSource) -> Result<VolumeInfo> {
+        self.create_volume_of(name, source, VolumeKind::Normal)
+    }
+
+    /// Creates a volume of any type. Durable on return.
+    ///
+    /// # Errors
+    /// As `create_volume`.
+    pub fn create_volume_of(
+        &self,
+        name: &str,
+        source: &VolumeSource,
+        kind: VolumeKind,
+    ) -> Result<VolumeInfo> {
         let _command = self.command();
         names::check("name", name)?;
         if self.inner().catalog.state().volumes.contains_key(name) {
@@ -38,7 +51,7 @@ impl Store {
             });
         }
         let mut made = Made::default();
-        let result = self.create_volume_files(name, source, &mut made);
+        let result = self.create_volume_files(name, source, kind, &mut made);
         if let Err(error) = result {
             self.unmake(&made);
             return Err(error);
@@ -51,6 +64,7 @@ impl Store {
         &self,
         name: &str,
         source: &VolumeSource,
+        kind: VolumeKind,
         made: &mut Made,
     ) -> Result<()> {
         let mut changes = Vec::new();
@@ -65,6 +79,11 @@ impl Store {
                 self.check_base_of(layer)?;
                 (Some(layer), size)
             }
+            VolumeSource::Volume(_) => {
+                return Err(Error::Busy {
+                    what: "not there yet".into(),
+                });
+            }
         };
         let (layer, row) = self.make_active_layer(name, parent, size, made)?;
         changes.push(Change::AddLayer(row));
@@ -74,6 +93,9 @@ impl Store {
             size,
             created_ns: now_ns(),
             attachment: None,
+            kind,
+            armed: false,
+            attached_from: None,
         }));
         self.inner().catalog.commit(&changes)
     }

@@ -43,6 +43,11 @@ impl Store {
                 .values()
                 .find(|volume| volume.active == row.id)
                 .map(|volume| volume.name.clone()),
+            job: state
+                .jobs
+                .values()
+                .find(|job| job.source == row.id || job.target == row.id)
+                .map(|job| job.id),
             size_bytes: row.size.0 * SECTOR_BYTES,
             allocated_bytes: match &row.base {
                 Some(base) => self.media.stat(&base.path).map_or(0, |stat| stat.allocated),
