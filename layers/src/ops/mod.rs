@@ -8,6 +8,7 @@ mod create;
 mod delete;
 mod delete_snapshot;
 mod diff;
+pub mod facts;
 mod jobs;
 mod kind;
 mod lookup;
