@@ -247,12 +247,14 @@ impl Store {
             self.finish_sealing(&row);
         }
         self.remove_doomed();
-        self.remove_remains()
+        self.remove_remains()?;
+        self.collect_after();
+        Ok(())
     }
 
     /// Seals a layer whose snapshot was committed before the crash. If that cannot be done now, it stays as it is: its
     /// volumes refuse to open or go on with it unsealed, and the others go on.
-    fn finish_sealing(&self, row: &LayerRow) {
+    pub(crate) fn finish_sealing(&self, row: &LayerRow) {
         if let Err(error) = self.try_finish_sealing(row) {
             self.maintenance
                 .note(format!("layer {} cannot be sealed now: {error}", row.id));
