@@ -272,10 +272,7 @@ impl Store {
                     .into(),
             });
         }
-        let taken = state
-            .snapshots
-            .iter()
-            .find(|has| has.name == name && rows.iter().any(|row| row.name == has.volume));
+        let taken = rows.iter().find_map(|row| state.snapshot(&row.name, name));
         match taken {
             Some(has) => Err(Error::Exists {
                 kind: "snapshot",
