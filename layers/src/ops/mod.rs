@@ -8,6 +8,7 @@ mod create;
 mod delete;
 mod delete_snapshot;
 mod diff;
+mod doomed;
 mod idle;
 mod jobs;
 mod kind;

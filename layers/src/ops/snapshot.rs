@@ -172,6 +172,8 @@ impl Store {
         for row in volumes {
             let volume = self.open_volume_in_command(&row.name)?;
             volume.check_failure()?;
+            // Before anything is made: once the catalog knows the new layers they must fit.
+            volume.newest_chain().next_slot()?;
             volume.take_stall();
             open.push(volume);
         }
@@ -198,7 +200,7 @@ impl Store {
             self.inner()
                 .layers
                 .insert(active.id(), Arc::downgrade(&active));
-            volume.publish(chain.with_active(generation, active));
+            volume.publish(chain.with_active(generation, active)?);
         }
         let reached = self.clock.advance();
         debug_assert_eq!(reached, generation);
@@ -317,10 +319,7 @@ impl Store {
                 ),
             });
         }
-        let taken = state
-            .snapshots
-            .iter()
-            .find(|has| has.name == name && rows.iter().any(|row| row.name == has.volume));
+        let taken = rows.iter().find_map(|row| state.snapshot(&row.name, name));
         match taken {
             Some(has) => Err(Error::Exists {
                 kind: "snapshot",
@@ -380,18 +379,19 @@ impl Store {
             LayerMap::Active(map) => map.to_set(),
             LayerMap::Sealed(_) => return Ok(0),
         };
+        let header = self.sealed_header((*layer.header()).clone());
         let sealed = (|| {
             volume.check_failure().map_err(|error| ReplaceError {
                 error,
                 old_in_force: true,
             })?;
-            let header = self.sealed_header(layer.header().clone());
             let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
             MapFile::succeed(&self.media, &header, incarnation, &set)
         })();
         match sealed {
             Ok(file) => {
                 let bytes = file.file().len().unwrap_or(0);
+                layer.set_header(header);
                 layer.seal(set);
                 Ok(bytes)
             }
