@@ -9,7 +9,6 @@ mod delete;
 mod delete_snapshot;
 mod diff;
 mod doomed;
-pub mod facts;
 mod idle;
 mod jobs;
 mod kind;
