@@ -9,6 +9,7 @@ mod delete;
 mod delete_snapshot;
 mod diff;
 pub mod facts;
+mod fit;
 mod idle;
 mod jobs;
 mod kind;
