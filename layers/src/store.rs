@@ -24,6 +24,7 @@ use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
 use crate::mapfile::data_path;
 use crate::sync::{AtomicBool, Ordering};
+use crate::turns::{Turn, Turns};
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
 use crate::volume::Volume;
 
@@ -180,7 +181,7 @@ pub struct Store {
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
-    commands: Mutex<()>,
+    commands: Turns,
     /// Held for moments only.
     inner: Mutex<Inner>,
     /// One daemon a store; none in a simulation.
@@ -352,7 +353,7 @@ impl Store {
             threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
-            commands: Mutex::new(()),
+            commands: Turns::default(),
             inner: Mutex::new(Inner {
                 catalog,
                 layers: HashMap::new(),
@@ -529,9 +530,9 @@ impl Store {
         self.write_back.step(clusters);
     }
 
-    /// Serialises the commands that change something.
-    pub(crate) fn command(&self) -> MutexGuard<'_, ()> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Serialises the commands that change something, in the order in which they come.
+    pub(crate) fn command(&self) -> Turn<'_> {
+        self.commands.take()
     }
 
     /// What the commands change; to be held for moments only.
