@@ -334,10 +334,7 @@ pub fn crash_everywhere(
             examined += 1;
         }
         println!("{what}: {examined} images, {second} of second crashes");
-        assert!(
-            examined > 2,
-            "{what}: {examined} images are not every step"
-        );
+        assert!(examined > 2, "{what}: {examined} images are not every step");
         result = (before, after);
     }
     result
