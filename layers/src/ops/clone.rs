@@ -51,9 +51,7 @@ impl Store {
         let state = inner.catalog.state();
         state.volume(volume)?;
         let row = state
-            .snapshots
-            .iter()
-            .find(|row| row.volume == volume && row.name == snapshot)
+            .snapshot(volume, snapshot)
             .ok_or_else(|| Error::NotFound {
                 kind: "snapshot",
                 name: format!("{volume}@{snapshot}"),

@@ -138,7 +138,7 @@ impl Store {
             }
         }
         if !gone.is_empty() {
-            self.sweep();
+            self.remove_doomed();
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ mod create;
 mod delete;
 mod delete_snapshot;
 mod diff;
+mod doomed;
 pub mod facts;
 mod fit;
 mod idle;

@@ -247,7 +247,7 @@ impl Store {
         for row in sealing {
             self.finish_sealing(&row);
         }
-        self.sweep();
+        self.remove_doomed();
         self.remove_remains()?;
         self.collect_after();
         Ok(())
@@ -297,8 +297,7 @@ impl Store {
     pub(crate) fn sealed_header(&self, mut header: MapHeader) -> MapHeader {
         header.state = MapState::Sealed;
         let inner = self.inner();
-        let snapshots = &inner.catalog.state().snapshots;
-        if let Some(row) = snapshots.iter().find(|row| row.layer == header.layer) {
+        if let Some(row) = inner.catalog.state().names_of(header.layer).next() {
             header.volume.clone_from(&row.volume);
             header.snapshot.clone_from(&row.name);
             header.group = row.group;
@@ -320,7 +319,12 @@ impl Store {
             let Some(id) = id.ok().filter(|id| id.to_string() == name) else {
                 continue;
             };
-            if self.inner().catalog.state().layers.contains_key(&id) {
+            let known = {
+                let inner = self.inner();
+                let state = inner.catalog.state();
+                state.layers.contains_key(&id) || state.doomed.contains(&id)
+            };
+            if known {
                 continue;
             }
             let empty = if self.exists(&map_path(id)) {

@@ -3,11 +3,9 @@
 use crate::catalog::{Change, JobId, JobKind, JobRow, JobState, LayerState, Way};
 use crate::error::Result;
 use crate::lifecycle::WayCost;
-use crate::mapfile::{LAYERS_DIR, layer_dir};
 use crate::store::{Store, now_ns};
 use crate::units::LayerId;
 
-use std::path::Path;
 use std::time::Duration;
 
 impl Store {
@@ -55,30 +53,5 @@ impl Store {
             cost(Way::Up, up, up <= down),
             cost(other, down, down < up),
         ])
-    }
-
-    /// Removes the files of layers that went.
-    pub(crate) fn sweep(&self) {
-        let doomed = self.inner().catalog.state().doomed.clone();
-        let mut changes = Vec::new();
-        for id in doomed {
-            match self.media.remove_dir_all(&layer_dir(id)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    self.maintenance.note(format!(
-                        "layer {id}: its files could not be removed: {error}"
-                    ))
-                }
-                _ => changes.push(Change::Removed(id)),
-            }
-        }
-        if changes.is_empty() {
-            return;
-        }
-        let removed = self.media.sync_dir(Path::new(LAYERS_DIR)).is_ok()
-            && self.inner().catalog.commit(&changes).is_ok();
-        if !removed {
-            self.maintenance
-                .note("layers that went are removed again at the next start".into());
-        }
     }
 }
