@@ -9,6 +9,8 @@ mod delete;
 mod delete_snapshot;
 mod diff;
 mod doomed;
+pub mod facts;
+mod fit;
 mod idle;
 mod jobs;
 mod kind;

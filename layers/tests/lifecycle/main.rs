@@ -17,6 +17,7 @@ mod disk;
 mod kinds;
 #[path = "../crash/oracle.rs"]
 mod oracle;
+mod resizing;
 mod restoring;
 mod world;
 
