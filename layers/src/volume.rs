@@ -183,10 +183,15 @@ impl Volume {
     /// # Errors
     /// `Failed` if this or an earlier flush or write failed.
     pub fn flush_blocking(&self) -> Result<()> {
-        self.flushes.lead_blocking();
+        self.lead_blocking();
         let result = self.lead_flush();
         self.flushes.finish_blocking();
         result
+    }
+
+    /// Waits for the lead of the flushes, for the control plane.
+    pub(crate) fn lead_blocking(&self) {
+        self.flushes.lead_blocking(|| self.media.go_on());
     }
 
     /// The steps of a flush (see `flush`), one after the other, by a caller who has the lead.
@@ -375,11 +380,17 @@ impl Volume {
         self.chains.store(Arc::new(pair));
     }
 
+    /// Replaces the chain at once, for all generations, by one with the same active layer: without layers that are gone, or
+    /// with others in their places. No snapshot is between its chain and its instant. One caller at a time (the store's
+    /// command lock).
+    pub(crate) fn exchange(&self, chain: Chain) {
+        debug_assert_eq!(chain.active_slot(), self.newest_chain().active_slot());
+        self.chains
+            .store(Arc::new(ChainPair::settled(Arc::new(chain))));
+    }
+
     /// Replaces the chain by an equal one, so that layers that were sealed since are no longer looked at by flushes.
     pub(crate) fn settle(&self) {
-        let newest = self.newest_chain();
-        let again = Chain::new(newest.generation(), newest.layers().to_vec());
-        self.chains
-            .store(Arc::new(ChainPair::settled(Arc::new(again))));
+        self.exchange(self.newest_chain().again());
     }
 }

@@ -22,7 +22,7 @@ impl Store {
 
     /// As `checkpoint_volume`, for a caller who holds the command lock.
     pub(crate) fn checkpoint(&self, volume: &Volume) -> Result<()> {
-        volume.flushes().lead_blocking();
+        volume.lead_blocking();
         let result = volume
             .lead_flush()
             .and_then(|()| self.checkpoint_active(volume));
@@ -38,7 +38,7 @@ impl Store {
         };
         let set = MapFile::read(&self.media, layer.id())?.set;
         let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
-        match MapFile::succeed(&self.media, layer.header(), incarnation, &set) {
+        match MapFile::succeed(&self.media, &layer.header(), incarnation, &set) {
             Ok(file) => {
                 *layer.journal() = Some(file);
                 Ok(())

@@ -1,10 +1,13 @@
 //! Attaching volumes to front-ends, now and after every restart.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use stratablk_layers as layers;
 use stratablk_layers::catalog::VolumeKind;
 use stratablk_layers::store;
+
+use crate::provider::StoredDisk;
 
 use super::super::attachments::{Source, Terms};
 use super::super::convert::path_text;
@@ -96,7 +99,7 @@ impl Commands {
         self.start(name, source, queues, read_only, || Ok(()))
     }
 
-    /// Opens a volume and serves it.
+    /// Serves a volume that can be opened.
     fn start(
         &self,
         name: &str,
@@ -108,8 +111,11 @@ impl Commands {
         let opened = self.store.open_volume(name);
         // Also when it failed: what recovery found says why.
         self.log_notes();
+        // Only to see that it can be: who serves it opens it again for as long as rings run.
+        drop(opened?);
+        let disk = Arc::new(StoredDisk::new(Arc::clone(&self.store), name)?);
         self.attachments
-            .start(opened?, source, queues, read_only, commit)?;
+            .start(disk, source, queues, read_only, commit)?;
         tracing::info!(volume = %name, queues, read_only, "attached");
         Ok(())
     }

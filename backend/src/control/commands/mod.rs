@@ -27,7 +27,7 @@ use super::watch::JobWatch;
 #[derive(Debug)]
 pub struct Commands {
     /// The store.
-    store: Store,
+    store: Arc<Store>,
     /// Its directory, absolute.
     dir: PathBuf,
     /// What is served now.
@@ -50,7 +50,7 @@ impl Commands {
         let events = Arc::new(Events::default());
         let attachments = Attachments::new(workers_max, Arc::clone(&events));
         let commands = Self {
-            store,
+            store: Arc::new(store),
             dir,
             attachments,
             events,
