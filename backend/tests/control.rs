@@ -27,8 +27,10 @@ struct Server {
     path: PathBuf,
     /// Ends it.
     stop: watch::Sender<bool>,
-    /// Its thread.
-    thread: Option<JoinHandle<()>>,
+    /// Its threads: the one that serves, and the one that carries out jobs.
+    threads: Vec<JoinHandle<()>>,
+    /// The store behind it.
+    commands: Arc<Commands>,
     /// Everything lies in here.
     dir: TempDir,
 }
@@ -42,8 +44,11 @@ impl Server {
         let path = dir.path().join("control.sock");
         let (socket, listener) = ControlSocket::bind(&path, None).unwrap();
         let (stop, stopped) = watch::channel(false);
-        let thread = thread::spawn(move || {
-            let gate = Gate::new(Arc::new(Commands::new(store, store_dir, 1)));
+        let commands = Arc::new(Commands::new(store, store_dir, 1));
+        let work = Arc::clone(&commands);
+        let jobs = thread::spawn(move || work.run_jobs());
+        let gate = Gate::new(Arc::clone(&commands));
+        let serve = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build();
@@ -57,7 +62,8 @@ impl Server {
         Self {
             path,
             stop,
-            thread: Some(thread),
+            threads: vec![serve, jobs],
+            commands,
             dir,
         }
     }
@@ -107,8 +113,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.stop.send(true);
-        let ended = self.thread.take().unwrap().join();
-        assert!(ended.is_ok() || thread::panicking());
+        let closed = self.commands.close();
+        assert!(closed.is_ok() || thread::panicking(), "{closed:?}");
+        for ended in self.threads.drain(..) {
+            assert!(ended.join().is_ok() || thread::panicking());
+        }
     }
 }
 
@@ -199,9 +208,19 @@ fn a_bad_body_is_refused_by_the_name_of_its_field() {
         Some("base"),
     );
     s.refused(
-        volumes(r#"{"name":"w","from":{"volume":"v"}}"#),
+        volumes(r#"{"name":"w","from":{"snapshot":"v"}}"#),
         422,
         Some("from"),
+    );
+    s.refused(
+        volumes(r#"{"name":"w","from":{"volume":"v"}}"#),
+        404,
+        Some("volume"),
+    );
+    s.refused(
+        volumes(r#"{"name":"w","size_bytes":512,"type":"fast"}"#),
+        422,
+        Some("type"),
     );
     s.refused(
         volumes(r#"{"name":"a/b","size_bytes":512}"#),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use stratablk_layers as layers;
 use stratablk_layers::catalog::VolumeKind;
+
 use stratablk_layers::store;
 
 use crate::provider::StoredDisk;
@@ -58,7 +59,13 @@ impl Commands {
         if let Some(info) = known {
             return self.attach_as(info, wanted);
         }
-        let given = self.store.give_attachment(name, made)?;
+        let given = (self.store.give_attachment(name, made)).map_err(|error| match error {
+            // The layers know it only as a volume's name.
+            layers::Error::Invalid { field: "name", .. } | layers::Error::Exists { .. } => {
+                ApiError::from(error).of("as")
+            }
+            error => error.into(),
+        })?;
         let made = given.volume.name.clone();
         let served = self.attach_as(given.volume, wanted);
         if served.is_err()
@@ -182,6 +189,7 @@ impl Commands {
             );
             return Err(ApiError::invalid("keep_as", what));
         }
+        layers::check_name("keep_as", keep_as)?;
         if keep_as != name && self.store.volume_info(keep_as).is_ok() {
             let taken = layers::Error::Exists {
                 kind: "volume",

@@ -11,7 +11,7 @@ use super::super::convert;
 use super::super::error::{ApiError, Result};
 use super::super::events::Happening;
 use super::super::types::{
-    DeleteQuery, DeleteReport, DiffLine, DiffQuery, MergeWay, PointRef, RestoreReport,
+    DeleteQuery, DeleteReport, DiffLine, DiffQuery, ErrorKind, MergeWay, PointRef, RestoreReport,
     RestoreRequest, SnapshotList, SnapshotReport, SnapshotRequest, Tree,
 };
 use super::Commands;
@@ -142,6 +142,8 @@ impl Commands {
         let jobs = plan.jobs.iter();
         let jobs = jobs
             .map(|id| self.job_begun(*id, query.rate_bytes_per_s))
+            // One that has ended long ago, as the list of those is short.
+            .filter(|job| !matches!(job, Err(error) if error.detail.kind == ErrorKind::NotFound))
             .collect::<Result<Vec<_>>>()?;
         let child = match &plan.fate {
             Fate::Joined { child, .. } => self.name_of(*child, volume),

@@ -113,7 +113,12 @@ impl Commands {
     /// Gives a volume another type.
     fn set_type(&self, name: &str, kind: VolumeType) -> Result<Volume> {
         self.check_at_rest(name)?;
-        self.store.set_kind(name, convert::kind(kind))?;
+        self.store
+            .set_kind(name, convert::kind(kind))
+            .map_err(|error| match error {
+                layers::Error::Invalid { field: "kind", .. } => ApiError::from(error).of("type"),
+                error => error.into(),
+            })?;
         tracing::info!(volume = %name, %kind, "type changed");
         self.events.tell(Happening::VolumeTypeChanged {
             volume: name.to_owned(),
