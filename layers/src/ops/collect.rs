@@ -108,25 +108,21 @@ pub(crate) fn names(
 
 /// The layers that none of these names needs, children before parents.
 pub(crate) fn unneeded(state: &CatalogState, names: &HashSet<LayerId>) -> Vec<LayerId> {
-    let mut children: HashMap<LayerId, usize> = HashMap::new();
-    for parent in state.layers.values().filter_map(|row| row.parent) {
-        *children.entry(parent).or_default() += 1;
-    }
+    let mut children_gone: HashMap<LayerId, usize> = HashMap::new();
     let mut gone: Vec<LayerId> = state
         .layers
         .keys()
-        .filter(|id| !children.contains_key(id) && !names.contains(id))
+        .filter(|id| !names.contains(id) && state.child_count(**id) == 0)
         .copied()
         .collect();
     let mut looked_at = 0;
     while let Some(id) = gone.get(looked_at) {
         looked_at += 1;
         let parent = state.layers.get(id).and_then(|row| row.parent);
-        if let Some(parent) = parent
-            && let Some(count) = children.get_mut(&parent)
-        {
-            *count = count.saturating_sub(1);
-            if *count == 0 && !names.contains(&parent) {
+        if let Some(parent) = parent {
+            let count = children_gone.entry(parent).or_default();
+            *count += 1;
+            if *count == state.child_count(parent) && !names.contains(&parent) {
                 gone.push(parent);
             }
         }
@@ -149,40 +145,30 @@ fn joinable(state: &CatalogState, gone: &[LayerId]) -> Vec<Join> {
     {
         busy.extend(span(state, job.source, job.target));
     }
-    // The one child, or `None` for several.
-    let mut children: HashMap<LayerId, Option<LayerId>> = HashMap::new();
-    for row in state.layers.values().filter(|row| !gone.contains(&row.id)) {
-        if let Some(parent) = row.parent {
-            let several = children.contains_key(&parent);
-            children.insert(parent, (!several).then_some(row.id));
-        }
-    }
-    let actives: HashMap<LayerId, &str> = (state.volumes.values())
-        .map(|row| (row.active, row.name.as_str()))
-        .collect();
     let mut joins = Vec::new();
     for row in state.layers.values() {
         let free = row.state == LayerState::Sealed
             && row.base.is_none()
             && !held.contains(&row.id)
             && !busy.contains(&row.id);
-        let child = children.get(&row.id).copied().flatten();
-        let Some(upper) = child.filter(|child| free && !busy.contains(child)) else {
+        if !free {
+            continue;
+        }
+        let mut children = state
+            .children(row.id)
+            .filter(|child| !gone.contains(&child.id));
+        let (Some(child), None) = (children.next(), children.next()) else {
             continue;
         };
-        let upper_state = state.layers.get(&upper).map(|row| row.state);
-        if upper_state.is_none_or(|state| state == LayerState::Sealing) {
+        if child.state == LayerState::Sealing || busy.contains(&child.id) {
             continue;
         }
         busy.insert(row.id);
-        busy.insert(upper);
-        let subject = actives
-            .get(&upper)
-            .map_or_else(|| known_as(state, upper), |volume| (*volume).to_owned());
+        busy.insert(child.id);
         joins.push(Join {
             lower: row.id,
-            upper,
-            subject,
+            upper: child.id,
+            subject: known_as(state, child.id),
         });
     }
     joins
@@ -210,11 +196,18 @@ pub(crate) fn span(state: &CatalogState, source: LayerId, target: LayerId) -> Ve
     span
 }
 
-/// What people know a sealed layer by: a snapshot that names it, or else its own name.
+/// What people know a layer by: the volume that writes to it, a snapshot that names it, or else its own name.
 fn known_as(state: &CatalogState, layer: LayerId) -> String {
-    let mut rows = state.snapshots.iter();
-    rows.find(|row| row.layer == layer).map_or_else(
-        || format!("layer {layer}"),
-        |row| format!("{}@{}", row.volume, row.name),
-    )
+    let snapshot = || state.names_of(layer).next();
+    match state.active_of(layer) {
+        Some(volume) => volume.name.clone(),
+        None => snapshot().map_or_else(
+            || format!("layer {layer}"),
+            |row| format!("{}@{}", row.volume, row.name),
+        ),
+    }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+mod tests;

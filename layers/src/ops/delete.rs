@@ -10,7 +10,7 @@ use crate::store::Store;
 
 use super::collect::{names, unneeded};
 use super::idle::jobs_into;
-use super::kind::attachments_of;
+use super::kind::attachment_names;
 
 impl Store {
     /// Deletes a volume with its snapshots. Layers that clones need stay, unnamed.
@@ -35,19 +35,17 @@ impl Store {
         let (changes, gone) = {
             let inner = self.inner();
             let state = inner.catalog.state();
-            let attachments = attachments_of(state, name);
+            let attachments = attachment_names(state, name);
             if !attachments.is_empty() {
                 return Err(Error::Busy {
                     what: format!(
-                        "volume {name:?} has attachments ({}); detach them first",
-                        attachments.join(", ")
+                        "volume {name:?} has attachments ({attachments}); detach them first"
                     ),
                 });
             }
             let mut changes: Vec<Change> = state
-                .snapshots
-                .iter()
-                .filter(|row| row.volume == name)
+                .snapshots_of(name)
+                .into_iter()
                 .map(|row| Change::RemoveSnapshot {
                     volume: name.to_owned(),
                     name: row.name.clone(),

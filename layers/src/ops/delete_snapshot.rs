@@ -290,7 +290,7 @@ const STEP_BYTES: u64 = 64 << 20;
 /// Whether something other than this name holds the layer: another name, a volume that starts from it again and again, or
 /// a job that copies from it.
 fn held_by_others(state: &CatalogState, row: &SnapshotRow) -> bool {
-    let mut snapshots = state.snapshots.iter().filter(|has| has.layer == row.layer);
+    let mut snapshots = state.names_of(row.layer);
     let named = snapshots.any(|has| has.volume != row.volume || has.name != row.name);
     let mut volumes = state.volumes.values();
     let starts = volumes.any(|volume| content(state, volume) == Some(row.layer));

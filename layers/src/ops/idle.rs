@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{CatalogState, Change, JobKind, LayerState, VolumeRow};
+use crate::catalog::{CatalogState, Change, LayerState, VolumeRow};
 use crate::error::{Error, Result};
 use crate::layer::LayerMap;
 use crate::mapfile::MapFile;
@@ -49,12 +49,12 @@ impl Store {
         };
         let named = {
             let inner = self.inner();
-            let snapshots = &inner.catalog.state().snapshots;
+            let state = inner.catalog.state();
             let chain = volume.newest_chain();
             chain
                 .unsealed()
                 .filter(|layer| layer.id() != row.active && !layer.is_sealed())
-                .any(|layer| snapshots.iter().any(|has| has.layer == layer.id()))
+                .any(|layer| state.names_of(layer.id()).next().is_some())
         };
         if named {
             volume.flush_blocking()
@@ -194,12 +194,11 @@ impl Inner {
 }
 
 /// The changes that end the jobs whose target is one of these layers, which go. A job's target is its topmost layer, and
-/// nothing lies over a layer that goes but what goes as well: so these are all jobs that touch them.
+/// nothing lies over a layer that goes but what goes as well: so these are all jobs that touch them. (A target of data
+/// that goes into a base is never among them.)
 pub(crate) fn jobs_into(state: &CatalogState, gone: &[LayerId]) -> Vec<Change> {
-    state
-        .jobs
-        .values()
-        .filter(|job| job.kind != JobKind::IntoBase && gone.contains(&job.target))
+    gone.iter()
+        .flat_map(|id| state.jobs_of(*id).filter(|job| job.target == *id))
         .map(|job| Change::RemoveJob(job.id))
         .collect()
 }

@@ -109,14 +109,11 @@ impl Store {
             });
         }
         let inner = self.inner();
-        let attachments = attachments_of(inner.catalog.state(), name);
+        let attachments = attachment_names(inner.catalog.state(), name);
         if !attachments.is_empty() {
             return Err(Error::Invalid {
                 field: "kind",
-                what: format!(
-                    "{name} has attachments ({}); detach them first",
-                    attachments.join(", ")
-                ),
+                what: format!("{name} has attachments ({attachments}); detach them first"),
             });
         }
         if kind == VolumeKind::Multiattach && row.attachment.is_some() {
@@ -195,10 +192,11 @@ pub(crate) fn starts_anew(kind: VolumeKind) -> bool {
     matches!(kind, VolumeKind::Immutable | VolumeKind::Multiattach)
 }
 
-/// The attachments of a multiattach volume, by name.
-pub(crate) fn attachments_of(state: &CatalogState, volume: &str) -> Vec<String> {
-    let rows = state.volumes.values();
-    rows.filter(|row| row.attached_from.as_deref() == Some(volume))
-        .map(|row| row.name.clone())
-        .collect()
+/// The attachments of a multiattach volume, for people; empty if there are none.
+pub(crate) fn attachment_names(state: &CatalogState, volume: &str) -> String {
+    let names: Vec<&str> = state
+        .attachments_of(volume)
+        .map(|row| row.name.as_str())
+        .collect();
+    names.join(", ")
 }

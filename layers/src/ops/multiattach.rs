@@ -118,9 +118,8 @@ impl Store {
             if state.volumes.contains_key(name) {
                 return Err(exists(name));
             }
-            let snapshots = state.snapshots.iter().filter(|has| has.volume == row.name);
             let mut kept = Vec::new();
-            for snapshot in snapshots {
+            for snapshot in state.snapshots_of(&row.name) {
                 changes.push(Change::RemoveSnapshot {
                     volume: snapshot.volume.clone(),
                     name: snapshot.name.clone(),

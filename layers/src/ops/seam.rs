@@ -1,4 +1,4 @@
-//! What the engine of the jobs and the catalog give to the commands on the tree, until they do.
+//! What the engine of the jobs gives to the commands on the tree, until it does.
 
 use crate::catalog::{Change, JobId, JobKind, JobRow, JobState, LayerState, Way};
 use crate::error::Result;
