@@ -15,6 +15,7 @@
 mod active;
 mod changed;
 pub(crate) mod fault;
+mod grown;
 #[cfg(all(test, not(loom)))]
 mod model;
 mod radix;
@@ -27,5 +28,5 @@ mod table;
 
 pub use active::{ActiveMap, Change, ClusterState, Collected};
 pub use record::{MapRecord, RecordKind};
-pub use set::SectorSet;
+pub use set::{Exposed, SectorSet};
 pub use table::{Resolve, ResolveRun, Table};
