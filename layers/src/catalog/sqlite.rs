@@ -383,6 +383,7 @@ fn execute(db: &Connection, change: &Change) -> rusqlite::Result<()> {
         | Change::SetAttachedFrom { .. }
         | Change::AddJob(_)
         | Change::SetJob { .. }
+        | Change::MoveJob { .. }
         | Change::RemoveJob(_) => return Err(rusqlite::Error::InvalidQuery),
     };
     // The state in memory said that there is such a row; a database that disagrees was changed behind our back.

@@ -163,6 +163,12 @@ impl CatalogState {
                 row.rate = *rate;
                 Ok(())
             }
+            Change::MoveJob { id, source, target } => {
+                let row = self.jobs.get_mut(id).ok_or_else(|| no_job(*id))?;
+                row.source = *source;
+                row.target = *target;
+                Ok(())
+            }
             Change::RemoveJob(id) => self.jobs.remove(id).map(drop).ok_or_else(|| no_job(*id)),
             Change::AddVolume(row) => match self.volumes.insert(row.name.clone(), row.clone()) {
                 None => Ok(()),
