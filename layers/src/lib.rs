@@ -36,6 +36,7 @@ pub(crate) mod sync;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 mod test_media;
+mod turns;
 pub mod units;
 pub mod volume;
 

@@ -14,7 +14,7 @@ use crate::cache::arena::{Arena, Place, last};
 use crate::cache::writeback::WriteBack;
 use crate::cache::{Cache, CacheOptions, CacheStats};
 use crate::catalog::sqlite::SqliteCatalog;
-use crate::catalog::{Catalog, Change, JobId, SnapshotRow, VolumeKind, VolumeRow};
+use crate::catalog::{Catalog, Change, Depths, JobId, SnapshotRow, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::file::Media;
 use crate::file::host::{HostMedia, HostOptions};
@@ -25,6 +25,7 @@ use crate::maintenance::Maintenance;
 use crate::mapfile::data_path;
 use crate::ops::jobs::Jobs;
 use crate::sync::{AtomicBool, Ordering};
+use crate::turns::{Turn, Turns};
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
 use crate::volume::Volume;
 
@@ -183,7 +184,7 @@ pub struct Store {
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
-    commands: Mutex<()>,
+    commands: Turns,
     /// Held for moments only.
     inner: Mutex<Inner>,
     /// One daemon a store; none in a simulation.
@@ -356,7 +357,7 @@ impl Store {
             threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
-            commands: Mutex::new(()),
+            commands: Turns::default(),
             inner: Mutex::new(Inner {
                 catalog,
                 layers: HashMap::new(),
@@ -406,12 +407,13 @@ impl Store {
     /// All volumes, by name.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
         let inner = self.inner();
+        let mut depths = Depths::default();
         inner
             .catalog
             .state()
             .volumes
             .values()
-            .map(|row| self.describe(&inner, row))
+            .map(|row| self.describe(&inner, row, &mut depths))
             .collect()
     }
 
@@ -422,7 +424,7 @@ impl Store {
     pub fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
         let inner = self.inner();
         let row = inner.catalog.state().volume(name)?;
-        Ok(self.describe(&inner, row))
+        Ok(self.describe(&inner, row, &mut Depths::default()))
     }
 
     /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
@@ -476,16 +478,13 @@ impl Store {
         if let Some(name) = volume {
             state.volume(name)?;
         }
-        let mut rows: Vec<SnapshotInfo> = state
-            .snapshots
-            .iter()
-            .filter(|row| volume.is_none_or(|name| row.volume == name))
-            .map(|row| self.describe_snapshot(row))
-            .collect();
-        rows.sort_by(|a, b| {
-            (a.created_ns, &a.volume, &a.name).cmp(&(b.created_ns, &b.volume, &b.name))
-        });
-        Ok(rows)
+        let rows: Vec<SnapshotRow> = match volume {
+            Some(name) => state.snapshots_of(name).into_iter().cloned().collect(),
+            None => state.snapshots.clone(),
+        };
+        // The host is asked about their files with nobody waiting.
+        drop(inner);
+        Ok(rows.iter().map(|row| self.describe_snapshot(row)).collect())
     }
 
     /// Makes everything written to all open volumes durable: the last act before an orderly exit.
@@ -534,9 +533,9 @@ impl Store {
         self.write_back.step(clusters);
     }
 
-    /// Serialises the commands that change something.
-    pub(crate) fn command(&self) -> MutexGuard<'_, ()> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Serialises the commands that change something, in the order in which they come.
+    pub(crate) fn command(&self) -> Turn<'_> {
+        self.commands.take()
     }
 
     /// What the commands change; to be held for moments only.
@@ -551,17 +550,18 @@ impl Store {
     }
 
     /// What there is to say about a volume.
-    fn describe(&self, inner: &Inner, row: &VolumeRow) -> VolumeInfo {
+    fn describe(&self, inner: &Inner, row: &VolumeRow, depths: &mut Depths) -> VolumeInfo {
         let state = inner.catalog.state();
-        let chain = state.chain_of(row.active);
+        let (depth, lowest) = depths.of(state, row.active);
         VolumeInfo {
             name: row.name.clone(),
             size_bytes: row.size.0 * SECTOR_BYTES,
-            depth: chain.len(),
+            depth,
             active: row.active,
             active_allocated_bytes: self.allocated(row.active),
-            base: chain
-                .first()
+            base: state
+                .layers
+                .get(&lowest)
                 .and_then(|layer| layer.base.as_ref())
                 .map(|base| base.path.clone()),
             attachment: row.attachment.clone(),
@@ -570,11 +570,7 @@ impl Store {
                 .get(&row.name)
                 .and_then(|volume| volume.failure()),
             created_ns: row.created_ns,
-            snapshots: state
-                .snapshots
-                .iter()
-                .filter(|has| has.volume == row.name)
-                .count(),
+            snapshots: state.snapshot_count(&row.name),
             kind: row.kind,
             attached_from: row.attached_from.clone(),
         }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::catalog::sqlite::SqliteCatalog;
-use crate::catalog::{Change, SnapshotRow, VolumeKind, VolumeRow};
+use crate::catalog::{Change, Rows, SnapshotRow, VolumeKind, VolumeRow};
 use crate::file::FileStat;
 use crate::map::record::{MapRecord, RecordKind};
 use crate::mapfile::new_map_path;
@@ -666,10 +666,10 @@ fn the_golden_store_is_sound_but_for_its_base() {
     // Its headers make the same catalog again, but for the attachment.
     let before = SqliteCatalog::open(dir.path()).unwrap().state().clone();
     rebuild_catalog(dir.path(), &media).unwrap();
-    let mut after = SqliteCatalog::open(dir.path()).unwrap().state().clone();
+    let mut after = Rows::clone(SqliteCatalog::open(dir.path()).unwrap().state());
     assert_eq!(after.volumes["vm"].attachment, None);
     after.volumes.get_mut("vm").unwrap().attachment = before.volumes["vm"].attachment.clone();
-    assert_eq!(after, before);
+    assert_eq!(after, *before);
 }
 
 #[test]

@@ -8,6 +8,8 @@ pub(crate) mod create;
 mod delete;
 mod delete_snapshot;
 mod diff;
+mod doomed;
+mod idle;
 pub(crate) mod jobs;
 mod kind;
 mod lookup;

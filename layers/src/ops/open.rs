@@ -263,12 +263,15 @@ impl Store {
         for row in sealing {
             self.finish_sealing(&row);
         }
-        self.remove_remains()
+        self.remove_doomed();
+        self.remove_remains()?;
+        self.collect_after();
+        Ok(())
     }
 
     /// Seals a layer whose snapshot was committed before the crash. If that cannot be done now, it stays as it is: its
     /// volumes refuse to open or go on with it unsealed, and the others go on.
-    fn finish_sealing(&self, row: &LayerRow) {
+    pub(crate) fn finish_sealing(&self, row: &LayerRow) {
         if let Err(error) = self.try_finish_sealing(row) {
             self.maintenance
                 .note(format!("layer {} cannot be sealed now: {error}", row.id));
@@ -309,8 +312,7 @@ impl Store {
     pub(crate) fn sealed_header(&self, mut header: MapHeader) -> MapHeader {
         header.state = MapState::Sealed;
         let inner = self.inner();
-        let snapshots = &inner.catalog.state().snapshots;
-        if let Some(row) = snapshots.iter().find(|row| row.layer == header.layer) {
+        if let Some(row) = inner.catalog.state().names_of(header.layer).next() {
             header.volume.clone_from(&row.volume);
             header.snapshot.clone_from(&row.name);
             header.group = row.group;
@@ -332,7 +334,12 @@ impl Store {
             let Some(id) = id.ok().filter(|id| id.to_string() == name) else {
                 continue;
             };
-            if self.inner().catalog.state().layers.contains_key(&id) {
+            let known = {
+                let inner = self.inner();
+                let state = inner.catalog.state();
+                state.layers.contains_key(&id) || state.doomed.contains(&id)
+            };
+            if known {
                 continue;
             }
             let empty = if self.exists(&map_path(id)) {

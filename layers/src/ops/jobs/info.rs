@@ -1,12 +1,13 @@
 //! What is known of jobs while the store is open: how far they are, and how those ended that are in the catalog no more.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::catalog::{JobId, JobRow, JobState};
 use crate::lifecycle::{JobInfo, Phase};
 use crate::store::now_ns;
+use crate::units::LayerId;
 
 use super::rate::Bucket;
 use crate::ops::merge::Runner;
@@ -50,6 +51,8 @@ pub(crate) struct Board {
     pub step_bytes: u64,
     /// Keeps the job at work to its rate.
     pub bucket: Bucket,
+    /// Layers that are in no chain any more and that requests under way may still read.
+    pub retiring: BTreeSet<LayerId>,
     /// The last wait for requests under way.
     pub pause: Duration,
 }
@@ -65,6 +68,7 @@ impl Default for Board {
             changes: 0,
             step_bytes: STEP_BYTES,
             bucket: Bucket::default(),
+            retiring: BTreeSet::new(),
             pause: Duration::ZERO,
         }
     }

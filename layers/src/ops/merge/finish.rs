@@ -9,7 +9,6 @@
 //!
 //! A crash before 3 lets the job end once more; after it the catalog knows which files are doomed.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::catalog::{CatalogState, Change, JobRow, LayerState, Way};
@@ -17,7 +16,7 @@ use crate::error::Result;
 use crate::file::OpenMode;
 use crate::layer::Layer;
 use crate::lifecycle::Phase;
-use crate::mapfile::{LAYERS_DIR, LayerKind, MapFile, MapHeader, RawBase, data_path, layer_dir};
+use crate::mapfile::{LayerKind, MapFile, MapHeader, RawBase, data_path, layer_dir};
 use crate::store::Store;
 use crate::units::LayerId;
 
@@ -243,7 +242,12 @@ impl Store {
         changes.extend(moved_jobs(inner.catalog.state(), row, gone));
         changes.extend(gone.iter().map(|layer| Change::RemoveLayer(*layer)));
         changes.push(Change::RemoveJob(row.id));
-        inner.catalog.commit(&changes)
+        // Before anybody can find them doomed.
+        self.jobs.board().retiring.extend(gone);
+        inner.catalog.commit(&changes).inspect_err(|_| {
+            let mut board = self.jobs.board();
+            board.retiring.retain(|layer| !gone.contains(layer));
+        })
     }
 
     /// Lets layers go that left their chains, as soon as nobody uses them any more.
@@ -266,45 +270,12 @@ impl Store {
         let _command = self.command();
         let retiring = runner.retiring.swap_remove(at);
         self.inner().forget_unused_layers();
-        for layer in &retiring.layers {
-            self.cache.forget(*layer);
+        {
+            let mut board = self.jobs.board();
+            board.retiring.retain(|layer| !retiring.layers.contains(layer));
         }
-        self.remove_files_of(&retiring.layers);
+        self.remove_doomed();
         true
-    }
-
-    /// Removes the files of doomed layers. What cannot be removed now is removed at the next start.
-    fn remove_files_of(&self, layers: &[LayerId]) {
-        let doomed: Vec<LayerId> = {
-            let inner = self.inner();
-            let doomed = &inner.catalog.state().doomed;
-            let mine = layers.iter().filter(|layer| doomed.contains(layer));
-            mine.copied().collect()
-        };
-        let mut changes = Vec::new();
-        for layer in doomed {
-            match self.media.remove_dir_all(&layer_dir(layer)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    self.maintenance.note(format!(
-                        "layer {layer}: its files could not be removed: {error}"
-                    ));
-                }
-                _ => changes.push(Change::Removed(layer)),
-            }
-        }
-        if changes.is_empty() {
-            return;
-        }
-        let removed = self
-            .media
-            .sync_dir(Path::new(LAYERS_DIR))
-            .map_err(self.io("sync", Path::new(LAYERS_DIR)))
-            .and_then(|()| self.inner().catalog.commit(&changes));
-        if let Err(error) = removed {
-            self.maintenance.note(format!(
-                "files of merged layers are removed again at the next start: {error}"
-            ));
-        }
     }
 }
 
