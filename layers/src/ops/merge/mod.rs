@@ -180,7 +180,11 @@ impl Store {
                     runner.work = Some(work);
                     Turn::Waits
                 }
-                Step::Moved(_) | Step::Again | Step::Finish => Turn::Moved(0),
+                Step::Moved(bytes) => {
+                    runner.work = Some(work);
+                    Turn::Moved(bytes)
+                }
+                Step::Again | Step::Finish => Turn::Moved(0),
             },
         })
     }
