@@ -124,22 +124,41 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
             None
         }
     };
-    let mut directories = layer_directories(media, &mut report)?;
+    check_layers(state.as_ref(), media, options, &mut report)?;
+    leftovers(dir, &mut report)?;
+    Ok(report)
+}
+
+/// Checks the layers of a store against a catalog that is known: for simulations.
+///
+/// # Errors
+/// `Io`.
+pub fn check_against(
+    state: &CatalogState,
+    media: &Arc<dyn Media>,
+    options: CheckOptions,
+) -> Result<Report> {
+    let mut report = Report::default();
+    check_layers(Some(state), media, options, &mut report)?;
+    Ok(report)
+}
+
+/// The layers, against the catalog if there is one.
+fn check_layers(
+    state: Option<&CatalogState>,
+    media: &Arc<dyn Media>,
+    options: CheckOptions,
+    report: &mut Report,
+) -> Result<()> {
+    let mut directories = layer_directories(media, report)?;
     let all = directories.clone();
-    if let Some(state) = &state {
+    if let Some(state) = state {
         report.volumes = state.volumes.len();
         report.snapshots = state.snapshots.len();
         for row in state.layers.values() {
             report.layers += 1;
             if directories.remove(&row.id) {
-                check_layer(
-                    media,
-                    Some((state, row)),
-                    row.id,
-                    &all,
-                    options,
-                    &mut report,
-                );
+                check_layer(media, Some((state, row)), row.id, &all, options, report);
             } else {
                 report.add(
                     Severity::Error,
@@ -153,16 +172,15 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
             }
         }
         for layer in directories {
-            orphan(media, layer, &mut report);
+            orphan(media, layer, report);
         }
     } else {
         for layer in directories {
             report.layers += 1;
-            check_layer(media, None, layer, &all, options, &mut report);
+            check_layer(media, None, layer, &all, options, report);
         }
     }
-    leftovers(dir, &mut report)?;
-    Ok(report)
+    Ok(())
 }
 
 /// Takes the lock of a store that exists; a directory that is no store is not touched.

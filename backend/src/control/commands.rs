@@ -11,6 +11,8 @@ use std::time::Instant;
 use stratablk_layers as layers;
 use stratablk_layers::store::{self, Selection, Store, VolumeSource};
 
+use crate::provider::StoredDisk;
+
 use super::attachments::{Attachments, Source, Terms};
 use super::convert::{self, path_text};
 use super::error::{ApiError, Result};
@@ -25,7 +27,7 @@ use super::types::{
 #[derive(Debug)]
 pub struct Commands {
     /// The store.
-    store: Store,
+    store: Arc<Store>,
     /// Its directory, absolute.
     dir: PathBuf,
     /// What is served now.
@@ -42,7 +44,7 @@ impl Commands {
         let events = Arc::new(Events::default());
         let attachments = Attachments::new(workers_max, Arc::clone(&events));
         Self {
-            store,
+            store: Arc::new(store),
             dir,
             attachments,
             events,
@@ -211,7 +213,7 @@ impl Commands {
         self.start(name, source, queues, read_only, || Ok(()))
     }
 
-    /// Opens a volume and serves it.
+    /// Serves a volume that can be opened.
     fn start(
         &self,
         name: &str,
@@ -223,8 +225,11 @@ impl Commands {
         let opened = self.store.open_volume(name);
         // Also when it failed: what recovery found says why.
         self.log_notes();
+        // Only to see that it can be: who serves it opens it again for as long as rings run.
+        drop(opened?);
+        let disk = Arc::new(StoredDisk::new(Arc::clone(&self.store), name)?);
         self.attachments
-            .start(opened?, source, queues, read_only, commit)?;
+            .start(disk, source, queues, read_only, commit)?;
         tracing::info!(volume = %name, queues, read_only, "attached");
         Ok(())
     }

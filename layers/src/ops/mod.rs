@@ -9,6 +9,7 @@ mod delete;
 mod delete_snapshot;
 mod diff;
 mod doomed;
+pub mod facts;
 mod idle;
 mod jobs;
 mod kind;

@@ -90,11 +90,13 @@ impl Store {
         let mut pause = Duration::from_micros(20);
         while !self.snapshot_drained(&pending) {
             // Requests under way take their time; nobody waits for this loop but the caller of the command.
-            std::thread::sleep(pause);
+            if !self.media.go_on() {
+                std::thread::sleep(pause);
+            }
             pause = (pause * 2).min(Duration::from_millis(2));
         }
         for member in &mut pending.members {
-            member.volume.flushes().lead_blocking();
+            member.volume.lead_blocking();
             self.sync_member(member);
             member.volume.flushes().finish_blocking();
         }

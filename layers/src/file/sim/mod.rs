@@ -263,6 +263,11 @@ impl Media for SimMedia {
         Path::new("/simulated/store").join(path)
     }
 
+    fn go_on(&self) -> bool {
+        self.point(Event::Waiting, "".into());
+        true
+    }
+
     fn engine(&self, depth: u32) -> io::Result<Box<dyn Engine>> {
         Ok(Box::new(engine::SimEngine::new(self.clone(), depth)))
     }
