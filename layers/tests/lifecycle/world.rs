@@ -9,6 +9,7 @@ use stratablk_layers::cache::CacheOptions;
 use stratablk_layers::cache::arena::Arena;
 use stratablk_layers::catalog::memory::{CommitPoint, MemoryCatalog, MemoryDisk};
 use stratablk_layers::catalog::{CatalogState, JobRow, VolumeKind};
+use stratablk_layers::check::{CheckOptions, Severity, check_against};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{SimMedia, Survival};
 use stratablk_layers::mapfile::{LAYERS_DIR, layer_dir};
@@ -189,7 +190,7 @@ impl World {
         seen
     }
 
-    /// What is in the store's directory and should not be, or the other way round.
+    /// What is in the store's directory and should not be, or the other way round; and what the check finds.
     pub fn misplaced(&self) -> Vec<String> {
         let state = self.catalog.state();
         let known: BTreeSet<String> = state.layers.keys().map(ToString::to_string).collect();
@@ -211,6 +212,14 @@ impl World {
             }
         }
         misplaced.extend(state.doomed.iter().map(|id| format!("{id} is doomed")));
+        let media: Arc<dyn Media> = Arc::new(self.media.clone());
+        let report = check_against(&state, &media, CheckOptions::default()).unwrap();
+        let findings = report.findings.into_iter();
+        misplaced.extend(
+            findings
+                .filter(|finding| finding.severity > Severity::Note)
+                .map(|finding| finding.what),
+        );
         misplaced
     }
 
