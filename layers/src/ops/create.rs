@@ -328,7 +328,7 @@ pub(crate) struct Made {
 }
 
 /// The size of a disk of so many bytes.
-fn disk_size(field: &'static str, bytes: u64) -> Result<Sector> {
+pub(crate) fn disk_size(field: &'static str, bytes: u64) -> Result<Sector> {
     let sectors = bytes / SECTOR_BYTES;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(Error::Invalid {

@@ -10,6 +10,7 @@ mod delete_snapshot;
 mod diff;
 mod doomed;
 pub mod facts;
+mod fit;
 mod idle;
 mod jobs;
 mod kind;

@@ -120,6 +120,7 @@ impl Store {
     /// Opens the files of a layer.
     pub(crate) fn load_layer(&self, row: &LayerRow) -> Result<Layer> {
         let (journal, header, set, recovery) = MapFile::open(&self.media, row.id)?;
+        let (journal, header, set) = self.fit(row, journal, header, set)?;
         self.check_header(row, &header)?;
         let number = self.cache.number(row.id)?;
         if let LayerKind::RawBase(base) = &header.kind {
@@ -266,6 +267,7 @@ impl Store {
     fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
         self.settle_left(row)?;
         let (map, header, set, recovery) = MapFile::open(&self.media, row.id)?;
+        let (map, header, set) = self.fit(row, map, header, set)?;
         self.check_header(row, &header)?;
         if header.state != MapState::Sealed {
             if recovery.dropped_bytes > 0 {

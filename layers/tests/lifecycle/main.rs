@@ -18,6 +18,7 @@ mod host;
 mod kinds;
 #[path = "../crash/oracle.rs"]
 mod oracle;
+mod resizing;
 mod restoring;
 mod world;
 
