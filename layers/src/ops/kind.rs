@@ -16,7 +16,7 @@ use crate::units::LayerId;
 
 use super::collect::content;
 use super::create::Made;
-use super::idle::Replaced;
+use super::idle::{Replaced, with_parents};
 
 impl Store {
     /// Gives a volume another type. What it holds now becomes what an immutable or multiattach volume starts from.
@@ -31,13 +31,14 @@ impl Store {
         }
         self.check_new_kind(&row, kind)?;
         self.check_idle(volume)?;
+        let touched = self.touched_by(&row);
         let mut made = Made::default();
         if let Err(error) = self.change_kind(&row, kind, &mut made) {
             self.unmake(&made);
             return Err(error);
         }
         self.seal_idle(&[row.active]);
-        self.collect_after();
+        self.collect_after(&touched);
         Ok(())
     }
 
@@ -64,6 +65,7 @@ impl Store {
         let parent = self.sealed_content(&row)?;
         self.check_base_of(parent)?;
         self.flush_below(&row)?;
+        let touched = self.touched_by(&row);
         let mut made = Made::default();
         let mut changes = vec![disarm];
         let discarded = Replaced::Discarded;
@@ -74,7 +76,7 @@ impl Store {
             self.unmake(&made);
             return Err(error);
         }
-        self.collect_after();
+        self.collect_after(&touched);
         Ok(true)
     }
 
@@ -125,6 +127,12 @@ impl Store {
             });
         }
         Ok(())
+    }
+
+    /// What a command touches that puts another layer in the place of a volume's active one.
+    fn touched_by(&self, row: &VolumeRow) -> Vec<LayerId> {
+        let inner = self.inner();
+        with_parents(inner.catalog.state(), std::iter::once(row.active))
     }
 
     /// Steps 1 and 2 of a change of type.

@@ -249,7 +249,7 @@ impl Store {
         }
         self.remove_doomed();
         self.remove_remains()?;
-        self.collect_after();
+        self.collect_at_start();
         Ok(())
     }
 
