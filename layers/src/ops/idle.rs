@@ -139,6 +139,10 @@ impl Store {
             }
         }
         self.jobs.wake();
+        let of_jobs = |change: &Change| matches!(change, Change::AddJob(_) | Change::RemoveJob(_));
+        if changes.iter().any(of_jobs) {
+            self.wake_jobs();
+        }
         if !gone.is_empty() {
             self.remove_doomed();
         }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::units::LayerId;
 
-use super::collect::content;
+use super::collect::{content, jobs_on};
 use super::create::Made;
 use super::idle::{Replaced, with_parents};
 
@@ -168,13 +168,14 @@ impl Store {
         Ok(self.active_is_empty(row)? && self.sealed_below(row).is_some())
     }
 
-    /// The layer below the active one of a volume, if it is sealed and of the same size.
+    /// The layer below the active one of a volume, if it is sealed and of the same size, and no job is about to take it away.
     pub(crate) fn sealed_below(&self, row: &VolumeRow) -> Option<LayerId> {
         let inner = self.inner();
-        let layers = &inner.catalog.state().layers;
-        let parent = layers.get(&row.active)?.parent?;
-        let below = layers.get(&parent)?;
-        (below.state == LayerState::Sealed && below.size == row.size).then_some(parent)
+        let state = inner.catalog.state();
+        let parent = state.layers.get(&row.active)?.parent?;
+        let below = state.layers.get(&parent)?;
+        let stays = below.state == LayerState::Sealed && jobs_on(state, parent).is_empty();
+        (stays && below.size == row.size).then_some(parent)
     }
 
     /// The layer that an immutable or multiattach volume starts from.
