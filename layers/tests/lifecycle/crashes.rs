@@ -1,6 +1,6 @@
 //! Every command, interrupted at every step.
 
-use stratablk_layers::catalog::VolumeKind;
+use stratablk_layers::catalog::{VolumeKind, Way};
 use stratablk_layers::lifecycle::{DeleteOptions, ResizeOptions, RestoreOptions};
 use stratablk_layers::store::VolumeSource;
 use stratablk_layers::units::SECTOR_BYTES;
@@ -160,6 +160,56 @@ fn a_volume_of_a_type() {
             .create_volume_of("a", &size, VolumeKind::Immutable)
             .unwrap();
     });
+}
+
+/// A volume whose lower layers a job joins, in the middle of it.
+fn merging(world: &World, snapshot: &str, way: Way, steps: usize) {
+    world.store().set_job_step_bytes(4096);
+    world.create("a");
+    for (name, id) in [("s1", 2), ("s2", 3), ("s3", 4)] {
+        world.write("a", 4 * id, 24, id);
+        world.snapshot(name, &["a"]);
+    }
+    world.write("a", 30, 4, 5);
+    world.store().flush_all().unwrap();
+    let options = DeleteOptions {
+        way: Some(way),
+        ..DeleteOptions::default()
+    };
+    world
+        .store()
+        .delete_snapshot("a", snapshot, options)
+        .unwrap();
+    world.work(steps);
+}
+
+#[test]
+fn commands_while_a_job_is_under_way() {
+    for (snapshot, way) in [
+        ("s2", Way::Up),
+        ("s2", Way::Down),
+        ("s3", Way::Up),
+        ("s3", Way::InPlace),
+    ] {
+        for steps in [4, 7] {
+            let setup = |world: &World| merging(world, snapshot, way, steps);
+            let what = format!("{snapshot} {way:?} after {steps} steps");
+            crash_everywhere(&format!("restore, {what}"), setup, |store| {
+                let options = RestoreOptions::default();
+                store.restore("a", "s1", &options).unwrap();
+            });
+            crash_everywhere(&format!("volume delete, {what}"), setup, |store| {
+                store.delete_volume("a").unwrap();
+            });
+            crash_everywhere(&format!("set --type, {what}"), setup, |store| {
+                store.set_kind("a", VolumeKind::Immutable).unwrap();
+            });
+            crash_everywhere(&format!("create --from, {what}"), setup, |store| {
+                let source = VolumeSource::Volume("a".into());
+                store.create_volume("b", &source).unwrap();
+            });
+        }
+    }
 }
 
 #[test]

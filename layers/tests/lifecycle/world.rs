@@ -384,10 +384,15 @@ fn examine(image: Image, when: &str, before: &Seen, after: &Seen, promised: bool
         seen == *after || (seen == *before && !promised),
         "{when}: neither old nor new:\n{seen:#?}\n{before:#?}\n{after:#?}"
     );
-    let misplaced = world.misplaced();
-    assert!(
-        misplaced.is_empty(),
-        "{when}: {misplaced:?}, {:?}",
-        world.store().notes()
-    );
+    let tidy = || {
+        let misplaced = world.misplaced();
+        let notes = world.store().notes();
+        assert!(misplaced.is_empty(), "{when}: {misplaced:?}, {notes:?}");
+    };
+    tidy();
+    if !world.jobs().is_empty() {
+        world.work_all();
+        assert_eq!(world.seen(), seen, "{when}, at the end of all jobs");
+        tidy();
+    }
 }
