@@ -44,7 +44,11 @@ impl Store {
             let state = inner.catalog.state();
             let row = state.volume(name)?.clone();
             let rows: Vec<LayerRow> = state.chain_of(row.active).into_iter().cloned().collect();
-            (row, rows, inner.layers.clone())
+            let known: HashMap<LayerId, Weak<Layer>> = rows
+                .iter()
+                .filter_map(|row| Some((row.id, Weak::clone(inner.layers.get(&row.id)?))))
+                .collect();
+            (row, rows, known)
         };
         for row in &rows {
             self.settle_left(row)?;
@@ -69,7 +73,7 @@ impl Store {
         ));
         self.write_back.add(&volume);
         let mut inner = self.inner();
-        inner.layers = known;
+        inner.layers.extend(known);
         inner.open.insert(name.to_owned(), Arc::clone(&volume));
         Ok(volume)
     }
