@@ -270,7 +270,7 @@ impl Store {
         }
         self.remove_doomed();
         self.remove_remains()?;
-        self.collect_after();
+        self.collect_at_start();
         Ok(())
     }
 
@@ -311,7 +311,14 @@ impl Store {
             layer: row.id,
             state: LayerState::Sealed,
         };
-        self.inner().catalog.commit(&[change])
+        let mut inner = self.inner();
+        inner.catalog.commit(&[change])?;
+        // A job may still know it from when it took writes.
+        let known = inner.layers.get(&row.id).and_then(Weak::upgrade);
+        if let Some(layer) = known.filter(|layer| !layer.is_sealed()) {
+            layer.seal(set);
+        }
+        Ok(())
     }
 
     /// The header of a layer once it is sealed: it carries the name of the snapshot that it stands for.

@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerMap};
 use crate::mapfile::{MapFile, ReplaceError};
 use crate::store::{Selection, SnapshotReport, Store, now_ns};
-use crate::units::Generation;
+use crate::units::{Generation, LayerId};
 use crate::volume::Volume;
 
 use super::create::Made;
@@ -71,11 +71,12 @@ impl Store {
         let _command = self.command();
         let pending = self.begin_snapshot_in_command(name, selection)?;
         // Layers that an earlier snapshot could not seal, and that nobody names, can be joined once they are sealed.
-        let more = pending.members.iter().any(|member| member.layers.len() > 1);
+        let late: Vec<LayerId> = (pending.members.iter())
+            .filter(|member| member.layers.len() > 1)
+            .flat_map(|member| member.layers.iter().map(|layer| layer.id()))
+            .collect();
         let report = self.end_snapshot(pending);
-        if more {
-            self.collect_after();
-        }
+        self.collect_after(&late);
         report
     }
 
