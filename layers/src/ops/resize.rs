@@ -83,7 +83,7 @@ impl Store {
         self.check_idle(&row.name)?;
         let volume = self.open_volume_in_command(&row.name)?;
         // The lead: nobody writes to the files of the layer or appends to its map meanwhile.
-        volume.flushes().lead_blocking();
+        volume.lead_blocking();
         let grown = volume
             .lead_flush()
             .and_then(|()| self.grow_led(&volume, row, size));
@@ -96,7 +96,9 @@ impl Store {
         let generation = self.clock.advance();
         let mut pause = Duration::from_micros(20);
         while !self.clock.quiescent(generation) {
-            std::thread::sleep(pause);
+            if !self.media.go_on() {
+                std::thread::sleep(pause);
+            }
             pause = (pause * 2).min(Duration::from_millis(2));
         }
         Ok(())
