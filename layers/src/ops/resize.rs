@@ -83,7 +83,7 @@ impl Store {
         self.check_idle(&row.name)?;
         let volume = self.open_volume_in_command(&row.name)?;
         // The lead: nobody writes to the files of the layer or appends to its map meanwhile.
-        volume.flushes().lead_blocking();
+        volume.lead_blocking();
         let grown = volume
             .lead_flush()
             .and_then(|()| self.grow_led(&volume, row, size));
