@@ -303,6 +303,16 @@ impl Attachments {
         Some(view)
     }
 
+    /// Tells the front-end of a volume that the disk has another size, if there is one.
+    pub fn notify_resize(&self, name: &str) {
+        let table = self.table();
+        if let Some(State::Running(handle)) = table.get(name).map(|entry| &entry.state)
+            && let Err(error) = handle.notify_resize()
+        {
+            tracing::warn!(volume = %name, "the front-end was not told of the new size: {error}");
+        }
+    }
+
     /// Whether a volume was served and no front-end can come any more: its only connection has ended.
     pub fn has_ended(&self, name: &str) -> bool {
         let table = self.table();

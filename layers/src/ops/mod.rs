@@ -17,7 +17,7 @@ mod kind;
 mod lookup;
 mod merge;
 mod multiattach;
-mod names;
+pub mod names;
 mod open;
 mod resize;
 mod restore;

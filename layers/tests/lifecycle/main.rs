@@ -14,6 +14,7 @@ mod crashes;
 mod deleting;
 #[path = "../crash/disk.rs"]
 mod disk;
+mod host;
 mod kinds;
 #[path = "../crash/oracle.rs"]
 mod oracle;
