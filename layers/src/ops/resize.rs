@@ -16,8 +16,6 @@
 //! A crash leaves the old or the new size, as the catalog says. Where the map says another, the next to open the layer makes up for
 //! it (`fit`); a data file that is longer than the disk does no harm.
 
-use std::time::Duration;
-
 use crate::catalog::{Change, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::file::OpenMode;
@@ -93,14 +91,7 @@ impl Store {
         self.close_volume(&row.name)?;
         // A request that was checked by the old size may have taken the last cluster, cut short, for a whole one. It ends before
         // anybody is told of the new size.
-        let generation = self.clock.advance();
-        let mut pause = Duration::from_micros(20);
-        while !self.clock.quiescent(generation) {
-            if !self.media.go_on() {
-                std::thread::sleep(pause);
-            }
-            pause = (pause * 2).min(Duration::from_millis(2));
-        }
+        self.drain_changes(self.clock.advance());
         Ok(())
     }
 
