@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod merge;
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
