@@ -20,9 +20,6 @@ pub(crate) use fused::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 #[cfg(all(test, not(loom)))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
 
-/// A number that changes in no model, so that none has to look at it: how large something is, whose turn it is.
-pub(crate) use std::sync::atomic::AtomicU64 as QuietU64;
-
 /// Threads: to give way to another one, and for the scenarios that run both as models and on real threads.
 #[cfg(loom)]
 pub(crate) use loom::thread;

@@ -13,12 +13,11 @@ use crate::file::Media;
 use crate::flush::zeroes::ZeroRange;
 use crate::flush::{self, Coordinator, FlushError, LayerWork};
 use crate::generation::Clock;
-use crate::layer::LayerMap;
 use crate::limits;
 use crate::maintenance::Maintenance;
-use crate::map::{ActiveMap, Table};
+use crate::map::Table;
 use crate::sync::{AtomicU64, Ordering};
-use crate::units::{CLUSTER_SECTORS, Generation, Sector, SectorRange};
+use crate::units::{Generation, Sector, SectorRange};
 
 pub use crate::context::QueueContext;
 
@@ -81,8 +80,8 @@ pub struct Completion {
 pub struct Volume {
     /// Never changes.
     name: String,
-    /// The size of the disk, in sectors. Never falls.
-    capacity: AtomicU64,
+    /// The size of the disk.
+    capacity: Sector,
     /// Which layer answers for which cluster.
     table: Table,
     /// The layers, now and next.
@@ -132,7 +131,7 @@ impl Volume {
         } = shared;
         Self {
             name: name.to_owned(),
-            capacity: AtomicU64::new(capacity.0),
+            capacity,
             table,
             chains: ArcSwap::from_pointee(ChainPair::settled(Arc::new(chain))),
             clock,
@@ -152,22 +151,7 @@ impl Volume {
 
     /// The size of the disk.
     pub fn capacity(&self) -> Sector {
-        // ORDERING: Acquire; pairs with `grow`: who sees a size finds tables and maps of that size, with what was hidden hidden.
-        Sector(self.capacity.load(Ordering::Acquire))
-    }
-
-    /// The disk is that large from now on. `hide` is called when table and map of the active layer have room for it, and before
-    /// any request may touch what was gained. One caller at a time (the store's command lock), who leads the flushes.
-    pub(crate) fn grow(&self, size: Sector, hide: impl FnOnce(&Table, &ActiveMap)) {
-        let clusters = size.0.div_ceil(CLUSTER_SECTORS);
-        self.table.grow(clusters);
-        let active = self.newest_chain().active().map(|layer| layer.map_full());
-        if let Some(LayerMap::Active(map)) = active.as_deref() {
-            map.grow(clusters);
-            hide(&self.table, map);
-        }
-        // ORDERING: Release; see `capacity`.
-        self.capacity.store(size.0, Ordering::Release);
+        self.capacity
     }
 
     /// Why the volume takes no more writes, or `None` while all is well.

@@ -28,8 +28,8 @@
 //!
 //! Memory a TiB of disk: 73 KiB if all of it is alike; at worst 512 MiB of words, 4 MiB of nodes and those 73 KiB.
 
+use crate::map::changed::ChangedRegions;
 use crate::map::fault::{Fault, planted};
-use crate::map::marks::Marks;
 use crate::map::radix::{Radix, Updated};
 use crate::map::record::{Coalesce, MapRecord, cluster_parts};
 use crate::map::set::SectorSet;
@@ -149,7 +149,7 @@ pub struct ActiveMap {
     /// The words.
     radix: Radix<u16>,
     /// The regions with flagged words.
-    changed: Marks,
+    changed: ChangedRegions,
 }
 
 impl ActiveMap {
@@ -157,7 +157,7 @@ impl ActiveMap {
     pub fn new(clusters: u64) -> Self {
         Self {
             radix: Radix::new(clusters, 0),
-            changed: Marks::new(clusters),
+            changed: ChangedRegions::new(clusters),
         }
     }
 
@@ -181,14 +181,8 @@ impl ActiveMap {
     }
 
     /// How many clusters the disk has.
-    pub fn clusters(&self) -> u64 {
+    pub const fn clusters(&self) -> u64 {
         self.radix.clusters()
-    }
-
-    /// The disk has more clusters from now on, of which the layer says nothing. One thread at a time.
-    pub fn grow(&self, clusters: u64) {
-        self.changed.grow(clusters);
-        self.radix.grow(clusters);
     }
 
     /// What the layer says about a cluster; `ABSENT` beyond the end. At most three loads.

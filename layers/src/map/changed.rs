@@ -176,13 +176,6 @@ impl ChangedRegions {
         found & wanted
     }
 
-    /// How many clusters there are bits for: at least as many as were asked for.
-    pub(crate) fn clusters(&self) -> u64 {
-        (self.regions.len() as u64)
-            .saturating_mul(BITS)
-            .saturating_mul(REGION_CLUSTERS)
-    }
-
     /// Bytes of memory that the bits take.
     pub(crate) fn memory_bytes(&self) -> u64 {
         (size_of_val(&*self.regions) + size_of_val(&*self.summary)) as u64

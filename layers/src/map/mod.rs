@@ -13,10 +13,8 @@
 //! Nothing here does I/O, blocks or takes a lock.
 
 mod active;
-mod appended;
 mod changed;
 pub(crate) mod fault;
-mod marks;
 #[cfg(all(test, not(loom)))]
 mod model;
 mod radix;

@@ -14,8 +14,7 @@
 //! until the whole table is dropped. So a reader needs no guard, and a cluster has exactly one place that can change:
 //! the uniform entry above it, or its word in the leaf.
 //!
-//! Words beyond the last cluster (in the last region and span) exist and are never changed. So a table that grows finds them as
-//! they were at first, and new spans are a list beside the old ones, which stay where they are.
+//! Words beyond the last cluster (in the last region and span) exist and mean nothing.
 
 #![expect(
     unsafe_code,
@@ -26,9 +25,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ptr;
 
-use crate::map::appended::Appended;
 use crate::map::fault::{Fault, planted};
-use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, Ordering, QuietU64, exclusive};
+use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, Ordering, exclusive};
 
 /// Words of a leaf: the clusters of a region. Tiny in a model, where every word costs states.
 pub(crate) const LEAF_WORDS: usize = if cfg!(loom) { 2 } else { 512 };
@@ -127,6 +125,8 @@ struct Window {
     at: u64,
     /// The first cluster no longer meant.
     stop: u64,
+    /// The clusters of the whole table.
+    clusters: u64,
 }
 
 impl Window {
@@ -135,12 +135,13 @@ impl Window {
         Self {
             at: self.at.max(start),
             stop: self.stop.min(start + count),
+            ..self
         }
     }
 
-    /// Whether all of the `count` clusters from `start` are meant.
+    /// Whether everything of the `count` clusters from `start` that the table has is meant.
     fn covers(self, start: u64, count: u64) -> bool {
-        self.at == start && self.stop == start + count
+        self.at == start && (self.stop == start + count || self.stop == self.clusters)
     }
 }
 
@@ -471,40 +472,15 @@ impl<W: Word, C: Level<W>> Drop for Entry<W, C> {
 /// The table. All operations may be called from any thread at any time.
 pub(crate) struct Radix<W: Word> {
     /// How many clusters it has.
-    clusters: QuietU64,
-    /// One entry a span that it had at first.
-    spans: Box<[Entry<W, Node<W>>]>,
-    /// The spans that came later.
-    more: Appended<Spans<W>>,
-}
-
-/// Some more spans.
-struct Spans<W: Word> {
-    /// The number of the first.
-    first: u64,
+    clusters: u64,
     /// One entry a span.
-    entries: Box<[Entry<W, Node<W>>]>,
-}
-
-impl<W: Word> Spans<W> {
-    /// So many spans from this one on, in which every cluster has this word.
-    fn new(first: u64, count: u64, word: W) -> Self {
-        Self {
-            first,
-            entries: (0..count).map(|_| Entry::uniform(word)).collect(),
-        }
-    }
-
-    /// The number of the one after the last.
-    fn end(&self) -> u64 {
-        self.first + self.entries.len() as u64
-    }
+    spans: Box<[Entry<W, Node<W>>]>,
 }
 
 impl<W: Word> fmt::Debug for Radix<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Radix")
-            .field("clusters", &self.clusters())
+            .field("clusters", &self.clusters)
             .finish_non_exhaustive()
     }
 }
@@ -514,56 +490,28 @@ impl<W: Word> Radix<W> {
     pub(crate) fn new(clusters: u64, word: W) -> Self {
         let spans = clusters.div_ceil(SPAN_CLUSTERS);
         Self {
-            clusters: QuietU64::new(clusters),
-            spans: Spans::new(0, spans, word).entries,
-            more: Appended::new(),
+            clusters,
+            spans: (0..spans).map(|_| Entry::uniform(word)).collect(),
         }
-    }
-
-    /// It has that many clusters from now on; the new ones have the default word. One thread at a time; others may do
-    /// anything meanwhile, and may use the new clusters once they were told of them.
-    pub(crate) fn grow(&self, clusters: u64) {
-        let first = self.spans.len() as u64;
-        let have = self.more.iter().last().map_or(first, Spans::end);
-        let wanted = clusters.div_ceil(SPAN_CLUSTERS);
-        if wanted > have {
-            // At least as many as there are, so that the list stays short.
-            let count = (wanted - have).max(have);
-            self.more.push(Spans::new(have, count, W::default()));
-        }
-        // ORDERING: Release; pairs with `clusters`: who sees the number finds the spans.
-        self.clusters.store(clusters, Ordering::Release);
     }
 
     /// How many clusters it has.
-    #[inline]
-    pub(crate) fn clusters(&self) -> u64 {
-        // ORDERING: Acquire; see `grow`.
-        self.clusters.load(Ordering::Acquire)
+    pub(crate) const fn clusters(&self) -> u64 {
+        self.clusters
     }
 
     /// The span of a cluster and where it starts.
     #[inline]
     fn span(&self, cluster: u64) -> Option<(&Entry<W, Node<W>>, u64)> {
         let span = cluster / SPAN_CLUSTERS;
-        let entry = match self.spans.get(usize::try_from(span).ok()?) {
-            Some(entry) => entry,
-            None => self.later(span)?,
-        };
+        let entry = self.spans.get(usize::try_from(span).ok()?)?;
         Some((entry, span * SPAN_CLUSTERS))
-    }
-
-    /// A span that came later.
-    #[cold]
-    fn later(&self, span: u64) -> Option<&Entry<W, Node<W>>> {
-        let spans = self.more.iter().find(|spans| span < spans.end())?;
-        let place = span.checked_sub(spans.first)?;
-        spans.entries.get(usize::try_from(place).ok()?)
     }
 
     /// The word of a cluster; the default word beyond the end. At most three loads.
     #[inline]
     pub(crate) fn get(&self, cluster: u64) -> W {
+        debug_assert!(cluster < self.clusters);
         match self.span(cluster) {
             Some((span, _)) => span.get(cluster),
             None => W::default(),
@@ -583,13 +531,17 @@ impl<W: Word> Radix<W> {
         mut step: impl FnMut(W) -> Option<W>,
         mut left: impl FnMut(Updated<W>),
     ) {
-        let stop = first.saturating_add(count).min(self.clusters());
+        let stop = first.saturating_add(count).min(self.clusters);
         let mut at = first;
         while at < stop {
             let Some((span, start)) = self.span(at) else {
                 return;
             };
-            let window = Window { at, stop };
+            let window = Window {
+                at,
+                stop,
+                clusters: self.clusters,
+            };
             span.update(start, window, &mut step, &mut left);
             at = start + SPAN_CLUSTERS;
         }
@@ -606,7 +558,7 @@ impl<W: Word> Radix<W> {
         Runs {
             radix: self,
             at: first,
-            stop: first.saturating_add(count).min(self.clusters()),
+            stop: first.saturating_add(count).min(self.clusters),
             pending: None,
             key,
         }
@@ -615,12 +567,7 @@ impl<W: Word> Radix<W> {
     /// Bytes of memory that the table takes. Visits every node: for metrics, not for the hot path.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let root = size_of_val(&*self.spans) as u64;
-        let first = root + self.spans.iter().map(Entry::memory_bytes).sum::<u64>();
-        let later = self.more.iter().map(|spans| {
-            let root = size_of_val(&*spans.entries) as u64;
-            root + spans.entries.iter().map(Entry::memory_bytes).sum::<u64>()
-        });
-        first + later.sum::<u64>()
+        root + self.spans.iter().map(Entry::memory_bytes).sum::<u64>()
     }
 }
 

@@ -93,13 +93,8 @@ impl Table {
     }
 
     /// How many clusters the disk has.
-    pub fn clusters(&self) -> u64 {
+    pub const fn clusters(&self) -> u64 {
         self.radix.clusters()
-    }
-
-    /// The disk has more clusters from now on, about which no layer says anything. One thread at a time.
-    pub fn grow(&self, clusters: u64) {
-        self.radix.grow(clusters);
     }
 
     /// Where to look for a cluster. At most three loads.
