@@ -439,7 +439,7 @@ impl Store {
     }
 
     /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
-    /// it). Durable on return. Does not touch any socket.
+    /// it). Either arms an immutable volume: what is served next is the start of a machine. Durable on return. Does not touch any socket.
     ///
     /// # Errors
     /// `NotFound`; `Busy` if the socket path belongs to another volume; `Failed` if what was written could not be flushed
@@ -449,7 +449,9 @@ impl Store {
         {
             let mut inner = self.inner();
             let state = inner.catalog.state();
-            state.volume(name)?;
+            let row = state.volume(name)?;
+            // Whoever attaches or detaches a volume says that no machine goes on with it.
+            let arm = row.kind == VolumeKind::Immutable && !row.armed;
             if let Some(wanted) = &attachment
                 && let Some(other) = state.volumes.values().find(|row| {
                     row.name != name
@@ -468,10 +470,16 @@ impl Store {
                 });
             }
             let detach = attachment.is_none();
-            inner.catalog.commit(&[Change::SetAttachment {
-                volume: name.to_owned(),
-                attachment,
-            }])?;
+            let volume = name.to_owned();
+            let mut changes = vec![Change::SetAttachment { volume, attachment }];
+            if arm {
+                let volume = name.to_owned();
+                changes.push(Change::SetArmed {
+                    volume,
+                    armed: true,
+                });
+            }
+            inner.catalog.commit(&changes)?;
             if !detach {
                 return Ok(());
             }
