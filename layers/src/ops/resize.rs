@@ -96,7 +96,9 @@ impl Store {
         let generation = self.clock.advance();
         let mut pause = Duration::from_micros(20);
         while !self.clock.quiescent(generation) {
-            std::thread::sleep(pause);
+            if !self.media.go_on() {
+                std::thread::sleep(pause);
+            }
             pause = (pause * 2).min(Duration::from_millis(2));
         }
         Ok(())
