@@ -711,7 +711,11 @@ fn types_and_sizes_by_hand() {
     assert_eq!(tree["layers"][0]["kind"], "content");
     assert_eq!(tree["layers"][1]["active_type"], "immutable");
     let (status, volume) = s.ask("PATCH", "/v1/volumes/web", r#"{"type":"normal"}"#);
-    assert_eq!((status, &volume["type"]), (200, &json!("normal")), "{volume}");
+    assert_eq!(
+        (status, &volume["type"]),
+        (200, &json!("normal")),
+        "{volume}"
+    );
 
     let (status, volume) = s.ask("PATCH", "/v1/volumes/web", r#"{"size_bytes":2097152}"#);
     assert_eq!(
