@@ -309,6 +309,15 @@ impl ActiveMap {
         change
     }
 
+    /// SHIM
+    pub fn merge_below(&self, first: Cluster, count: u64, below: ClusterState) -> Change {
+        self.update(first.0, count, |old| {
+            if old.rest_zero { return old; }
+            let data = SectorMask(old.data.0 | below.data.0);
+            ClusterState { data, rest_zero: below.rest_zero && data != SectorMask::ALL }
+        }, |_| {})
+    }
+
     /// Sets a flag of `count` clusters from `first` and marks their regions.
     fn flag(&self, flag: u16, first: Cluster, count: u64) {
         let end = first.0.saturating_add(count).min(self.clusters());
