@@ -311,11 +311,21 @@ impl ActiveMap {
 
     /// SHIM
     pub fn merge_below(&self, first: Cluster, count: u64, below: ClusterState) -> Change {
-        self.update(first.0, count, |old| {
-            if old.rest_zero { return old; }
-            let data = SectorMask(old.data.0 | below.data.0);
-            ClusterState { data, rest_zero: below.rest_zero && data != SectorMask::ALL }
-        }, |_| {})
+        self.update(
+            first.0,
+            count,
+            |old| {
+                if old.rest_zero {
+                    return old;
+                }
+                let data = SectorMask(old.data.0 | below.data.0);
+                ClusterState {
+                    data,
+                    rest_zero: below.rest_zero && data != SectorMask::ALL,
+                }
+            },
+            |_| {},
+        )
     }
 
     /// Sets a flag of `count` clusters from `first` and marks their regions.

@@ -225,12 +225,25 @@ impl Table {
     }
 
     /// SHIM
-    pub fn replace(&self, from: &[LayerSlot], to: LayerSlot, set: &SectorSet, first: Cluster, count: u64) {
+    pub fn replace(
+        &self,
+        from: &[LayerSlot],
+        to: LayerSlot,
+        set: &SectorSet,
+        first: Cluster,
+        count: u64,
+    ) {
         let end = first.0.saturating_add(count).min(self.clusters());
         for at in first.0..end {
             let (data, zero) = set.cluster(Cluster(at));
-            if data == SectorMask::NONE && zero == SectorMask::NONE { continue; }
-            let step = |old: u32| from.contains(&slot(old)).then(|| word(to, data)).or_else(|| (slot(old) == to).then(|| word(to, data)));
+            if data == SectorMask::NONE && zero == SectorMask::NONE {
+                continue;
+            }
+            let step = |old: u32| {
+                from.contains(&slot(old))
+                    .then(|| word(to, data))
+                    .or_else(|| (slot(old) == to).then(|| word(to, data)))
+            };
             self.radix.update(at, 1, step, |_| {});
         }
     }
