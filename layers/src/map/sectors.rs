@@ -156,9 +156,15 @@ impl Sectors {
 
     /// Removes a run.
     pub(crate) fn remove(&mut self, range: SectorRange) {
-        if self.chunks.is_empty() {
+        let Some((last, _)) = self.chunks.last_key_value() else {
             return;
-        }
+        };
+        // Not beyond the last chunk: the range may be anyone's idea of everything.
+        let left = ((last + 1) << CHUNK_BITS).saturating_sub(range.start.0);
+        let range = SectorRange {
+            count: range.count.min(left),
+            ..range
+        };
         for Piece { key, low, count } in pieces(range) {
             if count == CHUNK_SECTORS {
                 self.chunks.remove(&key);

@@ -21,7 +21,7 @@ use crate::store::Store;
 use crate::units::LayerId;
 
 use super::down::{Down, sealed_set};
-use super::gather::{Gather, Into};
+use super::gather::{Gather, Into, Stage};
 use super::load::parent_after;
 use super::{Kind, Patience, Retiring, Runner, Step};
 
@@ -72,6 +72,13 @@ impl Store {
         }
         let parent = parent_after(self.inner().catalog.state(), row);
         let target = Arc::clone(&gather.target);
+        let below: Vec<LayerId> = gather.chain.iter().skip(1).copied().collect();
+        if let Stage::Leave(_) = gather.phase {
+            self.commit_end(row, parent, &[])?;
+            self.leave(target.id(), &below);
+            self.close_unused(gather);
+            return Ok(Step::Finish);
+        }
         let mut header = MapHeader::clone(&target.header());
         header.parent = parent;
         match &mut gather.into {
@@ -99,18 +106,24 @@ impl Store {
                 replaced?;
             }
         }
-        let below: Vec<LayerId> = gather.chain.iter().skip(1).copied().collect();
-        let gone = match row.way {
-            Way::Copy => &[],
-            Way::Up | Way::Down | Way::InPlace => below.as_slice(),
-        };
-        self.commit_end(row, parent, gone)?;
-        for volume in self.volumes_over(target.id()) {
-            volume.exchange(volume.newest_chain().without(&below));
+        if row.way == Way::Copy {
+            // The sources stay as long as they are needed, and the first to look whether they are must find them unused.
+            self.leave(target.id(), &below);
+            gather.phase = Stage::Leave(self.clock.advance());
+            return Ok(Step::Moved(0));
         }
-        self.retire_later(runner, gone);
+        self.commit_end(row, parent, &below)?;
+        self.leave(target.id(), &below);
+        self.retire_later(runner, &below);
         self.close_unused(gather);
         Ok(Step::Finish)
+    }
+
+    /// Takes layers out of all chains of open volumes over a layer that holds what they hold.
+    fn leave(&self, target: LayerId, gone: &[LayerId]) {
+        for volume in self.volumes_over(target) {
+            volume.exchange(volume.newest_chain().without(gone));
+        }
     }
 
     /// Closes the volume of a job's target if nobody else uses it.

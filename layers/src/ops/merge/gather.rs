@@ -26,13 +26,13 @@ use crate::map::{ClusterState, MapRecord, SectorSet, Table};
 use crate::mapfile::{MapFile, MapHeader, data_path};
 use crate::store::Store;
 use crate::units::{
-    CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, Generation, LayerId, SECTOR_BYTES, Sector, SectorMask,
+    CLUSTER_BYTES, Cluster, Generation, LayerId, SECTOR_BYTES, Sector, SectorMask,
     SectorRange,
 };
 use crate::volume::Volume;
 
-use super::piece::{Copy, Gain, Piece};
-use super::walk::{Content, Held, Sources};
+use super::piece::{Copy, Piece};
+use super::walk::{Held, Sources};
 use super::{Patience, Step};
 
 /// Sectors that are copied while flushes of a volume wait: 256 KiB.
@@ -64,7 +64,7 @@ pub(super) struct Gather {
     /// Bytes moved since the last commit.
     uncommitted: u64,
     /// What comes next.
-    phase: Stage,
+    pub phase: Stage,
 }
 
 /// How the target is written to.
@@ -93,13 +93,15 @@ pub(super) struct SealedTarget {
 
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// What was moved before is committed, if it is not.
     Commit,
     /// When nobody uses what was before this generation, places are given back.
     Settle(Generation),
     /// A piece is moved.
     Move,
+    /// The target's chains know the sources no more; when nobody uses what was before this generation, the catalog follows.
+    Leave(Generation),
 }
 
 impl Gather {
@@ -231,6 +233,10 @@ impl Store {
             Stage::Settle(generation) => self.gather_settle(row, gather, generation),
             Stage::Move if gather.at >= gather.sources.clusters() => Ok(Step::Finish),
             Stage::Move => self.gather_move(row, gather, patience),
+            Stage::Leave(generation) => Ok(match self.clock.quiescent_for_reads(generation) {
+                true => Step::Finish,
+                false => Step::Waits,
+            }),
         }
     }
 
@@ -378,8 +384,10 @@ impl Store {
             let LayerMap::Sealed(set) = &**map else {
                 continue;
             };
-            let from: Vec<_> = chain.iter().filter_map(|id| newest.slot_of(*id)).collect();
-            volume.table().replace(&from, to, set, first, count);
+            let others = chain.iter().filter(|id| **id != layer.id());
+            for from in others.filter_map(|id| newest.slot_of(*id)) {
+                volume.table().replace(first, count, from, to, set);
+            }
         }
     }
 }

@@ -54,7 +54,7 @@ impl Patience {
     fn lead(self, flushes: &Coordinator) -> bool {
         match self {
             Self::Wait => {
-                flushes.lead_blocking();
+                flushes.lead_blocking(|| false);
                 true
             }
             Self::Try => flushes.try_lead(),
@@ -181,7 +181,11 @@ impl Store {
                     runner.work = Some(work);
                     Turn::Waits
                 }
-                Step::Moved(_) | Step::Again | Step::Finish => Turn::Moved(0),
+                Step::Moved(bytes) => {
+                    runner.work = Some(work);
+                    Turn::Moved(bytes)
+                }
+                Step::Again | Step::Finish => Turn::Moved(0),
             },
         })
     }
