@@ -143,16 +143,22 @@ impl Store {
             let sealed = Replaced::Sealed;
             self.replace_active(row, row.active, row.size, sealed, made, &mut changes)?;
         }
-        changes.push(Change::SetKind {
+        // Only an immutable volume can be armed, at every step.
+        let kind_change = Change::SetKind {
             volume: row.name.clone(),
             kind,
-        });
+        };
         let armed = kind == VolumeKind::Immutable;
-        if row.armed != armed {
-            changes.push(Change::SetArmed {
-                volume: row.name.clone(),
-                armed,
-            });
+        let arm_change = (row.armed != armed).then(|| Change::SetArmed {
+            volume: row.name.clone(),
+            armed,
+        });
+        if armed {
+            changes.push(kind_change);
+            changes.extend(arm_change);
+        } else {
+            changes.extend(arm_change);
+            changes.push(kind_change);
         }
         self.commit_idle_flushed(row, &changes)
     }
