@@ -19,7 +19,7 @@
 use crate::catalog::{Change, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::file::OpenMode;
-use crate::layer::Layer;
+use crate::layer::{Layer, LayerMap};
 use crate::lifecycle::ResizeOptions;
 use crate::map::{ClusterState, Resolve, SectorSet};
 use crate::mapfile::{MapFile, MapHeader, data_path};
@@ -115,8 +115,10 @@ impl Store {
             return Err(error);
         }
         layer.set_header(header);
-        volume.grow(size, |table, map| {
-            let slot = chain.active_slot();
+        if let LayerMap::Active(map) = &*layer.map_full() {
+            let (table, slot) = (volume.table(), chain.active_slot());
+            map.grow(clusters(size));
+            table.grow(clusters(size));
             hide(&gained, |first, count, mask| {
                 let change = match mask {
                     SectorMask::ALL => map.zero(first, count),
@@ -127,7 +129,9 @@ impl Store {
                 };
                 table.refresh(slot, map, first, count, change);
             });
-        });
+        }
+        // From here on requests use it.
+        volume.grow(size);
         Ok(())
     }
 
