@@ -14,7 +14,9 @@ use crate::cache::arena::{Arena, Place, last};
 use crate::cache::writeback::WriteBack;
 use crate::cache::{Cache, CacheOptions, CacheStats};
 use crate::catalog::sqlite::SqliteCatalog;
-use crate::catalog::{Catalog, Change, Depths, JobId, SnapshotRow, VolumeKind, VolumeRow};
+use crate::catalog::{
+    Catalog, CatalogState, Change, Depths, JobId, SnapshotRow, VolumeKind, VolumeRow,
+};
 use crate::error::{Error, Result};
 use crate::file::Media;
 use crate::file::host::{HostMedia, HostOptions};
@@ -23,6 +25,7 @@ use crate::layer::Layer;
 use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
 use crate::mapfile::data_path;
+use crate::ops::jobs::Jobs;
 use crate::sync::{AtomicBool, Ordering};
 use crate::turns::{Turn, Turns};
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
@@ -178,6 +181,8 @@ pub struct Store {
     pub(crate) cache: Arc<Cache>,
     /// What is written back in time.
     pub(crate) write_back: Arc<WriteBack>,
+    /// What takes long and is done step by step.
+    pub(crate) jobs: Jobs,
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
@@ -350,6 +355,7 @@ impl Store {
             id,
             write_back: Arc::new(WriteBack::new(Arc::clone(&cache))),
             cache,
+            jobs: Jobs::default(),
             threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
@@ -394,21 +400,27 @@ impl Store {
         true
     }
 
-    /// Ends the wait of `maintain`.
+    /// Ends the wait of `maintain` and of `run_jobs`.
     pub fn close(&self) {
         self.maintenance.close();
+        self.jobs.close();
     }
 
     /// All volumes, by name.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        let inner = self.inner();
+        let (state, mut failures) = {
+            let inner = self.inner();
+            let open = inner.open.iter();
+            let failures: HashMap<String, String> = open
+                .filter_map(|(name, volume)| Some((name.clone(), volume.failure()?)))
+                .collect();
+            (inner.catalog.share(), failures)
+        };
         let mut depths = Depths::default();
-        inner
-            .catalog
-            .state()
+        state
             .volumes
             .values()
-            .map(|row| self.describe(&inner, row, &mut depths))
+            .map(|row| self.describe(&state, row, failures.remove(&row.name), &mut depths))
             .collect()
     }
 
@@ -417,9 +429,13 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
-        let inner = self.inner();
-        let row = inner.catalog.state().volume(name)?;
-        Ok(self.describe(&inner, row, &mut Depths::default()))
+        let (state, failure) = {
+            let inner = self.inner();
+            let failure = inner.open.get(name).and_then(|volume| volume.failure());
+            (inner.catalog.share(), failure)
+        };
+        let row = state.volume(name)?;
+        Ok(self.describe(&state, row, failure, &mut Depths::default()))
     }
 
     /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
@@ -476,18 +492,17 @@ impl Store {
     /// # Errors
     /// `NotFound` for an unknown volume.
     pub fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>> {
-        let inner = self.inner();
-        let state = inner.catalog.state();
-        if let Some(name) = volume {
-            state.volume(name)?;
-        }
-        let rows: Vec<SnapshotRow> = match volume {
-            Some(name) => state.snapshots_of(name).into_iter().cloned().collect(),
-            None => state.snapshots.clone(),
-        };
         // The host is asked about their files with nobody waiting.
-        drop(inner);
-        Ok(rows.iter().map(|row| self.describe_snapshot(row)).collect())
+        let state = self.inner().catalog.share();
+        let rows: Vec<&SnapshotRow> = match volume {
+            Some(name) => {
+                state.volume(name)?;
+                state.snapshots_of(name)
+            }
+            None => state.snapshots.iter().collect(),
+        };
+        let described = rows.into_iter().map(|row| self.describe_snapshot(row));
+        Ok(described.collect())
     }
 
     /// Makes everything written to all open volumes durable: the last act before an orderly exit.
@@ -552,9 +567,14 @@ impl Store {
         move |source| Error::Io { op, path, source }
     }
 
-    /// What there is to say about a volume.
-    fn describe(&self, inner: &Inner, row: &VolumeRow, depths: &mut Depths) -> VolumeInfo {
-        let state = inner.catalog.state();
+    /// What there is to say about a volume. Asks the host about its file, so that nobody should be waiting.
+    fn describe(
+        &self,
+        state: &CatalogState,
+        row: &VolumeRow,
+        failure: Option<String>,
+        depths: &mut Depths,
+    ) -> VolumeInfo {
         let (depth, lowest) = depths.of(state, row.active);
         VolumeInfo {
             name: row.name.clone(),
@@ -568,10 +588,7 @@ impl Store {
                 .and_then(|layer| layer.base.as_ref())
                 .map(|base| base.path.clone()),
             attachment: row.attachment.clone(),
-            failure: inner
-                .open
-                .get(&row.name)
-                .and_then(|volume| volume.failure()),
+            failure,
             created_ns: row.created_ns,
             snapshots: state.snapshot_count(&row.name),
             kind: row.kind,

@@ -19,6 +19,7 @@ mod state;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -307,6 +308,15 @@ pub enum Change {
         /// Its limit.
         rate: Option<u64>,
     },
+    /// A job works between other layers from now on: one that it worked on was replaced by another.
+    MoveJob {
+        /// The job.
+        id: JobId,
+        /// The lowest layer that it takes from.
+        source: LayerId,
+        /// The layer above that takes it.
+        target: LayerId,
+    },
     /// A job has ended.
     RemoveJob(JobId),
 }
@@ -315,6 +325,10 @@ pub enum Change {
 pub trait Catalog: Send + std::fmt::Debug {
     /// What the last successful commit left.
     fn state(&self) -> &CatalogState;
+
+    /// The same, to keep: for who looks at many rows, with nobody waiting. The next commit copies them all if it is still
+    /// kept then.
+    fn share(&self) -> Arc<CatalogState>;
 
     /// Makes the changes, in order, as one: after power loss at any time either all are there or none. Durable on return.
     ///
