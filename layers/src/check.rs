@@ -4,6 +4,7 @@
 //! takes the store's lock, so that it never looks at a store in motion. Damage is not an error of the check but a
 //! [`Finding`]: it goes on and reports all there is.
 
+mod jobs;
 mod rebuild;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::catalog::sqlite::{CATALOG_NAME, SqliteCatalog};
-use crate::catalog::{Catalog, CatalogState, LayerRow, LayerState};
+use crate::catalog::{CatalogState, LayerRow, LayerState};
 use crate::error::{Error, Result};
 use crate::file::Media;
 use crate::format::header::RawBase;
@@ -113,8 +114,8 @@ const FIX_REBUILD: &str = "make a new catalog from the layers with `check --rebu
 pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Result<Report> {
     let _lock = lock_store(dir)?;
     let mut report = Report::default();
-    let state = match SqliteCatalog::open(dir) {
-        Ok(catalog) => Some(catalog.state().clone()),
+    let state = match SqliteCatalog::look(dir) {
+        Ok(state) => Some(state),
         Err(error) => {
             let fix = match error {
                 Error::Unsupported { .. } => "use the newer version that wrote it",
@@ -172,8 +173,13 @@ fn check_layers(
             }
         }
         for layer in directories {
-            orphan(media, layer, report);
+            if state.doomed.contains(&layer) {
+                jobs::doomed(media, layer, report);
+            } else {
+                orphan(media, layer, report);
+            }
         }
+        jobs::waiting(state, report);
     } else {
         for layer in directories {
             report.layers += 1;
@@ -349,8 +355,12 @@ fn check_layer(
         );
     }
     let set = contents.as_ref().map(|(set, _)| set);
+    let under_way = row.map_or_else(Default::default, |(state, _)| jobs::under_way(state, layer));
     match &header.kind {
-        LayerKind::Differencing => check_data(media, &header, set, report),
+        LayerKind::Differencing => {
+            check_data(media, &header, set, under_way.shares_file, report);
+        }
+        LayerKind::RawBase(_) if under_way.writes_base => {}
         LayerKind::RawBase(base) => check_base(media, layer, base, report),
     }
     if let Some((_, recovery)) = &contents {
@@ -379,7 +389,7 @@ fn compare(state: &CatalogState, row: &LayerRow, header: &MapHeader, report: &mu
     if state.store != header.store {
         differences.push(("store", state.store.to_string(), header.store.to_string()));
     }
-    if row.parent != header.parent {
+    if !state.may_have_parent(row.id, header.parent) {
         differences.push(("parent", text(row.parent), text(header.parent)));
     }
     if row.size != header.size {
@@ -389,7 +399,8 @@ fn compare(state: &CatalogState, row: &LayerRow, header: &MapHeader, report: &mu
             header.size.to_string(),
         ));
     }
-    if row.base.as_ref() != base {
+    let base_is_written = jobs::under_way(state, row.id).writes_base && base.is_some();
+    if row.base.as_ref() != base && !base_is_written {
         differences.push(("base", base_text(row.base.as_ref()), base_text(base)));
     }
     let states_fit = match row.state {
@@ -423,11 +434,13 @@ fn compare(state: &CatalogState, row: &LayerRow, header: &MapHeader, report: &mu
     }
 }
 
-/// The data file, as far as can be told without knowing what should be in it.
+/// The data file, as far as can be told without knowing what should be in it. One that is shared with another layer may be
+/// longer than the disk.
 fn check_data(
     media: &Arc<dyn Media>,
     header: &MapHeader,
     set: Option<&SectorSet>,
+    shared: bool,
     report: &mut Report,
 ) {
     let layer = Some(header.layer);
@@ -455,7 +468,7 @@ fn check_data(
         return;
     }
     let longest = header.sectors_end().saturating_mul(SECTOR_BYTES);
-    if stat.len > longest {
+    if stat.len > longest && !shared {
         report.add(
             Severity::Error,
             layer,

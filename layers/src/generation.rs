@@ -6,18 +6,28 @@
 //! complete, the second one runs in the same or a later generation: the set of writes in a snapshot is closed
 //! under causality.
 //!
-//! A worker announces the oldest generation in which it may still change layers before it works in it. Whoever advanced
-//! the clock waits until no announcement is older than the new generation; from then on the old active layers
-//! never change again.
+//! A worker announces two things before it works in a generation: the oldest one in which it may still *change* layers, and
+//! the oldest one in which it may still have a *request* of any kind, reads among them. Whoever advanced the clock waits until
+//! no announcement is older than the new generation:
 //!
-//! INVARIANT: a worker only changes layers of a generation `g` while its announcement is `<= g`.
+//! - of changes (`quiescent`): from then on the old active layers never change again, and a snapshot goes on. A read that
+//!   hangs on a slow device does not hold it up;
+//! - of requests (`quiescent_for_reads`): from then on nobody uses what was in the resolve tables, maps and chains before the
+//!   clock was advanced, and a merge gives back the places that they led to.
+//!
+//! What is put aside and may wait for long must not hold up the second for ever: see `context::era`.
+//!
+//! INVARIANT: a worker only changes layers of a generation `g` while its announcement of changes is `<= g`.
+//! INVARIANT: a worker looks at tables, and uses what it found there, only while it announces requests; the announcement is not
+//! newer than the generation in which the oldest of them looked.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::map::fault::{Fault, planted};
 use crate::sync::{AtomicU64, Ordering, fence};
 use crate::units::Generation;
 
-/// The announcement of a worker that changes nothing.
+/// The announcement of a worker that does nothing.
 const IDLE: u64 = u64::MAX;
 
 /// The generation counter of one store and the workers that follow it.
@@ -34,7 +44,33 @@ pub struct Clock {
 #[repr(align(64))]
 pub struct Announcement {
     /// The oldest generation that the worker may still change layers of, or `IDLE`.
-    oldest: AtomicU64,
+    changes: AtomicU64,
+    /// The oldest generation in which the worker may still have a request, or `IDLE`.
+    requests: AtomicU64,
+}
+
+/// What a worker has under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Oldest {
+    /// The oldest generation with changes.
+    pub changes: Option<Generation>,
+    /// The oldest generation with requests of any kind: not newer than that of changes.
+    pub requests: Option<Generation>,
+}
+
+impl Oldest {
+    /// Both of them, where what begins now belongs to `now`.
+    pub fn or(self, now: Generation) -> Self {
+        Self {
+            changes: Some(self.changes.unwrap_or(now).min(now)),
+            requests: Some(self.requests.unwrap_or(now).min(now)),
+        }
+    }
+}
+
+/// A generation as it is announced.
+fn announced(generation: Option<Generation>) -> u64 {
+    generation.map_or(IDLE, |generation| generation.0)
 }
 
 impl Clock {
@@ -49,7 +85,8 @@ impl Clock {
     /// Adds a worker, which starts out idle.
     pub fn register(&self) -> Arc<Announcement> {
         let announcement = Arc::new(Announcement {
-            oldest: AtomicU64::new(IDLE),
+            changes: AtomicU64::new(IDLE),
+            requests: AtomicU64::new(IDLE),
         });
         self.workers().push(Arc::clone(&announcement));
         announcement
@@ -84,7 +121,18 @@ impl Clock {
         // ORDERING: Acquire pairs with the Release in `Announcement::leave`: whoever sees a worker gone sees all its changes.
         self.workers()
             .iter()
-            .all(|worker| worker.oldest.load(Ordering::Acquire) >= generation.0)
+            .all(|worker| worker.changes.load(Ordering::Acquire) >= generation.0)
+    }
+
+    /// Whether no worker can be in a request of a generation before `generation` any more: nobody uses what tables and chains
+    /// said before the clock was advanced to it.
+    ///
+    /// A request that waits for the lead of its volume's flushes is under way: who waits for this must not hold one.
+    pub fn quiescent_for_reads(&self, generation: Generation) -> bool {
+        // ORDERING: Acquire; as in `quiescent`. What the caller does to a place comes after the last read of it.
+        self.workers()
+            .iter()
+            .all(|worker| worker.requests.load(Ordering::Acquire) >= generation.0)
     }
 
     /// The list of workers, whatever happened to an earlier holder of the lock: it is a plain list.
@@ -100,16 +148,14 @@ impl Default for Clock {
 }
 
 impl Announcement {
-    /// Announces that the worker goes on to change layers, and returns the generation in which it must do so. `oldest` is
-    /// the oldest generation in which it still has changes under way, if any.
-    pub fn enter(&self, clock: &Clock, oldest: Option<Generation>) -> Generation {
+    /// Announces that the worker goes on with requests, and returns the generation to which they belong. `oldest` is what it
+    /// has under way already.
+    pub fn enter(&self, clock: &Clock, oldest: Oldest) -> Generation {
         let mut now = clock.now();
         loop {
-            let announced = oldest.unwrap_or(now).min(now);
-            // ORDERING: Release, since an announcement that moves forward says that older changes are done.
-            self.oldest.store(announced.0, Ordering::Release);
+            self.say(oldest.or(now));
             // ORDERING: pairs with the fence in `advance`: either this worker sees the new generation below, or the
-            // waiter sees this announcement.
+            // waiter sees these announcements.
             fence(Ordering::SeqCst);
             let again = clock.now();
             if again == now {
@@ -119,13 +165,21 @@ impl Announcement {
         }
     }
 
-    /// Announces what is still under way: changes of this generation and newer ones, or nothing.
-    pub fn leave(&self, oldest: Option<Generation>) {
-        // ORDERING: Release; pairs with `quiescent`. The changes made so far are visible to whoever sees this.
-        self.oldest.store(
-            oldest.map_or(IDLE, |generation| generation.0),
-            Ordering::Release,
-        );
+    /// Announces what is still under way: these generations and newer ones, or nothing.
+    pub fn leave(&self, oldest: Oldest) {
+        self.say(oldest);
+    }
+
+    /// Stores both announcements.
+    fn say(&self, oldest: Oldest) {
+        // ORDERING: Release, since an announcement that moves forward says that older changes and reads are done; pairs with
+        // `quiescent` and `quiescent_for_reads`.
+        self.changes
+            .store(announced(oldest.changes), Ordering::Release);
+        if !planted(Fault::ReadUnannounced) {
+            self.requests
+                .store(announced(oldest.requests), Ordering::Release);
+        }
     }
 }
 
@@ -133,66 +187,240 @@ impl Announcement {
 mod tests {
     use super::*;
 
+    /// Changes of a generation, which are requests as well.
+    fn changes(generation: Generation) -> Oldest {
+        Oldest {
+            changes: Some(generation),
+            requests: Some(generation),
+        }
+    }
+
     #[test]
     fn a_worker_holds_up_the_end_of_its_generation() {
         let clock = Clock::new();
         let worker = clock.register();
-        let old = worker.enter(&clock, None);
+        let old = worker.enter(&clock, Oldest::default());
         let new = clock.advance();
         assert!(!clock.quiescent(new));
-        assert_eq!(worker.enter(&clock, Some(old)), new);
+        assert!(!clock.quiescent_for_reads(new));
+        assert_eq!(worker.enter(&clock, changes(old)), new);
         assert!(
             !clock.quiescent(new),
             "a change of the old generation is still under way"
         );
-        worker.leave(Some(new));
-        assert!(clock.quiescent(new));
-        worker.leave(None);
+        worker.leave(changes(new));
+        assert!(clock.quiescent(new) && clock.quiescent_for_reads(new));
+        worker.leave(Oldest::default());
         assert!(clock.quiescent(Generation(new.0 + 1)));
+    }
+
+    #[test]
+    fn a_read_holds_up_merges_and_no_snapshot() {
+        let clock = Clock::new();
+        let worker = clock.register();
+        let old = worker.enter(&clock, Oldest::default());
+        let read = Oldest {
+            changes: None,
+            requests: Some(old),
+        };
+        worker.leave(read);
+        let new = clock.advance();
+        assert!(clock.quiescent(new) && !clock.quiescent_for_reads(new));
+        assert_eq!(worker.enter(&clock, read), new);
+        worker.leave(read);
+        assert!(clock.quiescent(new) && !clock.quiescent_for_reads(new));
+        worker.leave(Oldest::default());
+        assert!(clock.quiescent_for_reads(new));
     }
 
     #[test]
     fn an_unregistered_worker_holds_up_nobody() {
         let clock = Clock::new();
         let worker = clock.register();
-        worker.enter(&clock, None);
+        worker.enter(&clock, Oldest::default());
         let new = clock.advance();
         clock.unregister(&worker);
-        assert!(clock.quiescent(new));
+        assert!(clock.quiescent(new) && clock.quiescent_for_reads(new));
     }
 }
 
-#[cfg(all(test, loom))]
-mod loom_tests {
+#[cfg(test)]
+mod scenarios {
+    //! The two proofs, as models and on real threads.
+
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
-    use crate::sync::AtomicBool;
+    use crate::sync::thread;
+
+    /// Runs a scenario in every interleaving.
+    #[cfg(loom)]
+    fn explore(scenario: impl Fn() + Send + Sync + 'static) {
+        loom::model(scenario);
+    }
+
+    /// Runs a scenario often.
+    #[cfg(not(loom))]
+    fn explore(scenario: impl Fn() + Send + Sync + 'static) {
+        for _ in 0..2_000 {
+            scenario();
+        }
+    }
 
     /// After the clock advanced and was quiescent, no write may reach the old layer.
+    fn change_against_a_writer() {
+        let clock = Arc::new(Clock::new());
+        let worker = clock.register();
+        let sealed = Arc::new(AtomicU64::new(0));
+        let writer = {
+            let clock = Arc::clone(&clock);
+            let sealed = Arc::clone(&sealed);
+            thread::spawn(move || {
+                let generation = worker.enter(&clock, Oldest::default());
+                if generation.0 == 1 {
+                    assert_eq!(
+                        sealed.load(Ordering::Relaxed),
+                        0,
+                        "a write reached a sealed layer"
+                    );
+                }
+                worker.leave(Oldest::default());
+            })
+        };
+        let new = clock.advance();
+        if clock.quiescent(new) {
+            sealed.store(1, Ordering::Relaxed);
+        }
+        writer.join().unwrap();
+    }
+
+    /// After a word was changed, the clock advanced and was quiescent, nobody reads the old place, which is punched: not by a
+    /// batch that begins meanwhile, and not by a read that it leaves under way.
+    fn read_of_an_old_place(under_way: bool) {
+        /// What the old place holds until it is punched.
+        const DATA: u64 = 7;
+        let clock = Arc::new(Clock::new());
+        let worker = clock.register();
+        let word = Arc::new(AtomicU64::new(0));
+        let files: Arc<[AtomicU64; 2]> = Arc::new([AtomicU64::new(DATA), AtomicU64::new(DATA)]);
+        let reader = {
+            let (clock, word, files) = (Arc::clone(&clock), Arc::clone(&word), Arc::clone(&files));
+            thread::spawn(move || {
+                let generation = worker.enter(&clock, Oldest::default());
+                let place = usize::try_from(word.load(Ordering::Relaxed)).unwrap();
+                if under_way {
+                    worker.leave(Oldest {
+                        changes: None,
+                        requests: Some(generation),
+                    });
+                }
+                let found = files[place].load(Ordering::Relaxed);
+                assert_eq!(found, DATA, "a read of a place that was given back");
+                worker.leave(Oldest::default());
+            })
+        };
+        word.store(1, Ordering::Relaxed);
+        let new = clock.advance();
+        if clock.quiescent_for_reads(new) {
+            files[0].store(0, Ordering::Relaxed);
+        }
+        reader.join().unwrap();
+    }
+
     #[test]
     fn loom_generation_change_against_a_writer() {
-        loom::model(|| {
-            let clock = loom::sync::Arc::new(Clock::new());
+        explore(change_against_a_writer);
+    }
+
+    #[test]
+    fn loom_generation_read_of_an_old_place() {
+        explore(|| read_of_an_old_place(false));
+    }
+
+    #[test]
+    fn loom_generation_read_under_way_of_an_old_place() {
+        explore(|| read_of_an_old_place(true));
+    }
+
+    #[cfg(loom)]
+    #[test]
+    #[should_panic(expected = "a read of a place that was given back")]
+    fn loom_generation_caught_read_unannounced() {
+        crate::map::fault::plant(Fault::ReadUnannounced);
+        explore(|| read_of_an_old_place(false));
+    }
+
+    /// Readers follow a word that a merger moves from place to place, giving back the one before each time it may. Returns
+    /// whether nobody has read a place that was given back.
+    #[cfg(not(loom))]
+    fn merge_among_readers(rounds: u64, fault: Option<Fault>) -> bool {
+        /// What a place holds until it is given back.
+        const DATA: u64 = 7;
+        let clock = Clock::new();
+        let word = AtomicU64::new(0);
+        let files = [AtomicU64::new(DATA), AtomicU64::new(DATA)];
+        let (over, broken) = (AtomicU64::new(0), AtomicU64::new(0));
+        let file = |number: u64| &files[usize::try_from(number % 2).unwrap()];
+        let read = |first: u64| {
+            let _planted = fault.map(crate::map::fault::plant_here);
             let worker = clock.register();
-            let sealed = loom::sync::Arc::new(AtomicBool::new(false));
-            let writer = {
-                let clock = loom::sync::Arc::clone(&clock);
-                let sealed = loom::sync::Arc::clone(&sealed);
-                loom::thread::spawn(move || {
-                    let generation = worker.enter(&clock, None);
-                    if generation.0 == 1 {
-                        assert!(
-                            !sealed.load(Ordering::Relaxed),
-                            "a write reached a sealed layer"
-                        );
-                    }
-                    worker.leave(None);
-                })
-            };
-            let new = clock.advance();
-            if clock.quiescent(new) {
-                sealed.store(true, Ordering::Relaxed);
+            let mut round = first;
+            while over.load(Ordering::Relaxed) == 0 {
+                round += 1;
+                let generation = worker.enter(&clock, Oldest::default());
+                // ORDERING: Acquire, with the merger's Release: what the word leads to is there.
+                let place = word.load(Ordering::Acquire);
+                if round.is_multiple_of(3) {
+                    worker.leave(Oldest {
+                        changes: None,
+                        requests: Some(generation),
+                    });
+                    std::thread::yield_now();
+                }
+                if file(place).load(Ordering::Relaxed) != DATA {
+                    broken.store(1, Ordering::Relaxed);
+                }
+                worker.leave(Oldest::default());
             }
-            writer.join().ok();
+            clock.unregister(&worker);
+        };
+        std::thread::scope(|scope| {
+            let readers = (0..3).map(|reader| {
+                scope.spawn({
+                    let read = &read;
+                    move || read(reader)
+                })
+            });
+            let readers: Vec<_> = readers.collect();
+            for round in 1..=rounds {
+                file(round).store(DATA, Ordering::Relaxed);
+                word.store(round, Ordering::Release);
+                let generation = clock.advance();
+                while !clock.quiescent_for_reads(generation) {
+                    std::thread::yield_now();
+                }
+                file(round - 1).store(0, Ordering::Relaxed);
+                if broken.load(Ordering::Relaxed) != 0 {
+                    break;
+                }
+            }
+            over.store(1, Ordering::Relaxed);
+            for reader in readers {
+                reader.join().unwrap();
+            }
         });
+        broken.load(Ordering::Relaxed) == 0
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn real_readers_never_read_a_place_that_was_given_back() {
+        assert!(merge_among_readers(20_000, None));
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn real_readers_without_announcement_are_caught() {
+        assert!(!merge_among_readers(u64::MAX, Some(Fault::ReadUnannounced)));
     }
 }

@@ -6,6 +6,8 @@
 //!
 //! An active layer's map changes under the hands of the workers. After the instant of a snapshot only writes of the old
 //! generation may still come in; once they are drained the map is frozen, and sealing turns it into a `SectorSet`.
+//! What the sealed layers of a chain hold together never changes again; which of two neighbours holds what does, while they are
+//! merged (`replace_set`).
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,20 +25,22 @@ use crate::units::{Cluster, LayerId, LayerNumber, SectorMask};
 pub enum LayerMap {
     /// Changed by workers.
     Active(ActiveMap),
-    /// Never changes again.
+    /// Takes no more writes. Replaced as a whole while the layer is merged with a neighbour.
     Sealed(SectorSet),
 }
 
 /// One layer of one or more chains.
 #[derive(Debug)]
 pub struct Layer {
-    /// What its map file says about it, as long as it is active.
-    header: MapHeader,
+    /// Its name on disk.
+    id: LayerId,
+    /// What its map file says about it. Control plane only.
+    header: Mutex<Arc<MapHeader>>,
     /// Its number in the sector cache.
     number: LayerNumber,
     /// The data of cluster n lies at byte n * 4096 of it.
     data: Arc<dyn File>,
-    /// What it holds; replaced once, when it is sealed.
+    /// What it holds; replaced when it is sealed, and when it is merged after that.
     map: ArcSwap<LayerMap>,
     /// Whether data was written that no sync has covered yet.
     unsynced: AtomicBool,
@@ -54,7 +58,8 @@ impl Layer {
         journal: MapFile,
     ) -> Self {
         Self {
-            header,
+            id: header.layer,
+            header: Mutex::new(Arc::new(header)),
             number,
             data,
             map: ArcSwap::from_pointee(LayerMap::Active(map)),
@@ -71,7 +76,8 @@ impl Layer {
         set: SectorSet,
     ) -> Self {
         Self {
-            header,
+            id: header.layer,
+            header: Mutex::new(Arc::new(header)),
             number,
             data,
             map: ArcSwap::from_pointee(LayerMap::Sealed(set)),
@@ -82,7 +88,7 @@ impl Layer {
 
     /// Its name on disk.
     pub fn id(&self) -> LayerId {
-        self.header.layer
+        self.id
     }
 
     /// Its number in the sector cache: the first half of the keys of its frames.
@@ -90,9 +96,15 @@ impl Layer {
         self.number
     }
 
-    /// What its map file said when it was opened or made.
-    pub fn header(&self) -> &MapHeader {
-        &self.header
+    /// What its map file says about it: of an active layer also what the next one will say.
+    pub fn header(&self) -> Arc<MapHeader> {
+        Arc::clone(&self.header.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Its map file says this from now on: another parent, or that it is sealed. It is still the same layer.
+    pub fn set_header(&self, header: MapHeader) {
+        debug_assert_eq!(header.layer, self.id);
+        *self.header.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(header);
     }
 
     /// Its data.
@@ -111,7 +123,7 @@ impl Layer {
         self.map.load()
     }
 
-    /// Whether it never changes again.
+    /// Whether it takes no more writes.
     pub fn is_sealed(&self) -> bool {
         matches!(**self.map.load(), LayerMap::Sealed(_))
     }
@@ -163,6 +175,23 @@ impl Layer {
     pub fn seal(&self, set: SectorSet) {
         self.map.store(Arc::new(LayerMap::Sealed(set)));
         *self.journal() = None;
+    }
+
+    /// Another set for a layer that is sealed: what a merge has given it or taken from it. Readers see the old one or the new one,
+    /// whole.
+    ///
+    /// What is gained must be in the data file, and no frame of this layer may hold something else there. What is lost must be
+    /// said by the neighbour that gained it, and, of the lower one of the two, no request may be under way that began before
+    /// that (`Clock::quiescent_for_reads`). The data stays in the file until the tables have followed and no such request
+    /// is under way. See section 8 of `CONCURRENCY.md`.
+    pub fn replace_set(&self, set: SectorSet) {
+        debug_assert!(
+            self.is_sealed(),
+            "the map of a layer that takes writes is changed by them"
+        );
+        // ORDERING: ArcSwap publishes with Release and readers load with Acquire: who sees this set sees what was done to the
+        // neighbour's before.
+        self.map.store(Arc::new(LayerMap::Sealed(set)));
     }
 
     /// Syncs the data file; for the control plane.

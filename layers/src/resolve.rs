@@ -33,22 +33,23 @@ pub struct Part {
     pub range: SectorRange,
 }
 
-/// The table names a layer that is newer than the chain; the caller takes the newest chain and asks again.
+/// The table names a layer that the chain does not know; the caller takes the newest chain and asks again. The newest one,
+/// taken after this answer, knows it: layers are published before words name them, and leave after the last such word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NewerLayer;
+pub struct UnknownLayer;
 
 /// Replaces the content of `parts` by the parts of `range`, in order, neighbours with one source joined.
 ///
 /// Total: every sector of the range gets a source. Sees each cluster as it is or as a concurrent write makes it.
 ///
 /// # Errors
-/// `NewerLayer` if another worker published a layer that `chain` does not know; `parts` is then meaningless.
+/// `UnknownLayer` if another worker published a layer that `chain` does not know; `parts` is then meaningless.
 pub fn resolve(
     table: &Table,
     chain: &Chain,
     range: SectorRange,
     parts: &mut Vec<Part>,
-) -> Result<(), NewerLayer> {
+) -> Result<(), UnknownLayer> {
     parts.clear();
     if range.count == 0 {
         return Ok(());
@@ -57,8 +58,8 @@ pub fn resolve(
     let last = Sector(range.end().0 - 1).cluster();
     for run in table.runs(first, last.0 - first.0 + 1) {
         let word = run.resolve;
-        if word.slot > chain.active_slot() {
-            return Err(NewerLayer);
+        if word.slot != LayerSlot::NONE && !chain.has(word.slot) {
+            return Err(UnknownLayer);
         }
         let from = run.first.first_sector().0.max(range.start.0);
         let to = ((run.first.0 + run.count) * CLUSTER_SECTORS).min(range.end().0);
@@ -128,17 +129,19 @@ fn resolve_sector(chain: &Chain, slot: LayerSlot, mask: SectorMask, sector: Sect
 }
 
 /// Asks the maps from `slot` downwards, that layer's own first: it may say that the rest of the cluster is zero.
+///
+/// A merge between two of these layers may change both maps meanwhile. Going downwards finds what is moved all the same: the map
+/// that gains it says so first, and a lower one that loses it does so only when nobody can have passed the upper one's older
+/// map any more (see `CONCURRENCY.md`, section 8).
 #[cold]
 fn older(chain: &Chain, slot: LayerSlot, cluster: Cluster, bit: SectorMask) -> Source {
-    for below in (1..=slot.0).rev().map(LayerSlot) {
-        if let Some(layer) = chain.layer(below) {
-            let (data, zero) = layer.cluster(cluster);
-            if data.contains(bit) {
-                return Source::Layer(below);
-            }
-            if zero.contains(bit) {
-                return Source::Zero;
-            }
+    for (below, layer) in chain.downwards(slot) {
+        let (data, zero) = layer.cluster(cluster);
+        if data.contains(bit) {
+            return Source::Layer(below);
+        }
+        if zero.contains(bit) {
+            return Source::Zero;
         }
     }
     Source::Zero

@@ -380,11 +380,17 @@ impl Volume {
         self.chains.store(Arc::new(pair));
     }
 
+    /// Replaces the chain at once, for all generations, by one with the same active layer: without layers that are gone, or
+    /// with others in their places. No snapshot is between its chain and its instant. One caller at a time (the store's
+    /// command lock).
+    pub(crate) fn exchange(&self, chain: Chain) {
+        debug_assert_eq!(chain.active_slot(), self.newest_chain().active_slot());
+        self.chains
+            .store(Arc::new(ChainPair::settled(Arc::new(chain))));
+    }
+
     /// Replaces the chain by an equal one, so that layers that were sealed since are no longer looked at by flushes.
     pub(crate) fn settle(&self) {
-        let newest = self.newest_chain();
-        let again = Chain::new(newest.generation(), newest.layers().to_vec());
-        self.chains
-            .store(Arc::new(ChainPair::settled(Arc::new(again))));
+        self.exchange(self.newest_chain().again());
     }
 }

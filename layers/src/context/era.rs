@@ -1,14 +1,31 @@
 //! The generations in which a context has requests under way.
 //!
 //! Requests of one batch belong to one era: a generation with its chain. An era stays until its last request has ended,
-//! which keeps the layers' files open; its changes hold up the end of its generation (`generation::Clock::quiescent`).
+//! which keeps the layers' files open. Its changes hold up the end of its generation (`generation::Clock::quiescent`), all its
+//! requests the end of what tables and chains said then (`quiescent_for_reads`).
+//!
+//! # What is announced, and when
+//! Tables, maps and frames are looked at on behalf of guests in three places, each of them announced:
+//! - a batch, from `begin_batch` to `kick`: it carries out hits without a request. A read or write outside of a batch
+//!   announces itself first (`announce`);
+//! - a request under way, from `begin` to `end`: its looks at the tables, its transfers, its fills, and the looks of fills that
+//!   were not kept, since each of these is a part of the request;
+//! - what was put aside: the same, since its request is counted until the last part has ended.
+//!
+//! # Nothing waits for ever
+//! Snapshots wait for changes, merges for all requests. A transfer ends when its device answers. What was put aside may
+//! wait for frames, or space, for as long as it likes; but when it is tried again, a request of which nothing else is left
+//! moves on to the current era (`move_on`): it has no transfer under way, and will look at tables and chains anew, so that
+//! nothing it may still do rests on what they said before. Reads that were put aside are tried again at once, writes whenever
+//! frames may have become free, at the latest when the write-back thread says that there are none.
+//! A write-zeroes waits for the lead of its volume's flushes, which ends unless its holder waits for requests to end.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::chain::Chain;
-use crate::generation::Announcement;
+use crate::generation::{Announcement, Oldest};
 use crate::layer::{Layer, LayerMap};
 use crate::units::{Generation, LayerNumber, LayerSlot};
 use crate::volume::Volume;
@@ -67,8 +84,8 @@ pub struct Eras {
     first: u64,
     /// What this context says to the clock.
     announcement: Arc<Announcement>,
-    /// Whether something is announced.
-    announced: Option<Generation>,
+    /// What is announced.
+    announced: Oldest,
     /// The chain of the current era, at hand.
     chain: Arc<Chain>,
 }
@@ -90,17 +107,16 @@ impl Eras {
             eras: VecDeque::from([era]),
             first: 0,
             announcement,
-            announced: None,
+            announced: Oldest::default(),
             chain,
         }
     }
 
     /// Announces a batch and takes over the current generation with its chain.
     pub fn enter(&mut self, volume: &Volume) {
-        let generation = self
-            .announcement
-            .enter(volume.clock(), self.oldest_change());
-        self.announced = Some(self.oldest_change().unwrap_or(generation));
+        let oldest = self.oldest();
+        let generation = self.announcement.enter(volume.clock(), oldest);
+        self.announced = oldest.or(generation);
         if self
             .eras
             .back()
@@ -129,7 +145,7 @@ impl Eras {
 
     /// Withdraws the announcement as far as what is under way allows. Called at the end of a batch or a poll.
     pub fn leave(&mut self) {
-        let oldest = self.oldest_change();
+        let oldest = self.oldest();
         if oldest != self.announced {
             self.announcement.leave(oldest);
             self.announced = oldest;
@@ -152,19 +168,20 @@ impl Eras {
         self.eras.get(self.index(id)?)?.active.as_ref()
     }
 
-    /// Makes sure that the current generation is announced, for a change that begins and ends now.
+    /// Makes sure that the current era is announced, for what begins and perhaps ends now. Outside of a batch it is a batch of
+    /// its own.
     #[inline]
-    pub fn announce(&mut self, volume: &Volume) {
-        if self.announced.is_none() {
+    pub fn announce(&mut self, volume: &Volume, changes: bool) {
+        let missing =
+            self.announced.requests.is_none() || (changes && self.announced.changes.is_none());
+        if missing {
             self.enter(volume);
         }
     }
 
-    /// Counts a request into the current era. A change outside a batch is a batch of its own.
+    /// Counts a request into the current era.
     pub fn begin(&mut self, volume: &Volume, changes: bool) -> EraId {
-        if changes && self.announced.is_none() {
-            self.enter(volume);
-        }
+        self.announce(volume, changes);
         if let Some(era) = self.eras.back_mut() {
             era.requests += 1;
             era.changes += usize::from(changes);
@@ -175,8 +192,9 @@ impl Eras {
         EraId(self.first + last)
     }
 
-    /// Counts a change out of its era and into that of the current generation; `None` if that is the same.
-    pub fn move_on(&mut self, volume: &Volume, id: EraId) -> Option<EraId> {
+    /// Counts a request out of its era and into that of the current generation; `None` if that is the same. Nothing that it
+    /// looked at in its old era may be of use to it any more.
+    pub fn move_on(&mut self, volume: &Volume, id: EraId, changes: bool) -> Option<EraId> {
         if self.is_current(id) && self.generation() == Some(volume.clock().now()) {
             return None;
         }
@@ -184,8 +202,8 @@ impl Eras {
         if self.is_current(id) {
             return None;
         }
-        let next = self.begin(volume, true);
-        self.end(id, true);
+        let next = self.begin(volume, changes);
+        self.end(id, changes);
         Some(next)
     }
 
@@ -209,18 +227,22 @@ impl Eras {
         self.forget_ended();
     }
 
-    /// Tells the clock that this context changes nothing any more.
+    /// Tells the clock that this context does nothing any more.
     pub fn retire(&mut self, volume: &Volume) {
-        self.announcement.leave(None);
+        self.announcement.leave(Oldest::default());
         volume.clock().unregister(&self.announcement);
     }
 
-    /// The oldest generation with changes under way.
-    fn oldest_change(&self) -> Option<Generation> {
-        self.eras
-            .iter()
-            .find(|era| era.changes > 0)
-            .map(|era| era.generation)
+    /// The oldest generations with changes, and with any requests, under way.
+    fn oldest(&self) -> Oldest {
+        let oldest = |counts: fn(&Era) -> usize| {
+            let era = self.eras.iter().find(|era| counts(era) > 0);
+            era.map(|era| era.generation)
+        };
+        Oldest {
+            changes: oldest(|era| era.changes),
+            requests: oldest(|era| era.requests),
+        }
     }
 
     /// Drops eras at the front that have ended; the current one stays.

@@ -7,7 +7,7 @@
 //!
 //! INVARIANT: a layer is changed (frame, file or map) only in a batch whose generation is announced, or by an operation
 //! counted in the `changes` of an era whose generation has been announced; and the announcement is not newer than the oldest
-//! era with changes.
+//! era with changes. Tables and what they lead to are looked at under the same terms, for the announcement of requests.
 
 mod era;
 mod group;
@@ -270,6 +270,7 @@ impl QueueContext {
         range: SectorRange,
         segments: &[Segment],
     ) {
+        self.eras.announce(&self.volume, false);
         let mut guest = Slicer::new(segments);
         // SAFETY: the caller promises the segments.
         let at = unsafe { self.read_hot(range, &mut guest) };
@@ -296,7 +297,7 @@ impl QueueContext {
         range: SectorRange,
         segments: &[Segment],
     ) {
-        self.eras.announce(&self.volume);
+        self.eras.announce(&self.volume, true);
         let mut guest = Slicer::new(segments);
         // SAFETY: the caller promises the segments.
         let (at, stop) = unsafe { self.write_hot(None, range, &mut guest) };

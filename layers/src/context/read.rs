@@ -15,6 +15,7 @@ use crate::segments::Slicer;
 use crate::units::{
     CLUSTER_SECTORS, Cluster, LayerSlot, SECTOR_BYTES, Sector, SectorMask, SectorRange,
 };
+use crate::volume::RequestError;
 
 use super::QueueContext;
 use super::request::{Fill, Parked, Step};
@@ -134,7 +135,11 @@ impl QueueContext {
         let mut parts = std::mem::take(&mut self.parts);
         while resolve(self.volume.table(), &chain, range, &mut parts).is_err() {
             // A worker ahead of this one published a newer layer; the newest chain knows it, and reads may use it.
-            chain = self.volume.newest_chain();
+            let newest = self.volume.newest_chain();
+            if Arc::ptr_eq(&newest, &chain) {
+                return self.lost_layer(reading.request);
+            }
+            chain = newest;
         }
         self.keep_alive(reading.request, &chain);
         for part in &parts {
@@ -157,6 +162,15 @@ impl QueueContext {
         self.parts = parts;
     }
 
+    /// The resolve table names a layer that is in no chain. Whatever the guest's memory holds now is not what it asked for.
+    #[cold]
+    fn lost_layer(&mut self, request: usize) {
+        debug_assert!(false, "a word names a layer that is gone");
+        self.volume
+            .fail("the resolve table names a layer that is gone: this is a defect of stratablk");
+        self.note_error(request, RequestError::Io);
+    }
+
     /// Reads sectors of one layer.
     fn read_part(
         &mut self,
@@ -167,7 +181,7 @@ impl QueueContext {
         guest: &mut Slicer<'_>,
     ) {
         let (Some(number), Some(file)) = (chain.number(slot), chain.file(slot)) else {
-            return;
+            return self.lost_layer(reading.request);
         };
         let end = range.end();
         let mut at = range.start;
@@ -390,7 +404,7 @@ impl QueueContext {
             }
             (Ok(()), None) => {
                 self.cache.abandon(fill.ticket);
-                Err(crate::volume::RequestError::Io)
+                Err(RequestError::Io)
             }
         };
         self.pages.give(fill.page);

@@ -176,8 +176,8 @@ impl QueueContext {
     }
 
     /// Takes requests over to the current generation of which all that is left was put aside: a snapshot need not wait until
-    /// there are frames, or space. What they have written already is in the old layer, the rest will be in the new one; no
-    /// such request was acknowledged before the snapshot's instant.
+    /// there are frames, or space, and a merge neither. What they have written already is in the old layer, the rest will be in
+    /// the new one; no such request was acknowledged before the snapshot's instant. Reads look at everything anew.
     fn move_parked_on(&mut self) {
         let mut left: BTreeMap<usize, usize> = BTreeMap::new();
         for part in &self.parked {
@@ -187,14 +187,14 @@ impl QueueContext {
             let Some(request) = self.requests.get_mut(number) else {
                 continue;
             };
-            let (true, Some(era)) = (request.changes && request.parts == parked, request.era)
-            else {
+            let (true, Some(era)) = (request.parts == parked, request.era) else {
                 continue;
             };
-            let Some(next) = self.eras.move_on(&self.volume, era) else {
+            let Some(next) = self.eras.move_on(&self.volume, era, request.changes) else {
                 continue;
             };
             request.era = Some(next);
+            request.chain = None;
             if let (Some(zero), Some(active)) = (&mut request.zero, self.eras.active_of(next)) {
                 zero.layer = Arc::clone(&active.layer);
                 zero.slot = active.slot;

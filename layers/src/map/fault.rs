@@ -64,6 +64,8 @@ pub(crate) enum Fault {
     KeepBeforeLock,
     /// A layer is written without a word to the clock.
     WriteUnannounced,
+    /// A request is carried out without a word to the clock.
+    ReadUnannounced,
     /// A write says what the frame has before it is there.
     MasksBeforeBytes,
     /// Clean sectors of a frame that was locked when its process ended are kept.

@@ -38,7 +38,7 @@ impl Store {
         };
         let set = MapFile::read(&self.media, layer.id())?.set;
         let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
-        match MapFile::succeed(&self.media, layer.header(), incarnation, &set) {
+        match MapFile::succeed(&self.media, &layer.header(), incarnation, &set) {
             Ok(file) => {
                 *layer.journal() = Some(file);
                 Ok(())

@@ -1,62 +1,65 @@
 //! Deleting a volume with its snapshots.
 //!
-//! DURABILITY: one catalog transaction forgets the volume, its snapshots and every layer that nothing else needs; only then
-//! are the files removed (`doomed.rs`), at the next start if not now.
+//! DURABILITY: one catalog transaction forgets the volume and its snapshots, dooms every layer that nothing else needs, and ends
+//! the jobs that give to those; only then are the files removed. A crash before it leaves the volume as it was; after it
+//! the next start removes the files that are left. What is needed by one other layer only is then joined with that.
 
 use crate::catalog::Change;
 use crate::error::{Error, Result};
 use crate::store::Store;
 
+use super::collect::{names, unneeded};
+use super::idle::jobs_into;
+use super::kind::attachment_names;
+
 impl Store {
     /// Deletes a volume with its snapshots. Layers that clones need stay, unnamed.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` while it is attached or open.
+    /// `NotFound`; `Busy` while it is attached or open, or has attachments of its own.
     pub fn delete_volume(&self, name: &str) -> Result<()> {
         let _command = self.command();
-        let attached = self
-            .inner()
-            .catalog
-            .state()
-            .volume(name)?
-            .attachment
-            .is_some();
-        let in_use = || Error::Busy {
-            what: format!(
-                "volume {name:?} is attached; detach it first (stratablk volume detach {name})"
-            ),
-        };
-        if attached {
-            return Err(in_use());
+        self.delete_volume_in_command(name)
+    }
+
+    /// As `delete_volume`, for a caller who holds the command lock.
+    pub(crate) fn delete_volume_in_command(&self, name: &str) -> Result<()> {
+        let row = self.volume_row(name)?;
+        if row.attachment.is_some() {
+            return Err(Error::Busy {
+                what: format!(
+                    "volume {name:?} is attached; detach it first (stratablk volume detach {name})"
+                ),
+            });
         }
-        {
-            let _write_back = self.write_back.hold();
-            let mut inner = self.inner();
-            let open = inner.open.get(name);
-            if open.is_some_and(|volume| std::sync::Arc::strong_count(volume) > 1) {
-                return Err(in_use());
-            }
+        let (changes, gone) = {
+            let inner = self.inner();
             let state = inner.catalog.state();
-            let snapshots = state.snapshots_of(name).into_iter();
-            let mut changes: Vec<Change> = snapshots
+            let attachments = attachment_names(state, name);
+            if !attachments.is_empty() {
+                return Err(Error::Busy {
+                    what: format!(
+                        "volume {name:?} has attachments ({attachments}); detach them first"
+                    ),
+                });
+            }
+            let mut changes: Vec<Change> = state
+                .snapshots_of(name)
+                .into_iter()
                 .map(|row| Change::RemoveSnapshot {
                     volume: name.to_owned(),
                     name: row.name.clone(),
                 })
                 .collect();
             changes.push(Change::RemoveVolume(name.to_owned()));
-            let removed = state.needed_only_by(name);
-            changes.extend(removed.iter().map(|id| Change::RemoveLayer(*id)));
-            // If this fails the volume is as it was, open and with all that waits to be written back.
-            inner.catalog.commit(&changes)?;
-            // A volume that is open without being attached is closed; its content goes, so it needs no flush.
-            inner.open.remove(name);
-            inner.forget_unused_layers();
-            for id in &removed {
-                inner.unsettled.remove(id);
-            }
-        }
-        self.remove_doomed();
+            let needed = names(state, |row| row.name != name, |row| row.volume != name);
+            let gone = unneeded(state, &needed);
+            changes.extend(jobs_into(state, &gone));
+            changes.extend(gone.iter().map(|id| Change::RemoveLayer(*id)));
+            (changes, gone)
+        };
+        self.commit_idle(&[name], &changes, &gone)?;
+        self.collect_after();
         Ok(())
     }
 }

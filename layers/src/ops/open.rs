@@ -120,6 +120,7 @@ impl Store {
     /// Opens the files of a layer.
     pub(crate) fn load_layer(&self, row: &LayerRow) -> Result<Layer> {
         let (journal, header, set, recovery) = MapFile::open(&self.media, row.id)?;
+        let (journal, header, set) = self.fit(row, journal, header, set)?;
         self.check_header(row, &header)?;
         let number = self.cache.number(row.id)?;
         if let LayerKind::RawBase(base) = &header.kind {
@@ -247,12 +248,14 @@ impl Store {
             self.finish_sealing(&row);
         }
         self.remove_doomed();
-        self.remove_remains()
+        self.remove_remains()?;
+        self.collect_after();
+        Ok(())
     }
 
     /// Seals a layer whose snapshot was committed before the crash. If that cannot be done now, it stays as it is: its
     /// volumes refuse to open or go on with it unsealed, and the others go on.
-    fn finish_sealing(&self, row: &LayerRow) {
+    pub(crate) fn finish_sealing(&self, row: &LayerRow) {
         if let Err(error) = self.try_finish_sealing(row) {
             self.maintenance
                 .note(format!("layer {} cannot be sealed now: {error}", row.id));
@@ -264,6 +267,7 @@ impl Store {
     fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
         self.settle_left(row)?;
         let (map, header, set, recovery) = MapFile::open(&self.media, row.id)?;
+        let (map, header, set) = self.fit(row, map, header, set)?;
         self.check_header(row, &header)?;
         if header.state != MapState::Sealed {
             if recovery.dropped_bytes > 0 {

@@ -13,6 +13,8 @@
 //! A crash between 2 and 5 leaves layers in the state Sealing, which the next start completes from what is durable. That
 //! is sound because a flush covers all unsealed layers of a chain, oldest first, so nothing newer is durable and
 //! acknowledged without them.
+//!
+//! The same without a name seals what a volume holds for a clone of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::catalog::{Change, LayerState, SnapshotRow, VolumeRow};
+use crate::catalog::{Change, LayerState, SnapshotRow, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerMap};
 use crate::mapfile::{MapFile, ReplaceError};
@@ -67,7 +69,24 @@ impl Store {
     /// is that the catalog cannot be written any more it may be there, whole.)
     pub fn snapshot(&self, name: &str, selection: &Selection) -> Result<SnapshotReport> {
         let _command = self.command();
-        let mut pending = self.begin_snapshot_in_command(name, selection)?;
+        let pending = self.begin_snapshot_in_command(name, selection)?;
+        // Layers that an earlier snapshot could not seal, and that nobody names, can be joined once they are sealed.
+        let more = pending.members.iter().any(|member| member.layers.len() > 1);
+        let report = self.end_snapshot(pending);
+        if more {
+            self.collect_after();
+        }
+        report
+    }
+
+    /// Seals what a volume holds now, while guests run, without a name for it.
+    pub(crate) fn seal_running(&self, row: &VolumeRow) -> Result<()> {
+        let pending = self.begin_sealing(None, std::slice::from_ref(row))?;
+        self.end_snapshot(pending).map(drop)
+    }
+
+    /// The rest of a snapshot after its instant, by a caller whom nobody waits for but its own.
+    fn end_snapshot(&self, mut pending: PendingSnapshot) -> Result<SnapshotReport> {
         let mut pause = Duration::from_micros(20);
         while !self.snapshot_drained(&pending) {
             // Requests under way take their time; nobody waits for this loop but the caller of the command.
@@ -143,18 +162,25 @@ impl Store {
         name: &str,
         selection: &Selection,
     ) -> Result<PendingSnapshot> {
-        let began = Instant::now();
         names::check("snapshot", name)?;
         let volumes = self.select(name, selection)?;
+        self.begin_sealing(Some(name), &volumes)
+    }
+
+    /// Steps 1 to 3 for these volumes; without a name the layers are sealed and no snapshot is added.
+    fn begin_sealing(&self, name: Option<&str>, volumes: &[VolumeRow]) -> Result<PendingSnapshot> {
+        let began = Instant::now();
         let mut open = Vec::with_capacity(volumes.len());
-        for row in &volumes {
+        for row in volumes {
             let volume = self.open_volume_in_command(&row.name)?;
             volume.check_failure()?;
+            // Before anything is made: once the catalog knows the new layers they must fit.
+            volume.newest_chain().next_slot()?;
             volume.take_stall();
             open.push(volume);
         }
         let mut made = Made::default();
-        let committed = self.commit_snapshot(name, &volumes, &mut made);
+        let committed = self.commit_snapshot(name, volumes, &mut made);
         let (rows, actives) = match committed {
             Ok(done) => done,
             Err(error) => {
@@ -176,7 +202,7 @@ impl Store {
             self.inner()
                 .layers
                 .insert(active.id(), Arc::downgrade(&active));
-            volume.publish(chain.with_active(generation, active));
+            volume.publish(chain.with_active(generation, active)?);
         }
         let reached = self.clock.advance();
         debug_assert_eq!(reached, generation);
@@ -256,7 +282,12 @@ impl Store {
         let inner = self.inner();
         let state = inner.catalog.state();
         let rows: Vec<VolumeRow> = match selection {
-            Selection::All => state.volumes.values().cloned().collect(),
+            Selection::All => state
+                .volumes
+                .values()
+                .filter(|row| left_out(row.kind).is_none())
+                .cloned()
+                .collect(),
             Selection::Volumes(names) => {
                 let names: BTreeSet<&String> = names.iter().collect();
                 names
@@ -266,10 +297,28 @@ impl Store {
             }
         };
         if rows.is_empty() {
+            let what = if state.volumes.is_empty() {
+                "there is no volume to take a snapshot of; name one or create one first"
+            } else {
+                "all volumes are of types that snapshots leave out (writethrough, readonly, multiattach); change the type of \
+                 one first (stratablk volume set NAME --type normal)"
+            };
             return Err(Error::Invalid {
                 field: "volumes",
-                what: "there is no volume to take a snapshot of; name one or create one first"
-                    .into(),
+                what: what.into(),
+            });
+        }
+        if let Some((row, why)) = rows
+            .iter()
+            .find_map(|row| left_out(row.kind).map(|why| (row, why)))
+        {
+            let name = &row.name;
+            return Err(Error::Invalid {
+                field: "volumes",
+                what: format!(
+                    "{name} is of type {why}, so there is no snapshot of it; leave it out, or make it normal first \
+                     (stratablk volume set {name} --type normal)"
+                ),
             });
         }
         let taken = rows.iter().find_map(|row| state.snapshot(&row.name, name));
@@ -285,7 +334,7 @@ impl Store {
     /// Steps 1 and 2: returns the new rows and the new active layers, in the order of `volumes`.
     fn commit_snapshot(
         &self,
-        name: &str,
+        name: Option<&str>,
         volumes: &[VolumeRow],
         made: &mut Made,
     ) -> Result<(Vec<SnapshotRow>, Vec<Arc<Layer>>)> {
@@ -306,16 +355,18 @@ impl Store {
                 volume: volume.name.clone(),
                 layer: active.id(),
             });
-            let row = SnapshotRow {
-                volume: volume.name.clone(),
-                name: name.to_owned(),
-                layer: volume.active,
-                group,
-                created_ns,
-                size: volume.size,
-            };
-            changes.push(Change::AddSnapshot(row.clone()));
-            rows.push(row);
+            if let Some(name) = name {
+                let row = SnapshotRow {
+                    volume: volume.name.clone(),
+                    name: name.to_owned(),
+                    layer: volume.active,
+                    group,
+                    created_ns,
+                    size: volume.size,
+                };
+                changes.push(Change::AddSnapshot(row.clone()));
+                rows.push(row);
+            }
             actives.push(active);
         }
         self.inner().catalog.commit(&changes)?;
@@ -330,18 +381,19 @@ impl Store {
             LayerMap::Active(map) => map.to_set(),
             LayerMap::Sealed(_) => return Ok(0),
         };
+        let header = self.sealed_header((*layer.header()).clone());
         let sealed = (|| {
             volume.check_failure().map_err(|error| ReplaceError {
                 error,
                 old_in_force: true,
             })?;
-            let header = self.sealed_header(layer.header().clone());
             let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
             MapFile::succeed(&self.media, &header, incarnation, &set)
         })();
         match sealed {
             Ok(file) => {
                 let bytes = file.file().len().unwrap_or(0);
+                layer.set_header(header);
                 layer.seal(set);
                 Ok(bytes)
             }
@@ -354,6 +406,18 @@ impl Store {
                 }
                 Err(failure.error)
             }
+        }
+    }
+}
+
+/// Why snapshots leave out volumes of a type, if they do.
+fn left_out(kind: VolumeKind) -> Option<&'static str> {
+    match kind {
+        VolumeKind::Normal | VolumeKind::Immutable => None,
+        VolumeKind::Writethrough => Some("writethrough, which snapshots leave alone"),
+        VolumeKind::Readonly => Some("readonly, which never changes"),
+        VolumeKind::Multiattach => {
+            Some("multiattach, which never changes (its attachments can have snapshots)")
         }
     }
 }

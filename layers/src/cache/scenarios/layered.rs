@@ -5,7 +5,7 @@
 
 use super::*;
 
-use crate::generation::Clock;
+use crate::generation::{Clock, Oldest};
 #[cfg(loom)]
 use crate::map::fault::Fault;
 use crate::map::fault::planted;
@@ -376,11 +376,11 @@ fn snapshot_against_write() {
         let generation = if planted(crate::map::fault::Fault::WriteUnannounced) {
             clocks.now()
         } else {
-            worker.enter(&clocks, None)
+            worker.enter(&clocks, Oldest::default())
         };
         let layer = if generation.0 == 1 { HERE } else { NEW };
         assert!(other.write(layer, ONE, 3));
-        worker.leave(None);
+        worker.leave(Oldest::default());
         layer
     });
     let new = clock.advance();
