@@ -579,10 +579,10 @@ impl Run {
             return;
         };
         let old = self.world().disks[&name].sectors;
-        let sectors = if self.random.chance(160) {
+        let sectors = if self.random.chance(160) || old < 3 {
             (old + 1 + self.random.below(60)).min(SECTORS_MAX.max(old))
         } else {
-            1 + self.random.below(old)
+            1 + self.random.below(old - 1)
         };
         let members = BTreeSet::from([name.clone()]);
         let refused = sectors < old && self.make_idle(&members);

@@ -107,6 +107,14 @@ fn look_further(
     let store = &*store;
     tidy::after_start(&media, &catalog.state())?;
     let mut looks = Looks::default();
+    // A first crash may have left some.
+    for info in store.volumes() {
+        if info.name.starts_with(LOOK) {
+            store
+                .delete_volume(&info.name)
+                .map_err(|error| format!("{} cannot be deleted: {error}", info.name))?;
+        }
+    }
     let seen = look(store, oracle, promise, READ_MAX, &mut random, &mut looks)?;
     check_files(&media, &catalog.state())?;
     if further {

@@ -94,11 +94,6 @@ impl Guests {
         self.guests.iter().map(|guest| guest.disk.clone()).collect()
     }
 
-    /// Requests under way.
-    pub fn under_way(&self) -> usize {
-        self.requests.len()
-    }
-
     /// Requests of a disk under way.
     pub fn under_way_of(&self, disk: &str) -> usize {
         let mine = self.requests.values();

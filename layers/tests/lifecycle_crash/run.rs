@@ -128,7 +128,6 @@ pub struct Base {
 
 /// A run.
 pub struct Run {
-    pub seed: u64,
     pub random: Random,
     pub media: SimMedia,
     durable: MemoryDisk,
@@ -184,7 +183,6 @@ impl Run {
         }));
         let guests = Guests::new(seed, Arc::clone(&shared), plan.overlap);
         let mut run = Self {
-            seed,
             random,
             media: media.clone(),
             durable: durable.clone(),
@@ -311,7 +309,7 @@ impl Run {
             media: self.media.crash_image_with(Survival::Nothing),
             catalog: self.durable.crash_image(),
             arena: None,
-            options: StoreOptions::default(),
+            options: small_cache(24, None),
             promise: Promise::Flushed,
         };
         let store = found::open(image, |_, _| {})?;
@@ -656,7 +654,7 @@ impl Run {
 fn is_refusal(error: &Error) -> bool {
     matches!(
         error,
-        Error::Busy { .. } | Error::Invalid { .. } | Error::Exists { .. }
+        Error::Busy { .. } | Error::Invalid { .. } | Error::Exists { .. } | Error::NotFound { kind: "volume" | "image", .. }
     )
 }
 
