@@ -23,6 +23,7 @@ use crate::layer::Layer;
 use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
 use crate::mapfile::data_path;
+use crate::ops::jobs::Jobs;
 use crate::sync::{AtomicBool, Ordering};
 use crate::turns::{Turn, Turns};
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
@@ -178,6 +179,8 @@ pub struct Store {
     pub(crate) cache: Arc<Cache>,
     /// What is written back in time.
     pub(crate) write_back: Arc<WriteBack>,
+    /// What takes long and is done step by step.
+    pub(crate) jobs: Jobs,
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
@@ -350,6 +353,7 @@ impl Store {
             id,
             write_back: Arc::new(WriteBack::new(Arc::clone(&cache))),
             cache,
+            jobs: Jobs::default(),
             threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
@@ -394,9 +398,10 @@ impl Store {
         true
     }
 
-    /// Ends the wait of `maintain`.
+    /// Ends the wait of `maintain` and of `run_jobs`.
     pub fn close(&self) {
         self.maintenance.close();
+        self.jobs.close();
     }
 
     /// All volumes, by name.

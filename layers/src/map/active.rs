@@ -21,6 +21,8 @@
 //!
 //! - who makes a word unjournaled marks its region before it lets go of the cluster's frame (`write_cluster`) or before
 //!   it is acknowledged (`zero`, and `write`, which is for those who have no frames);
+//! - who makes a word unjournaled while leading the volume's flushes (`merge_below`, and `write` past the cache) marks its
+//!   region before it gives the lead back;
 //! - who makes a clean frame dirty sets the flag and marks the region before it lets go of the frame;
 //! - who collects takes the flags, and for each of them does the work or sets it again, before the next one may collect.
 //!
@@ -62,6 +64,19 @@ impl ClusterState {
     /// The sectors that this layer zeroes.
     pub const fn zero(self) -> SectorMask {
         SectorMask(if self.rest_zero { !self.data.0 } else { 0 })
+    }
+
+    /// What a layer in this state and one below it say together.
+    #[must_use]
+    pub const fn over(self, below: Self) -> Self {
+        if self.rest_zero {
+            return self;
+        }
+        let data = SectorMask(self.data.0 | below.data.0);
+        Self {
+            data,
+            rest_zero: below.rest_zero && data.0 != SectorMask::ALL.0,
+        }
     }
 
     /// The state after these sectors were written.
@@ -242,6 +257,20 @@ impl ActiveMap {
             self.changed.mark(cluster.0, cluster.0);
         }
         change
+    }
+
+    /// These clusters now hold also what the layer below said about each of them, as far as they said nothing: its sectors of
+    /// data lie in this layer's file, at their own place, in a file that is marked as unsynced. Refresh the table after it.
+    ///
+    /// The caller leads the volume's flushes from before it looked at what the layer holds, over its writes to the file, until
+    /// after this: nobody writes back, zeroes or writes through meanwhile, so a sector that this layer did not hold had no data
+    /// in the file to lose, and what a guest writes in the meantime waits in a frame, which is newer than the file.
+    ///
+    /// A guest's write that finds the sectors here relies on marks that it did not make (`write_cluster`). The one that is
+    /// made here comes after the word, without the frame's lock; but nobody collects before the lead is given back,
+    /// which comes after the mark.
+    pub fn merge_below(&self, first: Cluster, count: u64, below: ClusterState) -> Change {
+        self.update(first.0, count, |state| state.over(below), |_| {})
     }
 
     /// These clusters are zeroes now. Their frames are the caller's to trim, each under its lock, after this.

@@ -28,6 +28,20 @@ pub(crate) enum Fault {
     RefreshWithoutTouch,
     /// A refresh overwrites newer layers.
     OlderSlotWins,
+    /// A merge of two sealed layers overwrites newer ones.
+    ReplaceBeatsNewer,
+    /// A merge gives back the place that data was moved from at once.
+    PunchBeforeQuiescent,
+    /// A merge into a layer that takes writes gives the lead back before it has marked what it handed over.
+    HandOverWithoutMark,
+    /// A merge lets readers see the new place before the data is there.
+    TableBeforeData,
+    /// A merge takes from the lower layer before readers must know that the upper one has it.
+    LoseBeforeQuiescent,
+    /// A merge leaves frames of the target as they are.
+    MergeWithoutTrim,
+    /// A merge into a layer that takes writes does not lead its flushes.
+    HandOverWithoutLead,
     /// A reader believes the mask of an unsealed layer instead of asking its map.
     TrustTheMask,
     /// A leaf is filled with nothing instead of the word it replaces.

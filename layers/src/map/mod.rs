@@ -27,5 +27,5 @@ mod table;
 
 pub use active::{ActiveMap, Change, ClusterState, Collected};
 pub use record::{MapRecord, RecordKind};
-pub use set::SectorSet;
+pub use set::{Exposed, SectorSet};
 pub use table::{Resolve, ResolveRun, Table};

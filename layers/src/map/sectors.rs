@@ -2,11 +2,15 @@
 //!
 //! One roaring bitmap for a whole disk would take seconds to insert or remove a terabyte, since it shifts its list of
 //! containers for each of them, and would keep a container for every 32 MiB of a full disk. So the set is cut into
-//! chunks of 2 GiB (64 containers), and a full chunk has no bitmap at all. The portable form is the usual one of a 64-bit
-//! roaring bitmap, as other programs read it.
+//! chunks of 2 GiB (64 containers), and a full chunk has no bitmap at all. Copies share chunks until one of them changes, so
+//! that a merge can make a new set at each of its steps. The portable form is the usual one of a 64-bit roaring bitmap, as
+//! other programs read it.
+
+mod algebra;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
@@ -31,6 +35,15 @@ struct Part {
 }
 
 impl Part {
+    /// No sector.
+    fn empty() -> Self {
+        Self {
+            bitmap: RoaringBitmap::new(),
+            count: 0,
+            changes: 0,
+        }
+    }
+
     /// Counts a change; packs the containers when it is time.
     fn changed(&mut self) {
         self.changes += 1;
@@ -47,7 +60,22 @@ enum Chunk {
     /// All of them.
     Full,
     /// Some of them.
-    Part(Part),
+    Part(Arc<Part>),
+}
+
+impl Chunk {
+    /// The chunk with these sectors; `None` if that is none.
+    fn of(bitmap: RoaringBitmap) -> Option<Self> {
+        match bitmap.len() {
+            0 => None,
+            CHUNK_SECTORS => Some(Self::Full),
+            count => Some(Self::Part(Arc::new(Part {
+                bitmap,
+                count,
+                changes: 0,
+            }))),
+        }
+    }
 }
 
 /// A part of a run that lies in one chunk.
@@ -91,6 +119,13 @@ fn whole(key: u64) -> RangeInclusive<u32> {
     low(key << CHUNK_BITS)..=low((key << CHUNK_BITS) + (CHUNK_SECTORS - 1))
 }
 
+/// The bitmap of a full chunk.
+fn all_of(key: u64) -> RoaringBitmap {
+    let mut bitmap = RoaringBitmap::new();
+    bitmap.insert_range(whole(key));
+    bitmap
+}
+
 /// A set of sector numbers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sectors {
@@ -106,15 +141,10 @@ impl Sectors {
                 self.chunks.insert(key, Chunk::Full);
                 continue;
             }
-            let empty = || {
-                Chunk::Part(Part {
-                    bitmap: RoaringBitmap::new(),
-                    count: 0,
-                    changes: 0,
-                })
-            };
+            let empty = || Chunk::Part(Arc::new(Part::empty()));
             let chunk = self.chunks.entry(key).or_insert_with(empty);
             if let Chunk::Part(part) = chunk {
+                let part = Arc::make_mut(part);
                 part.count += part.bitmap.insert_range(low);
                 part.changed();
                 if part.count == CHUNK_SECTORS {
@@ -126,9 +156,15 @@ impl Sectors {
 
     /// Removes a run.
     pub(crate) fn remove(&mut self, range: SectorRange) {
-        if self.chunks.is_empty() {
+        let Some((last, _)) = self.chunks.last_key_value() else {
             return;
-        }
+        };
+        // Not beyond the last chunk: the range may be anyone's idea of everything.
+        let left = ((last + 1) << CHUNK_BITS).saturating_sub(range.start.0);
+        let range = SectorRange {
+            count: range.count.min(left),
+            ..range
+        };
         for Piece { key, low, count } in pieces(range) {
             if count == CHUNK_SECTORS {
                 self.chunks.remove(&key);
@@ -138,15 +174,14 @@ impl Sectors {
                 continue;
             };
             if matches!(chunk, Chunk::Full) {
-                let mut bitmap = RoaringBitmap::new();
-                bitmap.insert_range(whole(key));
-                *chunk = Chunk::Part(Part {
-                    bitmap,
+                *chunk = Chunk::Part(Arc::new(Part {
+                    bitmap: all_of(key),
                     count: CHUNK_SECTORS,
                     changes: 0,
-                });
+                }));
             }
             if let Chunk::Part(part) = chunk {
+                let part = Arc::make_mut(part);
                 part.count -= part.bitmap.remove_range(low);
                 part.changed();
                 if part.count == 0 {
@@ -202,40 +237,11 @@ impl Sectors {
         Some(Sector((key >> (32 - CHUNK_BITS)) << 32 | u64::from(low)))
     }
 
-    /// The runs of sectors, each as long as possible, in order.
-    pub(crate) fn runs(&self) -> impl Iterator<Item = SectorRange> {
-        let mut pieces = self.chunks.iter().flat_map(|(key, chunk)| {
-            let high = (key >> (32 - CHUNK_BITS)) << 32;
-            let (full, mut part) = match chunk {
-                Chunk::Full => (Some(whole(*key)), None),
-                Chunk::Part(part) => (None, Some(part.bitmap.iter())),
-            };
-            let ranges = full
-                .into_iter()
-                .chain(std::iter::from_fn(move || part.as_mut()?.next_range()));
-            ranges.map(move |range| SectorRange {
-                start: Sector(high | u64::from(*range.start())),
-                count: u64::from(range.end() - range.start()) + 1,
-            })
-        });
-        let mut pending = pieces.next();
-        std::iter::from_fn(move || {
-            let mut run = pending.take()?;
-            for next in pieces.by_ref() {
-                if next.start != run.end() {
-                    pending = Some(next);
-                    break;
-                }
-                run.count += next.count;
-            }
-            Some(run)
-        })
-    }
-
     /// Packs every container as tightly as it goes.
     pub(crate) fn optimize(&mut self) {
         for chunk in self.chunks.values_mut() {
             if let Chunk::Part(part) = chunk {
+                let part = Arc::make_mut(part);
                 part.bitmap.optimize();
                 part.changes = 0;
             }
@@ -300,20 +306,9 @@ impl Sectors {
         while let Some(value) = values.next() {
             let key = u64::from(high) << (32 - CHUNK_BITS) | u64::from(value >> CHUNK_BITS);
             let range = whole(key);
-            let mut mask = RoaringBitmap::new();
-            mask.insert_range(range.clone());
-            let bitmap = bitmap & mask;
-            let count = bitmap.len();
-            let chunk = if count == CHUNK_SECTORS {
-                Chunk::Full
-            } else {
-                Chunk::Part(Part {
-                    bitmap,
-                    count,
-                    changes: 0,
-                })
-            };
-            self.chunks.insert(key, chunk);
+            if let Some(chunk) = Chunk::of(bitmap & all_of(key)) {
+                self.chunks.insert(key, chunk);
+            }
             match range.end().checked_add(1) {
                 Some(next) => values.advance_to(next),
                 None => break,

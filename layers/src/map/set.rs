@@ -1,5 +1,11 @@
 //! What a sealed layer holds: its sectors of data and its sectors of zeroes.
 
+mod merge;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+pub use merge::Exposed;
+
 use crate::limits::DISK_SECTORS_MAX;
 use crate::map::record::{MapRecord, RecordKind, cluster_parts};
 use crate::map::sectors::Sectors;

@@ -9,8 +9,10 @@
 //! | slot, mask      | that layer's file holds these sectors; of the others ask the maps, beginning with its own   |
 //!
 //! What a reader may rely on:
-//! - Slots never fall. Once a write to slot s was acknowledged, nobody finds an older slot in its clusters.
-//! - The mask is exact for a layer whose writers have all ended, that is for every sealed one.
+//! - Slots never fall, but from one sealed layer to another when the two are merged (`replace`). Once a write to slot s was
+//!   acknowledged, nobody finds an older slot in its clusters but of a layer that has taken its data over.
+//! - The mask is exact for a layer whose writers have all ended, that is for every sealed one; while that is merged, an older
+//!   word may have fewer sectors than its map, never one that is not there any more as long as the reader is announced.
 //! - For a layer that may still have writers, the mask is a hint only. While requests on the same cluster are under way it
 //!   may fall behind requests that were acknowledged since: the word has no room for a version, so a slow refresh can put
 //!   back what was true when it looked, until it looks again. So **of an unsealed layer take only the slot from here, and
@@ -138,6 +140,36 @@ impl Table {
                 Some(word(layer, SectorMask(seen | part.mask.0)))
             };
             self.radix.update(part.first.0, part.count, step, |_| {});
+        }
+    }
+
+    /// Turns the words of two sealed layers into those of one of them, for `count` clusters from `first`: it has taken over what
+    /// the other one held there, and `set` says what it holds now. Words of newer layers stay as they are, and so do clusters
+    /// about which the set says nothing.
+    ///
+    /// The data is in the file of `to`, and its set says so to readers, before this. Readers that have seen an older word may
+    /// still use it when this returns. Costs steps by the number of runs and of regions, not of clusters, as far as they are
+    /// uniform.
+    ///
+    /// # Panics
+    /// If a slot is 0 or more than `SLOT_MAX`.
+    pub fn replace(
+        &self,
+        first: Cluster,
+        count: u64,
+        from: LayerSlot,
+        to: LayerSlot,
+        set: &SectorSet,
+    ) {
+        check(from);
+        check(to);
+        for (first, count, state) in set.states(first, count) {
+            let wanted = word(to, state.data);
+            let step = |old: u32| {
+                let theirs = [from, to].contains(&slot(old)) || planted(Fault::ReplaceBeatsNewer);
+                (theirs && old != wanted).then_some(wanted)
+            };
+            self.radix.update(first.0, count, step, |_| {});
         }
     }
 

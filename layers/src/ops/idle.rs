@@ -137,6 +137,7 @@ impl Store {
                 self.cache.forget(*id);
             }
         }
+        self.jobs.wake();
         if !gone.is_empty() {
             self.remove_doomed();
         }

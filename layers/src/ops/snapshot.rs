@@ -214,6 +214,67 @@ impl Store {
         })
     }
 
+    /// As `sync_snapshot`, waiting for the flushes under way.
+    pub(crate) fn sync_snapshot_blocking(&self, pending: &mut PendingSnapshot) {
+        for member in pending.members.iter_mut().filter(|member| !member.synced) {
+            member.volume.flushes().lead_blocking();
+            self.sync_member(member);
+            member.volume.flushes().finish_blocking();
+        }
+    }
+
+    /// Step 3 of a snapshot without a name of one volume, whose new active layer the catalog knows already. The caller holds
+    /// the command lock.
+    pub(crate) fn begin_unnamed(
+        &self,
+        volume: Arc<Volume>,
+        active: Arc<Layer>,
+    ) -> Result<PendingSnapshot> {
+        let generation = Generation(self.clock.now().0 + 1);
+        let chain = volume.newest_chain();
+        self.inner()
+            .layers
+            .insert(active.id(), Arc::downgrade(&active));
+        let next = chain.with_active(generation, active)?;
+        let pending = self.pending_unnamed(Arc::clone(&volume), generation);
+        volume.publish(next);
+        let reached = self.clock.advance();
+        debug_assert_eq!(reached, generation);
+        Ok(pending)
+    }
+
+    /// The rest of a snapshot without a name, whose instant was `generation`: all layers of the volume are sealed but the
+    /// active one of that time and newer ones.
+    pub(crate) fn pending_unnamed(
+        &self,
+        volume: Arc<Volume>,
+        generation: Generation,
+    ) -> PendingSnapshot {
+        let chain = volume.newest_chain();
+        let active = {
+            let inner = self.inner();
+            let row = inner.catalog.state().volumes.get(volume.name());
+            row.map(|row| row.active)
+        };
+        let layers = chain
+            .unsealed()
+            .filter(|layer| !layer.is_sealed() && Some(layer.id()) != active)
+            .cloned()
+            .collect();
+        let member = Member {
+            volume,
+            layers,
+            synced: false,
+            full_disk: None,
+        };
+        PendingSnapshot {
+            generation,
+            members: vec![member],
+            rows: Vec::new(),
+            began: Instant::now(),
+        }
+    }
+
     /// Steps 4 and 5, and the report.
     ///
     /// # Errors

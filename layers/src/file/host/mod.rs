@@ -144,6 +144,16 @@ impl Media for HostMedia {
         )?)
     }
 
+    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
+        Ok(rustix::fs::linkat(
+            &self.root,
+            checked(existing)?,
+            &self.root,
+            checked(new)?,
+            AtFlags::empty(),
+        )?)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         Ok(rustix::fs::unlinkat(
             &self.root,

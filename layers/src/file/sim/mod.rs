@@ -232,6 +232,12 @@ impl Media for SimMedia {
         Ok(())
     }
 
+    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
+        self.world().link(existing, new)?;
+        self.point(Event::Created, path_text(new));
+        Ok(())
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.world().remove(path)?;
         self.point(Event::Removed, path_text(path));

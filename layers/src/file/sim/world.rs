@@ -297,6 +297,17 @@ impl World {
         Ok(())
     }
 
+    /// Gives a file another name.
+    pub(super) fn link(&mut self, existing: &Path, new: &Path) -> io::Result<()> {
+        let inode = self.names.find(existing)?;
+        let (directory, name) = self.names.find_parent(new)?;
+        if self.names.get(directory, &name).is_some() {
+            return Err(errno(libc::EEXIST));
+        }
+        self.names.add(directory, name, inode);
+        Ok(())
+    }
+
     /// Removes a file.
     pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
         let (directory, name) = self.names.find_parent(path)?;
