@@ -217,7 +217,7 @@ impl Store {
     /// As `sync_snapshot`, waiting for the flushes under way.
     pub(crate) fn sync_snapshot_blocking(&self, pending: &mut PendingSnapshot) {
         for member in pending.members.iter_mut().filter(|member| !member.synced) {
-            member.volume.flushes().lead_blocking();
+            member.volume.lead_blocking();
             self.sync_member(member);
             member.volume.flushes().finish_blocking();
         }

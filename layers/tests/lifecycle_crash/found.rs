@@ -407,6 +407,7 @@ pub fn finish_jobs(
             }
         }
     }
+    store.set_job_step_bytes(4096 << random.below(6));
     let volumes: Vec<&Name> = values.keys().filter(|name| name.1.is_none()).collect();
     let mut steps = 0;
     while store.job_step() {

@@ -144,11 +144,9 @@ impl Guests {
         self.shared.lock().unwrap().oracle.forget(disk);
     }
 
-    /// Closes all queues, whatever is under way: the machine they were on is gone.
+    /// Leaves all queues as they are, with what is under way: the end of a run that has failed.
     pub fn abandon(&mut self) {
-        self.guests.clear();
-        self.requests.clear();
-        self.busy.clear();
+        std::mem::forget(std::mem::take(&mut self.guests));
     }
 
     /// A run of sectors of a disk; without a request under way, unless requests may overlap.

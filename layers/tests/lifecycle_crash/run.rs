@@ -221,7 +221,14 @@ impl Run {
             CommitPoint::Before => marker.mark("before a commit of the catalog"),
             CommitPoint::After => marker.mark("after a commit of the catalog"),
         });
+        store.set_job_step_bytes(self.step_bytes());
         self.store = Some(store);
+    }
+
+    /// What a job moves before it is committed: disks are small here.
+    fn step_bytes(&mut self) -> u64 {
+        const STEPS: [u64; 4] = [4096, 3 * 4096, 10 * 4096, 1 << 20];
+        STEPS[self.random.index(STEPS.len())]
     }
 
     /// The store.
@@ -502,8 +509,9 @@ impl Run {
             return;
         }
         self.outcome.crashes.0 += 1;
+        // What is left behind ends in order, unseen: it is on this thread as well.
         self.media.clear_observer();
-        self.guests.lock().unwrap().abandon();
+        self.stop_all();
         self.store = None;
         if let Err(problem) = self.go_on(image, oracle) {
             self.violation(format!("when the run went on after a crash: {problem}"));
