@@ -25,6 +25,7 @@ use crate::layer::Layer;
 use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
 use crate::mapfile::data_path;
+use crate::ops::jobs::Jobs;
 use crate::sync::{AtomicBool, Ordering};
 use crate::turns::{Turn, Turns};
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
@@ -180,6 +181,8 @@ pub struct Store {
     pub(crate) cache: Arc<Cache>,
     /// What is written back in time.
     pub(crate) write_back: Arc<WriteBack>,
+    /// What takes long and is done step by step.
+    pub(crate) jobs: Jobs,
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
@@ -352,6 +355,7 @@ impl Store {
             id,
             write_back: Arc::new(WriteBack::new(Arc::clone(&cache))),
             cache,
+            jobs: Jobs::default(),
             threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
@@ -396,9 +400,10 @@ impl Store {
         true
     }
 
-    /// Ends the wait of `maintain`.
+    /// Ends the wait of `maintain` and of `run_jobs`.
     pub fn close(&self) {
         self.maintenance.close();
+        self.jobs.close();
     }
 
     /// All volumes, by name.
@@ -438,7 +443,7 @@ impl Store {
     }
 
     /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
-    /// it). Durable on return. Does not touch any socket.
+    /// it). Either arms an immutable volume: what is served next is the start of a machine. Durable on return. Does not touch any socket.
     ///
     /// # Errors
     /// `NotFound`; `Busy` if the socket path belongs to another volume; `Failed` if what was written could not be flushed
@@ -448,7 +453,9 @@ impl Store {
         {
             let mut inner = self.inner();
             let state = inner.catalog.state();
-            state.volume(name)?;
+            let row = state.volume(name)?;
+            // Whoever attaches or detaches a volume says that no machine goes on with it.
+            let arm = row.kind == VolumeKind::Immutable && !row.armed;
             if let Some(wanted) = &attachment
                 && let Some(other) = state.volumes.values().find(|row| {
                     row.name != name
@@ -467,10 +474,16 @@ impl Store {
                 });
             }
             let detach = attachment.is_none();
-            inner.catalog.commit(&[Change::SetAttachment {
-                volume: name.to_owned(),
-                attachment,
-            }])?;
+            let volume = name.to_owned();
+            let mut changes = vec![Change::SetAttachment { volume, attachment }];
+            if arm {
+                let volume = name.to_owned();
+                changes.push(Change::SetArmed {
+                    volume,
+                    armed: true,
+                });
+            }
+            inner.catalog.commit(&changes)?;
             if !detach {
                 return Ok(());
             }

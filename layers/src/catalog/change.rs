@@ -216,6 +216,12 @@ impl CatalogState {
                 row.rate = *rate;
                 Was::Job(*id, self.put_job(*id, Some(row)))
             }
+            Change::MoveJob { id, source, target } => {
+                let mut row = self.jobs.get(id).cloned().ok_or_else(|| no_job(*id))?;
+                row.source = *source;
+                row.target = *target;
+                Was::Job(*id, self.put_job(*id, Some(row)))
+            }
             Change::RemoveJob(id) => match self.put_job(*id, None) {
                 None => return Err(no_job(*id)),
                 was => Was::Job(*id, was),

@@ -308,6 +308,15 @@ pub enum Change {
         /// Its limit.
         rate: Option<u64>,
     },
+    /// A job works between other layers from now on: one that it worked on was replaced by another.
+    MoveJob {
+        /// The job.
+        id: JobId,
+        /// The lowest layer that it takes from.
+        source: LayerId,
+        /// The layer above that takes it.
+        target: LayerId,
+    },
     /// A job has ended.
     RemoveJob(JobId),
 }

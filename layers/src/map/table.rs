@@ -93,8 +93,13 @@ impl Table {
     }
 
     /// How many clusters the disk has.
-    pub const fn clusters(&self) -> u64 {
+    pub fn clusters(&self) -> u64 {
         self.radix.clusters()
+    }
+
+    /// Adds clusters at the end, about which no layer says anything, while others use the table.
+    pub fn grow(&self, clusters: u64) {
+        self.radix.grow(clusters);
     }
 
     /// Where to look for a cluster. At most three loads.

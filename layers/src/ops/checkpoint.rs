@@ -31,7 +31,7 @@ impl Store {
     }
 
     /// Writes the checkpoint; the caller leads the flushes, so that nobody appends to the journal.
-    fn checkpoint_active(&self, volume: &Volume) -> Result<()> {
+    pub(crate) fn checkpoint_active(&self, volume: &Volume) -> Result<()> {
         let chain = volume.newest_chain();
         let Some(layer) = chain.active().filter(|layer| !layer.is_sealed()) else {
             return Ok(());

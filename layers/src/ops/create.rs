@@ -57,8 +57,8 @@ impl Store {
         let result = self.create_volume_files(name, source, kind, &mut made);
         if let Err(error) = result {
             self.unmake(&made);
-            if matches!(source, VolumeSource::Volume(_)) {
-                self.collect_after();
+            if let VolumeSource::Volume(volume) = source {
+                self.collect_sealed(volume);
             }
             return Err(error);
         }
@@ -222,6 +222,49 @@ impl Store {
             ActiveMap::new(clusters(size)),
             journal,
         );
+        Ok((Arc::new(layer), row))
+    }
+
+    /// As `make_active_layer`, with another name of an existing file as its data. The map says nothing about it yet.
+    pub(crate) fn make_linked_layer(
+        &self,
+        volume: &str,
+        parent: LayerId,
+        size: Sector,
+        file: &Path,
+        made: &mut Made,
+    ) -> Result<(Arc<Layer>, LayerRow)> {
+        let id = LayerId(Uuid::new_v4());
+        made.layers.push(id);
+        self.make_dir(id)?;
+        let path = data_path(id);
+        self.media
+            .link(file, &path)
+            .map_err(self.io("link", &path))?;
+        self.open_new_layer(self.new_header(id, Some(parent), size, volume))
+    }
+
+    /// The second half of making an active layer: its data file exists.
+    fn open_new_layer(&self, header: MapHeader) -> Result<(Arc<Layer>, LayerRow)> {
+        let (id, size) = (header.layer, header.size);
+        let path = data_path(id);
+        let data = self
+            .media
+            .open(&path, OpenMode::ReadWrite, self.options.direct_io)
+            .map_err(self.io("open", &path))?;
+        let journal = MapFile::create(&self.media, &header, &SectorSet::empty())?;
+        self.sync_layers_dir()?;
+        let row = LayerRow {
+            id,
+            parent: header.parent,
+            size,
+            state: LayerState::Active,
+            base: None,
+            created_ns: header.created_ns,
+        };
+        let number = self.cache.number(id)?;
+        let map = ActiveMap::new(clusters(size));
+        let layer = Layer::active(header, number, data, map, journal);
         Ok((Arc::new(layer), row))
     }
 

@@ -17,7 +17,11 @@ impl Store {
     pub(crate) fn remove_doomed(&self) {
         let doomed: Vec<LayerId> = {
             let inner = self.inner();
-            inner.catalog.state().doomed.iter().copied().collect()
+            let doomed = &inner.catalog.state().doomed;
+            // Some may still be read: their turn comes when they are not.
+            let board = self.jobs.board();
+            let unused = |layer: &&LayerId| !board.retiring.contains(layer);
+            doomed.iter().filter(unused).copied().collect()
         };
         if doomed.is_empty() {
             return;

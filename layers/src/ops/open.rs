@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use crate::catalog::{Change, LayerRow, LayerState};
+use crate::catalog::{Change, JobKind, LayerRow, LayerState};
 use crate::chain::Chain;
 use crate::check::base_change;
 use crate::error::{Error, Result};
@@ -19,6 +19,7 @@ use crate::mapfile::{
     LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, RawBase, data_path, layer_dir, map_path,
     sync_name,
 };
+use crate::ops::merge::parent_after;
 use crate::store::{Inner, Store};
 use crate::units::{CLUSTER_SECTORS, LayerId, LayerSlot, SECTOR_BYTES, Sector};
 use crate::volume::{Shared, Volume};
@@ -179,7 +180,7 @@ impl Store {
                 header.layer, row.id
             )));
         }
-        if header.parent != row.parent {
+        if header.parent != row.parent && !self.is_end_of_job(row.id, header.parent) {
             return Err(mismatch(
                 "its parent is not the one that the catalog names".into(),
             ));
@@ -193,6 +194,14 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a job gives this parent to a layer at its end: the map says so before the catalog does.
+    fn is_end_of_job(&self, layer: LayerId, parent: Option<LayerId>) -> bool {
+        let inner = self.inner();
+        let state = inner.catalog.state();
+        let mut jobs = state.jobs.values().filter(|job| job.target == layer);
+        jobs.any(|job| parent_after(state, job) == parent)
+    }
+
     /// Opens a raw base, which must be the file that the store remembers.
     fn open_base(&self, layer: LayerId, base: &RawBase) -> Result<Arc<dyn File>> {
         self.check_base(layer, base)?;
@@ -203,6 +212,14 @@ impl Store {
 
     /// Refuses a raw base that is not the file that the store remembers.
     fn check_base(&self, layer: LayerId, base: &RawBase) -> Result<()> {
+        {
+            // The store itself is writing to it, or was.
+            let inner = self.inner();
+            let mut jobs = inner.catalog.state().jobs.values();
+            if jobs.any(|job| job.kind == JobKind::IntoBase && job.source == layer) {
+                return Ok(());
+            }
+        }
         let stat = self
             .media
             .stat(&base.path)
@@ -253,7 +270,7 @@ impl Store {
         }
         self.remove_doomed();
         self.remove_remains()?;
-        self.collect_after();
+        self.collect_at_start();
         Ok(())
     }
 
@@ -268,7 +285,7 @@ impl Store {
 
     /// DURABILITY: data that a killed daemon left in the host's page cache is synced before a map says for good that it is
     /// there.
-    fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
+    pub(crate) fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
         self.settle_left(row)?;
         let (map, header, set, recovery) = MapFile::open(&self.media, row.id)?;
         let (map, header, set) = self.fit(row, map, header, set)?;
@@ -294,7 +311,14 @@ impl Store {
             layer: row.id,
             state: LayerState::Sealed,
         };
-        self.inner().catalog.commit(&[change])
+        let mut inner = self.inner();
+        inner.catalog.commit(&[change])?;
+        // A job may still know it from when it took writes.
+        let known = inner.layers.get(&row.id).and_then(Weak::upgrade);
+        if let Some(layer) = known.filter(|layer| !layer.is_sealed()) {
+            layer.seal(set);
+        }
+        Ok(())
     }
 
     /// The header of a layer once it is sealed: it carries the name of the snapshot that it stands for.

@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerMap};
 use crate::mapfile::{MapFile, ReplaceError};
 use crate::store::{Selection, SnapshotReport, Store, now_ns};
-use crate::units::Generation;
+use crate::units::{Generation, LayerId};
 use crate::volume::Volume;
 
 use super::create::Made;
@@ -71,11 +71,12 @@ impl Store {
         let _command = self.command();
         let pending = self.begin_snapshot_in_command(name, selection)?;
         // Layers that an earlier snapshot could not seal, and that nobody names, can be joined once they are sealed.
-        let more = pending.members.iter().any(|member| member.layers.len() > 1);
+        let late: Vec<LayerId> = (pending.members.iter())
+            .filter(|member| member.layers.len() > 1)
+            .flat_map(|member| member.layers.iter().map(|layer| layer.id()))
+            .collect();
         let report = self.end_snapshot(pending);
-        if more {
-            self.collect_after();
-        }
+        self.collect_after(&late);
         report
     }
 
@@ -85,16 +86,21 @@ impl Store {
         self.end_snapshot(pending).map(drop)
     }
 
-    /// The rest of a snapshot after its instant, by a caller whom nobody waits for but its own.
-    fn end_snapshot(&self, mut pending: PendingSnapshot) -> Result<SnapshotReport> {
+    /// Waits until no request of before a generation can change a layer any more. Nobody waits for this but the caller of a
+    /// command, who must not lead flushes.
+    pub(crate) fn drain_changes(&self, generation: Generation) {
         let mut pause = Duration::from_micros(20);
-        while !self.snapshot_drained(&pending) {
-            // Requests under way take their time; nobody waits for this loop but the caller of the command.
+        while !self.clock.quiescent(generation) {
             if !self.media.go_on() {
                 std::thread::sleep(pause);
             }
             pause = (pause * 2).min(Duration::from_millis(2));
         }
+    }
+
+    /// The rest of a snapshot after its instant, by a caller whom nobody waits for but its own.
+    fn end_snapshot(&self, mut pending: PendingSnapshot) -> Result<SnapshotReport> {
+        self.drain_changes(pending.generation);
         for member in &mut pending.members {
             member.volume.lead_blocking();
             self.sync_member(member);
@@ -212,6 +218,67 @@ impl Store {
             rows,
             began,
         })
+    }
+
+    /// As `sync_snapshot`, waiting for the flushes under way.
+    pub(crate) fn sync_snapshot_blocking(&self, pending: &mut PendingSnapshot) {
+        for member in pending.members.iter_mut().filter(|member| !member.synced) {
+            member.volume.lead_blocking();
+            self.sync_member(member);
+            member.volume.flushes().finish_blocking();
+        }
+    }
+
+    /// Step 3 of a snapshot without a name of one volume, whose new active layer the catalog knows already. The caller holds
+    /// the command lock.
+    pub(crate) fn begin_unnamed(
+        &self,
+        volume: Arc<Volume>,
+        active: Arc<Layer>,
+    ) -> Result<PendingSnapshot> {
+        let generation = Generation(self.clock.now().0 + 1);
+        let chain = volume.newest_chain();
+        self.inner()
+            .layers
+            .insert(active.id(), Arc::downgrade(&active));
+        let next = chain.with_active(generation, active)?;
+        let pending = self.pending_unnamed(Arc::clone(&volume), generation);
+        volume.publish(next);
+        let reached = self.clock.advance();
+        debug_assert_eq!(reached, generation);
+        Ok(pending)
+    }
+
+    /// The rest of a snapshot without a name, whose instant was `generation`: all layers of the volume are sealed but the
+    /// active one of that time and newer ones.
+    pub(crate) fn pending_unnamed(
+        &self,
+        volume: Arc<Volume>,
+        generation: Generation,
+    ) -> PendingSnapshot {
+        let chain = volume.newest_chain();
+        let active = {
+            let inner = self.inner();
+            let row = inner.catalog.state().volumes.get(volume.name());
+            row.map(|row| row.active)
+        };
+        let layers = chain
+            .unsealed()
+            .filter(|layer| !layer.is_sealed() && Some(layer.id()) != active)
+            .cloned()
+            .collect();
+        let member = Member {
+            volume,
+            layers,
+            synced: false,
+            full_disk: None,
+        };
+        PendingSnapshot {
+            generation,
+            members: vec![member],
+            rows: Vec::new(),
+            began: Instant::now(),
+        }
     }
 
     /// Steps 4 and 5, and the report.

@@ -123,6 +123,13 @@ pub(super) fn execute(db: &Connection, change: &Change) -> rusqlite::Result<()> 
                 error,
                 rate.map(integer).transpose()?,
             ])?,
+        Change::MoveJob { id, source, target } => db
+            .prepare_cached("UPDATE jobs SET source = ?2, target = ?3 WHERE id = ?1")?
+            .execute(params![
+                integer(id.0)?,
+                source.0.as_bytes(),
+                target.0.as_bytes(),
+            ])?,
         Change::RemoveJob(id) => db
             .prepare_cached("DELETE FROM jobs WHERE id = ?1")?
             .execute(params![integer(id.0)?])?,
