@@ -26,8 +26,7 @@ use crate::map::{ClusterState, MapRecord, SectorSet, Table};
 use crate::mapfile::{MapFile, MapHeader, data_path};
 use crate::store::Store;
 use crate::units::{
-    CLUSTER_BYTES, Cluster, Generation, LayerId, SECTOR_BYTES, Sector, SectorMask,
-    SectorRange,
+    CLUSTER_BYTES, Cluster, Generation, LayerId, SECTOR_BYTES, Sector, SectorMask, SectorRange,
 };
 use crate::volume::Volume;
 
