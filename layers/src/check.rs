@@ -470,7 +470,7 @@ fn check_data(
     let longest = header.sectors_end().saturating_mul(SECTOR_BYTES);
     if stat.len > longest && !shared {
         report.add(
-            Severity::Error,
+            Severity::Note,
             layer,
             format!(
                 "{} has {} bytes, a disk of {} sectors has room for {longest}",
@@ -478,7 +478,7 @@ fn check_data(
                 stat.len,
                 header.size
             ),
-            FIX_RESTORE,
+            "nothing; making the disk smaller was interrupted, and what lies behind its end is never read",
         );
     }
     let last = set.and_then(|set| set.data_runs().last());

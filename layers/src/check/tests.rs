@@ -285,7 +285,7 @@ fn damages() -> Vec<(Harm, Severity, Option<u128>, &'static str)> {
                     .open(f.path(&data_path(id(2))));
                 data.unwrap().set_len(1008 * 512 + 1).unwrap();
             },
-            Error,
+            Note,
             Some(2),
             "has room for",
         ),

@@ -93,7 +93,7 @@ impl Store {
                 let Some(volume) = volume.upgrade() else {
                     return Ok(Step::Again);
                 };
-                if !patience.lead(volume.flushes()) {
+                if !patience.lead(&volume) {
                     return Ok(Step::Waits);
                 }
                 let replaced = volume.lead_flush().and_then(|()| {

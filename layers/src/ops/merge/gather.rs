@@ -293,7 +293,7 @@ impl Store {
             return Ok(None);
         };
         let led = !canary::is_set(Canary::LoseGuestWrite);
-        if led && !patience.lead(volume.flushes()) {
+        if led && !patience.lead(&volume) {
             return Ok(Some(Step::Waits));
         }
         let result = volume
@@ -328,7 +328,7 @@ impl Store {
                 let Some(volume) = gather.volume() else {
                     return Ok(Step::Again);
                 };
-                if !patience.lead(volume.flushes()) {
+                if !patience.lead(&volume) {
                     return Ok(Step::Waits);
                 }
                 let flushed = volume.lead_flush();

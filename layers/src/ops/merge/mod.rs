@@ -17,7 +17,6 @@ use std::sync::{Arc, PoisonError};
 
 use crate::catalog::{CatalogState, Change, JobRow, JobState, LayerState};
 use crate::error::Result;
-use crate::flush::Coordinator;
 use crate::lifecycle::Phase;
 use crate::store::Store;
 use crate::units::{Generation, LayerId};
@@ -51,13 +50,13 @@ pub(crate) enum Patience {
 
 impl Patience {
     /// Takes the lead of a volume's flushes. Returns whether it has it.
-    fn lead(self, flushes: &Coordinator) -> bool {
+    fn lead(self, volume: &Volume) -> bool {
         match self {
             Self::Wait => {
-                flushes.lead_blocking(|| false);
+                volume.lead_blocking();
                 true
             }
-            Self::Try => flushes.try_lead(),
+            Self::Try => volume.flushes().try_lead(),
         }
     }
 }
