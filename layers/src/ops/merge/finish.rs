@@ -85,8 +85,7 @@ impl Store {
             Into::Sealed(sealed) => {
                 sealed.header.parent = parent;
                 let set = sealed_set(&target);
-                let map =
-                    MapFile::succeed(&self.media, &sealed.header, sealed.incarnation, &set)?;
+                let map = MapFile::succeed(&self.media, &sealed.header, sealed.incarnation, &set)?;
                 sealed.incarnation = map.incarnation();
                 target.set_header(sealed.header.clone());
             }
@@ -160,9 +159,13 @@ impl Store {
             self.exchange_names(upper, lower)?;
             down.upper.header.parent = parent;
             let set = sealed_set(&down.lower.layer);
-            let map =
-                MapFile::succeed(&self.media, &down.upper.header, down.upper.incarnation, &set)
-                    .inspect_err(|_| down.upper.header.parent = Some(lower))?;
+            let map = MapFile::succeed(
+                &self.media,
+                &down.upper.header,
+                down.upper.incarnation,
+                &set,
+            )
+            .inspect_err(|_| down.upper.header.parent = Some(lower))?;
             down.upper.incarnation = map.incarnation();
         }
         // From here on the upper layer is this one for all that open it.
@@ -285,7 +288,9 @@ impl Store {
         self.inner().forget_unused_layers();
         {
             let mut board = self.jobs.board();
-            board.retiring.retain(|layer| !retiring.layers.contains(layer));
+            board
+                .retiring
+                .retain(|layer| !retiring.layers.contains(layer));
         }
         self.remove_doomed();
         true

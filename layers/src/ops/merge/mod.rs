@@ -143,7 +143,8 @@ impl Store {
     fn turn_of(&self, runner: &mut Runner, row: &JobRow, patience: Patience) -> Result<Turn> {
         let same = |work: &Work| {
             let (has, wants) = (&work.row, row);
-            (has.id, has.source, has.target, has.way) == (wants.id, wants.source, wants.target, wants.way)
+            (has.id, has.source, has.target, has.way)
+                == (wants.id, wants.source, wants.target, wants.way)
         };
         let mut work = match runner.work.take().filter(same) {
             Some(work) => work,
