@@ -29,6 +29,7 @@ use stratablk_layers::units::Sector;
 
 use super::memory::GuestMemory;
 use super::vring::Vring;
+use crate::worker::disk::DiskSource;
 use crate::worker::provider::{DiskProvider, MachineStart};
 
 /// The use of a disk by one session. Dropping it lets the disk go.
@@ -68,7 +69,9 @@ impl<P: DiskProvider> DiskUse<P> {
 
     /// The size of the disk now.
     pub fn capacity(&self) -> Sector {
-        self.provider.capacity()
+        // A disk that grows has its new size once requests may use it.
+        let open = self.disk.as_ref().map(|disk| disk.capacity());
+        open.unwrap_or_else(|| self.provider.capacity())
     }
 
     /// The disk, for a ring that starts; opened if none of the others runs. These are all rings of the session, in this memory.

@@ -167,7 +167,7 @@ impl CatalogState {
     }
 
     /// The layers from this one down.
-    pub(super) fn walk(&self, top: Option<LayerId>) -> impl Iterator<Item = &LayerRow> {
+    pub(crate) fn walk(&self, top: Option<LayerId>) -> impl Iterator<Item = &LayerRow> {
         let mut next = top.and_then(|id| self.layers.get(&id));
         let step = move || {
             let row = next?;

@@ -15,13 +15,14 @@
 mod active;
 mod changed;
 pub(crate) mod fault;
+mod grown;
 #[cfg(all(test, not(loom)))]
 mod model;
 mod radix;
 pub mod record;
 #[cfg(test)]
 mod scenarios;
-mod sectors;
+pub(crate) mod sectors;
 pub mod set;
 mod table;
 

@@ -57,8 +57,8 @@ impl Store {
         let result = self.create_volume_files(name, source, kind, &mut made);
         if let Err(error) = result {
             self.unmake(&made);
-            if matches!(source, VolumeSource::Volume(_)) {
-                self.collect_after();
+            if let VolumeSource::Volume(volume) = source {
+                self.collect_sealed(volume);
             }
             return Err(error);
         }

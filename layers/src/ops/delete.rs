@@ -7,9 +7,10 @@
 use crate::catalog::Change;
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::units::LayerId;
 
-use super::collect::{names, unneeded};
-use super::idle::jobs_into;
+use super::collect::{Without, unneeded};
+use super::idle::{jobs_into, with_parents};
 use super::kind::attachment_names;
 
 impl Store {
@@ -32,7 +33,7 @@ impl Store {
                 ),
             });
         }
-        let (changes, gone) = {
+        let (changes, gone, touched) = {
             let inner = self.inner();
             let state = inner.catalog.state();
             let attachments = attachment_names(state, name);
@@ -52,14 +53,16 @@ impl Store {
                 })
                 .collect();
             changes.push(Change::RemoveVolume(name.to_owned()));
-            let needed = names(state, |row| row.name != name, |row| row.volume != name);
-            let gone = unneeded(state, &needed);
+            let snapshots = state.snapshots_of(name).into_iter().map(|row| row.layer);
+            let mine: Vec<LayerId> = snapshots.chain([row.active]).collect();
+            let gone = unneeded(state, &mine, Without::Volume(name));
             changes.extend(jobs_into(state, &gone));
             changes.extend(gone.iter().map(|id| Change::RemoveLayer(*id)));
-            (changes, gone)
+            let touched = with_parents(state, mine.into_iter().chain(gone.iter().copied()));
+            (changes, gone, touched)
         };
         self.commit_idle(&[name], &changes, &gone)?;
-        self.collect_after();
+        self.collect_after(&touched);
         Ok(())
     }
 }

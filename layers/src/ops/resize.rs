@@ -16,14 +16,12 @@
 //! A crash leaves the old or the new size, as the catalog says. Where the map says another, the next to open the layer makes up for
 //! it (`fit`); a data file that is longer than the disk does no harm.
 
-use std::time::Duration;
-
 use crate::catalog::{Change, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::file::OpenMode;
-use crate::layer::Layer;
+use crate::layer::{Layer, LayerMap};
 use crate::lifecycle::ResizeOptions;
-use crate::map::{Resolve, SectorSet};
+use crate::map::{ClusterState, Resolve, SectorSet};
 use crate::mapfile::{MapFile, MapHeader, data_path};
 use crate::store::{Store, VolumeInfo};
 use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, SECTOR_BYTES, Sector, SectorMask};
@@ -80,7 +78,6 @@ impl Store {
 
     /// Makes a disk larger, whether or not it is used.
     fn grow(&self, row: &VolumeRow, size: Sector) -> Result<()> {
-        self.check_idle(&row.name)?;
         let volume = self.open_volume_in_command(&row.name)?;
         // The lead: nobody writes to the files of the layer or appends to its map meanwhile.
         volume.lead_blocking();
@@ -89,18 +86,9 @@ impl Store {
             .and_then(|()| self.grow_led(&volume, row, size));
         volume.flushes().finish_blocking();
         grown?;
-        drop(volume);
-        self.close_volume(&row.name)?;
         // A request that was checked by the old size may have taken the last cluster, cut short, for a whole one. It ends before
         // anybody is told of the new size.
-        let generation = self.clock.advance();
-        let mut pause = Duration::from_micros(20);
-        while !self.clock.quiescent(generation) {
-            if !self.media.go_on() {
-                std::thread::sleep(pause);
-            }
-            pause = (pause * 2).min(Duration::from_millis(2));
-        }
+        self.drain_changes(self.clock.advance());
         Ok(())
     }
 
@@ -127,8 +115,23 @@ impl Store {
             return Err(error);
         }
         layer.set_header(header);
-        // GROW HERE
-        let _ = hide(&gained, |_, _, _| {});
+        if let LayerMap::Active(map) = &*layer.map_full() {
+            let (table, slot) = (volume.table(), chain.active_slot());
+            map.grow(clusters(size));
+            table.grow(clusters(size));
+            hide(&gained, |first, count, mask| {
+                let change = match mask {
+                    SectorMask::ALL => map.zero(first, count),
+                    data => {
+                        let rest_zero = false;
+                        map.merge_below(first, count, ClusterState { data, rest_zero })
+                    }
+                };
+                table.refresh(slot, map, first, count, change);
+            });
+        }
+        // From here on requests use it.
+        volume.grow(size);
         Ok(())
     }
 

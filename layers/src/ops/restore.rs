@@ -18,7 +18,7 @@ use crate::store::{Store, now_ns};
 use crate::units::{LayerId, Sector};
 
 use super::create::Made;
-use super::idle::Replaced;
+use super::idle::{Replaced, with_parents};
 use super::names;
 
 /// A volume that is restored.
@@ -47,6 +47,11 @@ impl Store {
         let _command = self.command();
         let began = Instant::now();
         let members = self.members(volume, snapshot, options)?;
+        let touched = {
+            let inner = self.inner();
+            let actives = members.iter().map(|member| member.row.active);
+            with_parents(inner.catalog.state(), actives)
+        };
         let mut made = Made::default();
         let kept = match self.restore_members(&members, options.keep.as_deref(), &mut made) {
             Ok(kept) => kept,
@@ -56,7 +61,7 @@ impl Store {
             }
         };
         self.seal_idle(&kept.iter().map(|row| row.layer).collect::<Vec<_>>());
-        self.collect_after();
+        self.collect_after(&touched);
         Ok(RestoreReport {
             volumes: members.into_iter().map(|member| member.row.name).collect(),
             kept: kept.iter().map(|row| self.describe_snapshot(row)).collect(),

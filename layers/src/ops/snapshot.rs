@@ -69,11 +69,12 @@ impl Store {
         let _command = self.command();
         let pending = self.begin_snapshot_in_command(name, selection)?;
         // Layers that an earlier snapshot could not seal, and that nobody names, can be joined once they are sealed.
-        let more = pending.members.iter().any(|member| member.layers.len() > 1);
+        let late: Vec<LayerId> = (pending.members.iter())
+            .filter(|member| member.layers.len() > 1)
+            .flat_map(|member| member.layers.iter().map(|layer| layer.id()))
+            .collect();
         let report = self.end_snapshot(pending);
-        if more {
-            self.collect_after();
-        }
+        self.collect_after(&late);
         report
     }
 
@@ -83,16 +84,21 @@ impl Store {
         self.end_snapshot(pending).map(drop)
     }
 
-    /// The rest of a snapshot after its instant, by a caller whom nobody waits for but its own.
-    fn end_snapshot(&self, mut pending: PendingSnapshot) -> Result<SnapshotReport> {
+    /// Waits until no request of before a generation can change a layer any more. Nobody waits for this but the caller of a
+    /// command, who must not lead flushes.
+    pub(crate) fn drain_changes(&self, generation: Generation) {
         let mut pause = Duration::from_micros(20);
-        while !self.snapshot_drained(&pending) {
-            // Requests under way take their time; nobody waits for this loop but the caller of the command.
+        while !self.clock.quiescent(generation) {
             if !self.media.go_on() {
                 std::thread::sleep(pause);
             }
             pause = (pause * 2).min(Duration::from_millis(2));
         }
+    }
+
+    /// The rest of a snapshot after its instant, by a caller whom nobody waits for but its own.
+    fn end_snapshot(&self, mut pending: PendingSnapshot) -> Result<SnapshotReport> {
+        self.drain_changes(pending.generation);
         for member in &mut pending.members {
             member.volume.lead_blocking();
             self.sync_member(member);

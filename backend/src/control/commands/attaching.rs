@@ -60,11 +60,8 @@ impl Commands {
             return self.attach_as(info, wanted);
         }
         let given = (self.store.give_attachment(name, made)).map_err(|error| match error {
-            // The layers know it only as a volume's name.
-            layers::Error::Invalid { field: "name", .. } | layers::Error::Exists { .. } => {
-                ApiError::from(error).of("as")
-            }
-            error => error.into(),
+            layers::Error::Exists { .. } => ApiError::from(error).of("as"),
+            error => ApiError::from(error).renamed("name", "as"),
         })?;
         let made = given.volume.name.clone();
         let served = self.attach_as(given.volume, wanted);

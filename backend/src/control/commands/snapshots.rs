@@ -85,7 +85,12 @@ impl Commands {
             keep: request.keep,
             only: request.only,
         };
-        let report = self.store.restore(volume, &request.snapshot, &options)?;
+        let report = (self.store.restore(volume, &request.snapshot, &options)).map_err(
+            |error| match error {
+                layers::Error::Exists { .. } => ApiError::from(error).of("keep"),
+                error => error.into(),
+            },
+        )?;
         let report = convert::restored(report, request.snapshot);
         tracing::info!(
             snapshot = %report.snapshot, volumes = %report.volumes.join(","), kept = options.keep,

@@ -115,10 +115,7 @@ impl Commands {
         self.check_at_rest(name)?;
         self.store
             .set_kind(name, convert::kind(kind))
-            .map_err(|error| match error {
-                layers::Error::Invalid { field: "kind", .. } => ApiError::from(error).of("type"),
-                error => error.into(),
-            })?;
+            .map_err(|error| ApiError::from(error).renamed("kind", "type"))?;
         tracing::info!(volume = %name, %kind, "type changed");
         self.events.tell(Happening::VolumeTypeChanged {
             volume: name.to_owned(),
@@ -156,14 +153,9 @@ impl Commands {
     pub fn import(&self, request: ImportRequest) -> Result<Import> {
         super::jobs::check_rate(request.rate_bytes_per_s)?;
         let image = absolute("image", request.image)?;
-        let job = self
-            .store
-            .import(&request.name, &image)
-            .map_err(|error| match error {
-                // The layers know an image only as the base that it is at first.
-                layers::Error::Invalid { field: "base", .. } => ApiError::from(error).of("image"),
-                error => error.into(),
-            })?;
+        // The layers know an image only as the base that it is at first.
+        let job = (self.store.import(&request.name, &image))
+            .map_err(|error| ApiError::from(error).renamed("base", "image"))?;
         tracing::info!(volume = %request.name, image = %image.display(), "importing");
         self.events.tell(Happening::VolumeCreated {
             volume: request.name.clone(),

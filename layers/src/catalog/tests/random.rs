@@ -47,7 +47,7 @@ fn changes(state: &CatalogState, fresh: &mut u128, (op, a, b, c): Seed) -> Vec<C
     let name = any_volume(state, a);
     let row = state.volumes.get(&name);
     let size = Sector(1000 + u64::from(b % 3));
-    match op % 20 {
+    match op % 23 {
         0 => {
             let top = new_layer(None, LayerState::Active, size);
             let made = VolumeRow {
@@ -189,7 +189,31 @@ fn changes(state: &CatalogState, fresh: &mut u128, (op, a, b, c): Seed) -> Vec<C
                 state: states[usize::from(b) % 2],
             }]
         }
-        18 => state
+        // A layer comes to lie between two; or among itself.
+        18 => {
+            let between = new_layer(Some(some_layer), LayerState::Sealed, size);
+            vec![
+                Change::SetParent {
+                    layer: other_layer,
+                    parent: Some(between.id),
+                },
+                Change::AddLayer(between),
+            ]
+        }
+        19 => {
+            let one = new_layer(None, LayerState::Sealed, size);
+            let two = new_layer(Some(one.id), LayerState::Sealed, size);
+            let parent = (c > 60).then_some(two.id);
+            vec![
+                Change::AddLayer(LayerRow { parent, ..one }),
+                Change::AddLayer(two),
+            ]
+        }
+        20 => vec![Change::SetParent {
+            layer: some_layer,
+            parent: Some(other_layer),
+        }],
+        21 => state
             .doomed
             .first()
             .map(|id| Change::Removed(*id))
@@ -215,9 +239,20 @@ fn changes(state: &CatalogState, fresh: &mut u128, (op, a, b, c): Seed) -> Vec<C
 /// A store to begin with.
 fn begun() -> CatalogState {
     let mut state = new_store();
-    let mut all = start();
-    all.extend(take_snapshot("first", 2, 3, 5));
-    drop(state.change(&all).unwrap());
+    drop(state.change(&start()).unwrap());
+    for n in 2..9 {
+        let mut all = take_snapshot(&format!("s{}", n % 5 + 90 * (n / 7)), n, n + 1, 5);
+        all.push(Change::SetLayerState {
+            layer: id(n),
+            state: LayerState::Sealed,
+        });
+        drop(state.change(&all).unwrap());
+    }
+    let over = [
+        Change::AddLayer(layer(20, Some(4), LayerState::Sealed)),
+        Change::AddLayer(layer(21, Some(20), LayerState::Sealed)),
+    ];
+    drop(state.change(&over).unwrap());
     state
 }
 

@@ -17,7 +17,6 @@ use std::sync::{Arc, PoisonError};
 
 use crate::catalog::{CatalogState, Change, JobRow, JobState, LayerState};
 use crate::error::Result;
-
 use crate::lifecycle::Phase;
 use crate::store::Store;
 use crate::units::{Generation, LayerId};
