@@ -11,8 +11,6 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use uuid::Uuid;
-
 use crate::catalog::{Change, SnapshotRow, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::lifecycle::{RestoreOptions, RestoreReport};
@@ -129,7 +127,7 @@ impl Store {
         keep: Option<&str>,
         made: &mut Made,
     ) -> Result<Vec<SnapshotRow>> {
-        let group = Uuid::new_v4();
+        let group = self.media.fresh_id();
         let created_ns = now_ns();
         let old = match keep {
             Some(_) => Replaced::Sealed,
