@@ -177,8 +177,8 @@ impl Layer {
         *self.journal() = None;
     }
 
-    /// Another set for a layer that is sealed: what a merge has given it or taken from it. Readers see the old one or the new one,
-    /// whole.
+    /// Another set for a layer that is sealed: what a merge has given it or taken from it. Readers see the old one or the
+    /// new one, whole.
     ///
     /// What is gained must be in the data file, and no frame of this layer may hold something else there. What is lost must be
     /// said by the neighbour that gained it, and, of the lower one of the two, no request may be under way that began before

@@ -133,6 +133,10 @@ impl Media for TestMedia {
         self.log(format!("rename {} {}", name(from), name(to)))?;
         fs::rename(self.root.join(from), self.root.join(to))
     }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.log(format!("link {} {}", name(from), name(to)))?;
+        fs::hard_link(self.root.join(from), self.root.join(to))
+    }
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(self.root.join(path))
     }

@@ -13,11 +13,12 @@ use crate::file::Media;
 use crate::flush::zeroes::ZeroRange;
 use crate::flush::{self, Coordinator, FlushError, LayerWork};
 use crate::generation::Clock;
+use crate::layer::LayerMap;
 use crate::limits;
 use crate::maintenance::Maintenance;
 use crate::map::Table;
-use crate::sync::{AtomicU64, Ordering};
-use crate::units::{Generation, Sector, SectorRange};
+use crate::sync::{AtomicU64, Ordering, Size};
+use crate::units::{CLUSTER_SECTORS, Generation, Sector, SectorRange};
 
 pub use crate::context::QueueContext;
 
@@ -80,8 +81,8 @@ pub struct Completion {
 pub struct Volume {
     /// Never changes.
     name: String,
-    /// The size of the disk.
-    capacity: Sector,
+    /// The size of the disk, in sectors.
+    capacity: Size,
     /// Which layer answers for which cluster.
     table: Table,
     /// The layers, now and next.
@@ -131,7 +132,7 @@ impl Volume {
         } = shared;
         Self {
             name: name.to_owned(),
-            capacity,
+            capacity: Size::new(capacity.0),
             table,
             chains: ArcSwap::from_pointee(ChainPair::settled(Arc::new(chain))),
             clock,
@@ -151,7 +152,25 @@ impl Volume {
 
     /// The size of the disk.
     pub fn capacity(&self) -> Sector {
-        self.capacity
+        Sector(self.capacity.get())
+    }
+
+    /// Makes the disk larger, while it is used; a smaller capacity changes nothing. The new sectors read as zeroes, but those
+    /// that share a cluster with the old end: of these any layer may say something, which the caller has seen to. One
+    /// caller at a time (the store's command lock), and layers are only added by who has it.
+    ///
+    /// A guest is told only when no change of before is under way any more (advance the clock, wait for `Clock::quiescent`):
+    /// one that zeroes the last cluster may count the new sectors in it as its own.
+    pub(crate) fn grow(&self, capacity: Sector) {
+        let clusters = capacity.0.div_ceil(CLUSTER_SECTORS);
+        for layer in self.newest_chain().unsealed() {
+            if let LayerMap::Active(map) = &**layer.map() {
+                map.grow(clusters);
+            }
+        }
+        self.table.grow(clusters);
+        // Requests are checked against it: whoever passes finds the rest grown.
+        self.capacity.grow(capacity.0);
     }
 
     /// Why the volume takes no more writes, or `None` while all is well.
@@ -233,8 +252,8 @@ impl Volume {
         self.newest_chain()
             .unsealed()
             .any(|layer| match &**layer.map() {
-                crate::layer::LayerMap::Active(map) => map.has_marks(),
-                crate::layer::LayerMap::Sealed(_) => false,
+                LayerMap::Active(map) => map.has_marks(),
+                LayerMap::Sealed(_) => false,
             })
     }
 

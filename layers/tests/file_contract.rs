@@ -1,11 +1,15 @@
 //! The file contract, checked against every implementation: one suite, a module for each.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "file_contract/merging.rs"]
+mod merging;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use merging::{copies, links};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stratablk_layers::file::host::{HostMedia, HostOptions};
 use stratablk_layers::file::sim::{Random, SimMedia};
@@ -862,7 +866,7 @@ macro_rules! contract {
                 }
             }
             contract!(@tests $bed; past_the_end, holes, many_segments, full_depth, dropped_under_way,
-                moved_to_a_thread, dropped_after_its_thread, bad_files, wakes_its_owner, names);
+                moved_to_a_thread, dropped_after_its_thread, bad_files, wakes_its_owner, names, links, copies);
         }
     };
     (@tests $bed:expr; $($test:ident),+) => {

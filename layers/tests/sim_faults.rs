@@ -196,6 +196,82 @@ fn a_rename_is_atomic() {
 }
 
 /// Submits a write of whole sectors whose memory is never freed.
+#[test]
+fn a_second_name_survives_with_its_directory_and_leads_to_the_same_file() {
+    let path = Path::new;
+    let media = SimMedia::new(4);
+    let file = durable(&media, "a/data", 1);
+    media.install(path("b/data"), &[9; SECTOR]).unwrap();
+    file.write_at(&[2; SECTOR], 0).unwrap();
+    // As at the end of a merge: the second name takes the place of another file's.
+    media.link(path("a/data"), path("b/data.new")).unwrap();
+    media.rename(path("b/data.new"), path("b/data")).unwrap();
+    let of = |image: &SimMedia, name: &str| content(image, name).map(|bytes| bytes[0]);
+    let mut seen = BTreeSet::new();
+    for seed in 0..500 {
+        let image = media.crash_image(seed);
+        let found = ["a/data", "b/data.new", "b/data"].map(|name| of(&image, name));
+        seen.insert(found);
+    }
+    let mut all = BTreeSet::new();
+    for kept in [Some(1), Some(2)] {
+        all.insert([kept, None, Some(9)]);
+        all.insert([kept, kept, Some(9)]);
+        all.insert([kept, None, kept]);
+    }
+    assert_eq!(seen, all, "prefixes, and one content whatever the name");
+    media.sync_dir(path("b")).unwrap();
+    // The first name goes; the second keeps the file.
+    media.remove(path("a/data")).unwrap();
+    media.sync_dir(path("a")).unwrap();
+    file.sync_data().unwrap();
+    for seed in 0..20 {
+        let image = media.crash_image(seed);
+        assert_eq!(
+            (of(&image, "a/data"), of(&image, "b/data")),
+            (None, Some(2))
+        );
+    }
+    media.inject(fault(
+        FaultPoint::Create,
+        "again",
+        0,
+        1,
+        FaultEffect::NoSpace,
+    ));
+    let full = media.link(path("b/data"), path("a/again")).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    media.link(path("b/data"), path("a/again")).unwrap();
+}
+
+#[test]
+fn a_copy_is_as_durable_and_as_fragile_as_a_write() {
+    let media = SimMedia::new(5);
+    let (from, to) = (durable(&media, "from", 8), durable(&media, "to", 4));
+    from.write_at(&[3; 8 * SECTOR], 0).unwrap();
+    let (some, all) = (SECTOR as u64, 8 * SECTOR as u64);
+    media.copy(&from, &to, 2 * some, 3 * some).unwrap();
+    let mut seen = BTreeSet::new();
+    for seed in 0..300 {
+        let found = sectors(&content(&media.crash_image(seed), "to").unwrap());
+        assert_eq!(found[..2], [1, 1]);
+        seen.insert((found[2], found.get(4).copied()));
+    }
+    assert!(seen.contains(&(1, None)) && seen.contains(&(3, Some(3))));
+    assert!(seen.contains(&(1, Some(3))) && seen.contains(&(3, None)));
+    to.sync_data().unwrap();
+    let durable = content(&media.crash_image(1), "to").unwrap();
+    assert_eq!(sectors(&durable), [1, 1, 3, 3, 3]);
+    media.inject(fault(FaultPoint::Read, "from", 0, 1, FaultEffect::Error));
+    media.copy(&from, &to, 0, all).unwrap_err();
+    assert_eq!(sectors(&content(&media, "to").unwrap()), [1, 1, 3, 3, 3]);
+    media.inject(fault(FaultPoint::Write, "to", 0, 1, FaultEffect::NoSpace));
+    let full = media.copy(&from, &to, 0, all).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    media.copy(&from, &to, 0, all).unwrap();
+    assert_eq!(sectors(&content(&media, "to").unwrap()), [3; 8]);
+}
+
 fn submit_write(engine: &mut dyn Engine, file: &dyn File, sector: u64, byte: u8, count: usize) {
     let memory = vec![byte; count * SECTOR].leak();
     let segments = [Segment {

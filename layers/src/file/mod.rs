@@ -86,13 +86,25 @@ pub trait Media: Send + Sync + std::fmt::Debug {
     fn open(&self, path: &Path, mode: OpenMode, direct: bool) -> io::Result<Arc<dyn File>>;
     /// Makes a directory; an error if it exists.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// Renames a file over another, atomically.
+    /// Renames a file over another, atomically. If both are names of one file already, nothing happens: `from` stays.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Gives a file another name; an error if that exists.
-    fn link(&self, _existing: &Path, _new: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    /// Gives a file a second name, in whichever directory; an error if that exists, or if the file system has no such thing.
+    /// The file is there as long as one of its names is, or somebody has it open.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes `len` bytes from `offset` of one file of this media those of another one, at the same place; past its end they are
+    /// zeroes. Where the file system can, the two share the space from then on. As durable as a write: not before `to` is
+    /// synced; and after a failure any part of the bytes may have been changed. Nobody writes to either place meanwhile.
+    fn copy(
+        &self,
+        from: &Arc<dyn File>,
+        to: &Arc<dyn File>,
+        offset: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; COPY_BYTES];
+        copy_through(&mut buffer, from, to, offset, len)
     }
-    /// Removes a file.
+    /// Removes a name of a file, and the file with its last one.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory with everything in it.
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
@@ -110,6 +122,32 @@ pub trait Media: Send + Sync + std::fmt::Debug {
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// Bytes that a copy holds in memory at once.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Copies by reading and writing.
+fn copy_through(
+    buffer: &mut [u8],
+    from: &Arc<dyn File>,
+    to: &Arc<dyn File>,
+    offset: u64,
+    len: u64,
+) -> io::Result<()> {
+    let end = offset
+        .checked_add(len)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut at = offset;
+    while at < end {
+        let count = usize::try_from(end - at).unwrap_or(buffer.len());
+        let count = count.min(buffer.len());
+        let part = buffer.get_mut(..count).unwrap_or_default();
+        from.read_at(part, at)?;
+        to.write_at(part, at)?;
+        at += count as u64;
+    }
+    Ok(())
 }
 
 /// A piece of memory that takes part in a transfer. Whoever submits it promises that it stays valid, and is not used as

@@ -181,8 +181,15 @@ impl ActiveMap {
     }
 
     /// How many clusters the disk has.
-    pub const fn clusters(&self) -> u64 {
+    pub fn clusters(&self) -> u64 {
         self.radix.clusters()
+    }
+
+    /// Adds clusters at the end, about which the layer says nothing, while others use the map.
+    pub fn grow(&self, clusters: u64) {
+        // What marks them first: whoever knows of a cluster may mark it.
+        self.changed.grow(clusters);
+        self.radix.grow(clusters);
     }
 
     /// What the layer says about a cluster; `ABSENT` beyond the end. At most three loads.

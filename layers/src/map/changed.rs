@@ -7,6 +7,7 @@
 //! looks at the words. `CONCURRENCY.md` has the proof.
 
 use crate::map::fault::{Fault, planted};
+use crate::map::grown::Grown;
 use crate::map::radix::REGION_CLUSTERS;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -17,23 +18,38 @@ const BITS: u64 = u64::BITS as u64;
 #[derive(Debug)]
 pub(crate) struct ChangedRegions {
     /// Bit n of word w: region w * 64 + n has changed.
-    regions: Box<[AtomicU64]>,
+    regions: Grown<AtomicU64>,
     /// Bit n of word w: word w * 64 + n of `regions` is not 0.
-    summary: Box<[AtomicU64]>,
+    summary: Grown<AtomicU64>,
     /// The region with which the next limited collection begins, so that all of them have their turn.
     turn: AtomicU64,
+}
+
+/// Words of `regions` and of `summary` for so many clusters.
+fn words(clusters: u64) -> (usize, usize) {
+    let regions = clusters.div_ceil(REGION_CLUSTERS).div_ceil(BITS);
+    let count = |words| usize::try_from(words).unwrap_or(usize::MAX);
+    (count(regions), count(regions.div_ceil(BITS)))
 }
 
 impl ChangedRegions {
     /// No bit set, for this many clusters.
     pub(crate) fn new(clusters: u64) -> Self {
-        let words = clusters.div_ceil(REGION_CLUSTERS).div_ceil(BITS);
-        let zeroes = |count: u64| (0..count).map(|_| AtomicU64::new(0)).collect();
+        let (regions, summary) = words(clusters);
+        let zero = || AtomicU64::new(0);
         Self {
-            regions: zeroes(words),
-            summary: zeroes(words.div_ceil(BITS)),
+            regions: Grown::new(regions, zero),
+            summary: Grown::new(summary, zero),
             turn: AtomicU64::new(0),
         }
+    }
+
+    /// Adds clusters at the end, while others mark and collect.
+    pub(crate) fn grow(&self, clusters: u64) {
+        let (regions, summary) = words(clusters);
+        let zero = || AtomicU64::new(0);
+        self.regions.grow(regions, zero);
+        self.summary.grow(summary, zero);
     }
 
     /// Marks the regions that hold the clusters `first ..= last`.
@@ -48,7 +64,7 @@ impl ChangedRegions {
     pub(crate) fn any(&self) -> bool {
         // ORDERING: Relaxed; nothing follows from the answer but whether somebody begins to collect.
         self.summary
-            .iter()
+            .from(0)
             .any(|word| word.load(Ordering::Relaxed) != 0)
     }
 
@@ -134,7 +150,7 @@ impl ChangedRegions {
     fn next_word(&self, word: u64) -> Option<u64> {
         let mut skip = u64::MAX << (word % BITS);
         let from = usize::try_from(word / BITS).ok()?;
-        for (at, cell) in (word / BITS..).zip(self.summary.get(from..)?) {
+        for (at, cell) in (word / BITS..).zip(self.summary.from(from)) {
             // ORDERING: Relaxed; a bit that was set before this collection began (it happened before, by way of the
             // request's acknowledgement) is seen by any load, and a later one is the next collection's.
             let bits = cell.load(Ordering::Relaxed) & skip;
@@ -178,7 +194,7 @@ impl ChangedRegions {
 
     /// Bytes of memory that the bits take.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        (size_of_val(&*self.regions) + size_of_val(&*self.summary)) as u64
+        self.regions.memory_bytes() + self.summary.memory_bytes()
     }
 }
 
@@ -212,7 +228,7 @@ impl Part {
 }
 
 /// Sets the bits `first ..= last`, whole words at a time.
-fn set_bits(words: &[AtomicU64], first: u64, last: u64) {
+fn set_bits(words: &Grown<AtomicU64>, first: u64, last: u64) {
     for word in first / BITS..=last / BITS {
         let low = first.max(word * BITS) % BITS;
         let high = last.min(word * BITS + BITS - 1) % BITS;

@@ -15,6 +15,7 @@
 mod active;
 mod changed;
 pub(crate) mod fault;
+mod grown;
 #[cfg(all(test, not(loom)))]
 mod model;
 mod radix;

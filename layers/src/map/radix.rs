@@ -14,7 +14,8 @@
 //! until the whole table is dropped. So a reader needs no guard, and a cluster has exactly one place that can change:
 //! the uniform entry above it, or its word in the leaf.
 //!
-//! Words beyond the last cluster (in the last region and span) exist and mean nothing.
+//! Words beyond the last cluster (in the last region and span) are what all words were at first: an entry changes as a whole
+//! only if all that is below it belongs to the disk. So a disk may grow at any time (`grow`).
 
 #![expect(
     unsafe_code,
@@ -26,7 +27,8 @@ use std::marker::PhantomData;
 use std::ptr;
 
 use crate::map::fault::{Fault, planted};
-use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, Ordering, exclusive};
+use crate::map::grown::Grown;
+use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, Ordering, Size, exclusive};
 
 /// Words of a leaf: the clusters of a region. Tiny in a model, where every word costs states.
 pub(crate) const LEAF_WORDS: usize = if cfg!(loom) { 2 } else { 512 };
@@ -125,8 +127,6 @@ struct Window {
     at: u64,
     /// The first cluster no longer meant.
     stop: u64,
-    /// The clusters of the whole table.
-    clusters: u64,
 }
 
 impl Window {
@@ -135,13 +135,12 @@ impl Window {
         Self {
             at: self.at.max(start),
             stop: self.stop.min(start + count),
-            ..self
         }
     }
 
-    /// Whether everything of the `count` clusters from `start` that the table has is meant.
+    /// Whether all of the `count` clusters from `start` are meant.
     fn covers(self, start: u64, count: u64) -> bool {
-        self.at == start && (self.stop == start + count || self.stop == self.clusters)
+        self.at == start && self.stop == start + count
     }
 }
 
@@ -472,9 +471,11 @@ impl<W: Word, C: Level<W>> Drop for Entry<W, C> {
 /// The table. All operations may be called from any thread at any time.
 pub(crate) struct Radix<W: Word> {
     /// How many clusters it has.
-    clusters: u64,
+    clusters: Size,
+    /// The word that every cluster had at first.
+    first: W,
     /// One entry a span.
-    spans: Box<[Entry<W, Node<W>>]>,
+    spans: Grown<Entry<W, Node<W>>>,
 }
 
 impl<W: Word> fmt::Debug for Radix<W> {
@@ -488,16 +489,29 @@ impl<W: Word> fmt::Debug for Radix<W> {
 impl<W: Word> Radix<W> {
     /// A table in which every cluster has this word.
     pub(crate) fn new(clusters: u64, word: W) -> Self {
-        let spans = clusters.div_ceil(SPAN_CLUSTERS);
         Self {
-            clusters,
-            spans: (0..spans).map(|_| Entry::uniform(word)).collect(),
+            clusters: Size::new(clusters),
+            first: word,
+            spans: Grown::new(Self::spans(clusters), || Entry::uniform(word)),
         }
     }
 
+    /// How many spans so many clusters have.
+    fn spans(clusters: u64) -> usize {
+        usize::try_from(clusters.div_ceil(SPAN_CLUSTERS)).unwrap_or(usize::MAX)
+    }
+
+    /// Adds clusters at the end, which have the word that all had at first, while others use the table. Who learns of the new
+    /// size from the caller may use all of it.
+    pub(crate) fn grow(&self, clusters: u64) {
+        self.spans
+            .grow(Self::spans(clusters), || Entry::uniform(self.first));
+        self.clusters.grow(clusters);
+    }
+
     /// How many clusters it has.
-    pub(crate) const fn clusters(&self) -> u64 {
-        self.clusters
+    pub(crate) fn clusters(&self) -> u64 {
+        self.clusters.get()
     }
 
     /// The span of a cluster and where it starts.
@@ -511,7 +525,7 @@ impl<W: Word> Radix<W> {
     /// The word of a cluster; the default word beyond the end. At most three loads.
     #[inline]
     pub(crate) fn get(&self, cluster: u64) -> W {
-        debug_assert!(cluster < self.clusters);
+        debug_assert!(cluster < self.clusters());
         match self.span(cluster) {
             Some((span, _)) => span.get(cluster),
             None => W::default(),
@@ -531,17 +545,13 @@ impl<W: Word> Radix<W> {
         mut step: impl FnMut(W) -> Option<W>,
         mut left: impl FnMut(Updated<W>),
     ) {
-        let stop = first.saturating_add(count).min(self.clusters);
+        let stop = first.saturating_add(count).min(self.clusters());
         let mut at = first;
         while at < stop {
             let Some((span, start)) = self.span(at) else {
                 return;
             };
-            let window = Window {
-                at,
-                stop,
-                clusters: self.clusters,
-            };
+            let window = Window { at, stop };
             span.update(start, window, &mut step, &mut left);
             at = start + SPAN_CLUSTERS;
         }
@@ -558,7 +568,7 @@ impl<W: Word> Radix<W> {
         Runs {
             radix: self,
             at: first,
-            stop: first.saturating_add(count).min(self.clusters),
+            stop: first.saturating_add(count).min(self.clusters()),
             pending: None,
             key,
         }
@@ -566,8 +576,8 @@ impl<W: Word> Radix<W> {
 
     /// Bytes of memory that the table takes. Visits every node: for metrics, not for the hot path.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let root = size_of_val(&*self.spans) as u64;
-        root + self.spans.iter().map(Entry::memory_bytes).sum::<u64>()
+        let below = self.spans.from(0).map(Entry::memory_bytes).sum::<u64>();
+        self.spans.memory_bytes() + below
     }
 }
 

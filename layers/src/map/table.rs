@@ -93,8 +93,13 @@ impl Table {
     }
 
     /// How many clusters the disk has.
-    pub const fn clusters(&self) -> u64 {
+    pub fn clusters(&self) -> u64 {
         self.radix.clusters()
+    }
+
+    /// Adds clusters at the end, about which no layer says anything, while others use the table.
+    pub fn grow(&self, clusters: u64) {
+        self.radix.grow(clusters);
     }
 
     /// Where to look for a cluster. At most three loads.
@@ -143,9 +148,9 @@ impl Table {
         }
     }
 
-    /// Turns the words of two sealed layers into those of one of them, for `count` clusters from `first`: it has taken over what
-    /// the other one held there, and `set` says what it holds now. Words of newer layers stay as they are, and so do clusters
-    /// about which the set says nothing.
+    /// Turns the words of two sealed layers into those of one of them, for `count` clusters from `first`: it has taken over
+    /// what the other one held there, and `set` says what it holds now. Words of newer layers stay as they are, and so do
+    /// clusters about which the set says nothing.
     ///
     /// The data is in the file of `to`, and its set says so to readers, before this. Readers that have seen an older word may
     /// still use it when this returns. Costs steps by the number of runs and of regions, not of clusters, as far as they are

@@ -298,10 +298,18 @@ impl Store {
                         break;
                     }
                 }
-                changes.push(Change::SetLayerState {
-                    layer: layer.id(),
-                    state: LayerState::Sealed,
-                });
+                // Another snapshot may have sealed it meanwhile.
+                let is_known = {
+                    let inner = self.inner();
+                    let row = inner.catalog.state().layers.get(&layer.id());
+                    row.is_none_or(|row| row.state == LayerState::Sealed)
+                };
+                if !is_known {
+                    changes.push(Change::SetLayerState {
+                        layer: layer.id(),
+                        state: LayerState::Sealed,
+                    });
+                }
             }
         }
         if failure.is_some() {

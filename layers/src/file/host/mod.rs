@@ -4,6 +4,7 @@
 //! mean the same if the directory is renamed. Only raw bases have absolute paths.
 
 mod bounce;
+mod copy;
 pub(in crate::file) mod direct;
 mod file;
 mod open;
@@ -144,14 +145,24 @@ impl Media for HostMedia {
         )?)
     }
 
-    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         Ok(rustix::fs::linkat(
             &self.root,
-            checked(existing)?,
+            checked(from)?,
             &self.root,
-            checked(new)?,
+            checked(to)?,
             AtFlags::empty(),
         )?)
+    }
+
+    fn copy(
+        &self,
+        from: &Arc<dyn File>,
+        to: &Arc<dyn File>,
+        offset: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        copy::copy(from, to, offset, len)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -15,7 +15,7 @@ pub enum FaultPoint {
     SyncData,
     /// A sync of a directory.
     SyncDir,
-    /// Creating a file or a directory.
+    /// Creating a file, a directory or another name of a file.
     Create,
     /// A rename; named by its target.
     Rename,

@@ -18,7 +18,8 @@
 //! different directories are independent, except that a rename between two happens in both or in neither. A change is
 //! durable only after a sync of its directory. Syncing a file does not make its name durable, and syncing a new directory
 //! does not make the directory's own name durable. Removing a directory removes the names in it first, each a change of its
-//! own. Each change is atomic.
+//! own. Each change is atomic. A file may have several names, in several directories: each is a change of its own directory,
+//! and the file is there as long as one of them is.
 //!
 //! **A killed process** ([`SimMedia::kill_image`]) loses only what was not kicked, and perhaps parts of what was under way;
 //! what it did not sync a power cut may still take. ([`Survival::Everything`]: as if the host then synced all of it.)
@@ -232,9 +233,9 @@ impl Media for SimMedia {
         Ok(())
     }
 
-    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
-        self.world().link(existing, new)?;
-        self.point(Event::Created, path_text(new));
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.world().link(from, to)?;
+        self.point(Event::Created, path_text(to));
         Ok(())
     }
 

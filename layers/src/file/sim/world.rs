@@ -298,17 +298,21 @@ impl World {
     }
 
     /// Gives a file another name.
-    pub(super) fn link(&mut self, existing: &Path, new: &Path) -> io::Result<()> {
-        let inode = self.names.find(existing)?;
-        let (directory, name) = self.names.find_parent(new)?;
+    pub(super) fn link(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let inode = self.names.find(from)?;
+        if self.names.is_directory(inode) {
+            return Err(errno(libc::EPERM));
+        }
+        let (directory, name) = self.names.find_parent(to)?;
         if self.names.get(directory, &name).is_some() {
             return Err(errno(libc::EEXIST));
         }
+        self.fail_by_plan(FaultPoint::Create, &path_text(to))?;
         self.names.add(directory, name, inode);
         Ok(())
     }
 
-    /// Removes a file.
+    /// Removes a name of a file.
     pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
         let (directory, name) = self.names.find_parent(path)?;
         let inode = self
