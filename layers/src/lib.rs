@@ -41,4 +41,5 @@ pub mod units;
 pub mod volume;
 
 pub use error::{Error, Result};
+pub use ops::names::check as check_name;
 pub use ops::snapshot::PendingSnapshot;

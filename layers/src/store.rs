@@ -14,7 +14,9 @@ use crate::cache::arena::{Arena, Place, last};
 use crate::cache::writeback::WriteBack;
 use crate::cache::{Cache, CacheOptions, CacheStats};
 use crate::catalog::sqlite::SqliteCatalog;
-use crate::catalog::{Catalog, Change, Depths, JobId, SnapshotRow, VolumeKind, VolumeRow};
+use crate::catalog::{
+    Catalog, CatalogState, Change, Depths, JobId, SnapshotRow, VolumeKind, VolumeRow,
+};
 use crate::error::{Error, Result};
 use crate::file::Media;
 use crate::file::host::{HostMedia, HostOptions};
@@ -406,14 +408,22 @@ impl Store {
 
     /// All volumes, by name.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        let inner = self.inner();
+        let (state, mut failures) = {
+            let inner = self.inner();
+            let open = inner.open.iter();
+            let failures: HashMap<String, String> = open
+                .filter_map(|(name, volume)| Some((name.clone(), volume.failure()?)))
+                .collect();
+            (inner.catalog.share(), failures)
+        };
         let mut depths = Depths::default();
-        inner
-            .catalog
-            .state()
+        state
             .volumes
             .values()
-            .map(|row| self.describe(&inner, row, &mut depths))
+            .map(|row| {
+                let below = depths.of(&state, row.active);
+                self.describe(&state, row, below, failures.remove(&row.name))
+            })
             .collect()
     }
 
@@ -422,13 +432,18 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
-        let inner = self.inner();
-        let row = inner.catalog.state().volume(name)?;
-        Ok(self.describe(&inner, row, &mut Depths::default()))
+        let (state, failure) = {
+            let inner = self.inner();
+            let failure = inner.open.get(name).and_then(|volume| volume.failure());
+            (inner.catalog.share(), failure)
+        };
+        let row = state.volume(name)?;
+        let below = state.depth(row.active);
+        Ok(self.describe(&state, row, below, failure))
     }
 
     /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
-    /// it). Durable on return. Does not touch any socket.
+    /// it). Either arms an immutable volume: what is served next is the start of a machine. Durable on return. Does not touch any socket.
     ///
     /// # Errors
     /// `NotFound`; `Busy` if the socket path belongs to another volume; `Failed` if what was written could not be flushed
@@ -438,7 +453,9 @@ impl Store {
         {
             let mut inner = self.inner();
             let state = inner.catalog.state();
-            state.volume(name)?;
+            let row = state.volume(name)?;
+            // Whoever attaches or detaches a volume says that no machine goes on with it.
+            let arm = row.kind == VolumeKind::Immutable && !row.armed;
             if let Some(wanted) = &attachment
                 && let Some(other) = state.volumes.values().find(|row| {
                     row.name != name
@@ -457,10 +474,16 @@ impl Store {
                 });
             }
             let detach = attachment.is_none();
-            inner.catalog.commit(&[Change::SetAttachment {
-                volume: name.to_owned(),
-                attachment,
-            }])?;
+            let volume = name.to_owned();
+            let mut changes = vec![Change::SetAttachment { volume, attachment }];
+            if arm {
+                let volume = name.to_owned();
+                changes.push(Change::SetArmed {
+                    volume,
+                    armed: true,
+                });
+            }
+            inner.catalog.commit(&changes)?;
             if !detach {
                 return Ok(());
             }
@@ -473,18 +496,17 @@ impl Store {
     /// # Errors
     /// `NotFound` for an unknown volume.
     pub fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>> {
-        let inner = self.inner();
-        let state = inner.catalog.state();
-        if let Some(name) = volume {
-            state.volume(name)?;
-        }
-        let rows: Vec<SnapshotRow> = match volume {
-            Some(name) => state.snapshots_of(name).into_iter().cloned().collect(),
-            None => state.snapshots.clone(),
-        };
         // The host is asked about their files with nobody waiting.
-        drop(inner);
-        Ok(rows.iter().map(|row| self.describe_snapshot(row)).collect())
+        let state = self.inner().catalog.share();
+        let rows: Vec<&SnapshotRow> = match volume {
+            Some(name) => {
+                state.volume(name)?;
+                state.snapshots_of(name)
+            }
+            None => state.snapshots.iter().collect(),
+        };
+        let described = rows.into_iter().map(|row| self.describe_snapshot(row));
+        Ok(described.collect())
     }
 
     /// Makes everything written to all open volumes durable: the last act before an orderly exit.
@@ -549,10 +571,15 @@ impl Store {
         move |source| Error::Io { op, path, source }
     }
 
-    /// What there is to say about a volume.
-    fn describe(&self, inner: &Inner, row: &VolumeRow, depths: &mut Depths) -> VolumeInfo {
-        let state = inner.catalog.state();
-        let (depth, lowest) = depths.of(state, row.active);
+    /// What there is to say about a volume with so many layers down to this one. Asks the host about its file, so that nobody
+    /// should be waiting.
+    fn describe(
+        &self,
+        state: &CatalogState,
+        row: &VolumeRow,
+        (depth, lowest): (usize, LayerId),
+        failure: Option<String>,
+    ) -> VolumeInfo {
         VolumeInfo {
             name: row.name.clone(),
             size_bytes: row.size.0 * SECTOR_BYTES,
@@ -565,10 +592,7 @@ impl Store {
                 .and_then(|layer| layer.base.as_ref())
                 .map(|base| base.path.clone()),
             attachment: row.attachment.clone(),
-            failure: inner
-                .open
-                .get(&row.name)
-                .and_then(|volume| volume.failure()),
+            failure,
             created_ns: row.created_ns,
             snapshots: state.snapshot_count(&row.name),
             kind: row.kind,

@@ -131,7 +131,7 @@ fn a_chain_of_ten_thousand_layers_works() {
         .unwrap();
     let mut expected = vec![Value::Zero; (bytes / SECTOR_BYTES) as usize];
     let mut guest = queue(&store, "deep");
-    let mut set = |guest: &mut Queue, expected: &mut Vec<Value>, id: u64| {
+    let set = |guest: &mut Queue, expected: &mut Vec<Value>, id: u64| {
         let cluster = id * 7 % CLUSTERS;
         write(guest, cluster, id);
         let first = (cluster * CLUSTER_SECTORS) as usize;

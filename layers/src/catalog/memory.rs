@@ -108,7 +108,7 @@ pub struct MemoryCatalog {
     /// The medium.
     disk: MemoryDisk,
     /// What was read from it or written to it last.
-    state: CatalogState,
+    state: Arc<CatalogState>,
 }
 
 impl MemoryCatalog {
@@ -124,7 +124,7 @@ impl MemoryCatalog {
         })?;
         Ok(Self {
             disk: disk.clone(),
-            state,
+            state: Arc::new(state),
         })
     }
 }
@@ -134,14 +134,18 @@ impl Catalog for MemoryCatalog {
         &self.state
     }
 
+    fn share(&self) -> Arc<CatalogState> {
+        Arc::clone(&self.state)
+    }
+
     fn commit(&mut self, changes: &[Change]) -> Result<()> {
-        let undo = self.state.change(changes)?;
+        let undo = Arc::make_mut(&mut self.state).change(changes)?;
         self.disk.observe(CommitPoint::Before);
         {
             let mut disk = self.disk.disk();
             if std::mem::take(&mut disk.fail_next) {
                 drop(disk);
-                self.state.undo(undo);
+                Arc::make_mut(&mut self.state).undo(undo);
                 return Err(Error::Catalog {
                     path: "memory".into(),
                     source: rusqlite::Error::SqliteFailure(
@@ -155,7 +159,7 @@ impl Catalog for MemoryCatalog {
             let written = Arc::make_mut(&mut disk.state).change(changes);
             if let Err(error) = written {
                 drop(disk);
-                self.state.undo(undo);
+                Arc::make_mut(&mut self.state).undo(undo);
                 return Err(error);
             }
             disk.commits += 1;

@@ -19,6 +19,7 @@ mod state;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -324,6 +325,10 @@ pub enum Change {
 pub trait Catalog: Send + std::fmt::Debug {
     /// What the last successful commit left.
     fn state(&self) -> &CatalogState;
+
+    /// The same, to keep: for who looks at many rows, with nobody waiting. The next commit copies them all if it is still
+    /// kept then.
+    fn share(&self) -> Arc<CatalogState>;
 
     /// Makes the changes, in order, as one: after power loss at any time either all are there or none. Durable on return.
     ///

@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+mod lifecycle;
+mod many;
+mod random;
+
 use std::fs;
 use std::path::Path;
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::catalog::sqlite::SqliteCatalog;
-use crate::catalog::{Change, Rows, SnapshotRow, VolumeKind, VolumeRow};
+use crate::catalog::{Catalog, Change, Rows, SnapshotRow, VolumeKind, VolumeRow};
 use crate::file::FileStat;
 use crate::map::record::{MapRecord, RecordKind};
 use crate::mapfile::new_map_path;
@@ -16,6 +16,8 @@ use crate::test_media::TestMedia;
 use crate::units::{Sector, SectorRange, StoreId};
 
 const SECTORS: u64 = 1003;
+
+mod jobs;
 
 fn id(n: u128) -> LayerId {
     LayerId(Uuid::from_u128(n))
@@ -283,7 +285,7 @@ fn damages() -> Vec<(Harm, Severity, Option<u128>, &'static str)> {
                     .open(f.path(&data_path(id(2))));
                 data.unwrap().set_len(1008 * 512 + 1).unwrap();
             },
-            Error,
+            Note,
             Some(2),
             "has room for",
         ),

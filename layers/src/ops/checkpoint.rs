@@ -22,7 +22,7 @@ impl Store {
 
     /// As `checkpoint_volume`, for a caller who holds the command lock.
     pub(crate) fn checkpoint(&self, volume: &Volume) -> Result<()> {
-        volume.flushes().lead_blocking();
+        volume.lead_blocking();
         let result = volume
             .lead_flush()
             .and_then(|()| self.checkpoint_active(volume));

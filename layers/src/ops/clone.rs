@@ -41,6 +41,14 @@ impl Store {
         Ok((row.active, row.size))
     }
 
+    /// Joins what was sealed for a clone that failed with the layer above it.
+    pub(crate) fn collect_sealed(&self, volume: &str) {
+        // Without that volume nothing was sealed.
+        if let Ok(row) = self.volume_row(volume) {
+            self.collect_after(&[row.active]);
+        }
+    }
+
     /// The sealed layer of a snapshot, and the size of its disk.
     pub(crate) fn sealed_layer_of(
         &self,

@@ -1,15 +1,16 @@
 //! Deleting a volume with its snapshots.
 //!
-//! DURABILITY: one catalog transaction forgets the volume and its snapshots, dooms every layer that nothing else needs, and ends
-//! the jobs that give to those; only then are the files removed. A crash before it leaves the volume as it was; after it
-//! the next start removes the files that are left. What is needed by one other layer only is then joined with that.
+//! DURABILITY: one catalog transaction forgets the volume and its snapshots, dooms every layer that nothing else needs, and
+//! ends the jobs that give to those; only then are the files removed. A crash before it leaves the volume as it was; after
+//! it the next start removes the files that are left. What is needed by one other layer only is then joined with that.
 
 use crate::catalog::Change;
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::units::LayerId;
 
-use super::collect::{names, unneeded};
-use super::idle::jobs_into;
+use super::collect::{Without, unneeded};
+use super::idle::{jobs_into, with_parents};
 use super::kind::attachment_names;
 
 impl Store {
@@ -32,7 +33,7 @@ impl Store {
                 ),
             });
         }
-        let (changes, gone) = {
+        let (changes, gone, touched) = {
             let inner = self.inner();
             let state = inner.catalog.state();
             let attachments = attachment_names(state, name);
@@ -52,14 +53,16 @@ impl Store {
                 })
                 .collect();
             changes.push(Change::RemoveVolume(name.to_owned()));
-            let needed = names(state, |row| row.name != name, |row| row.volume != name);
-            let gone = unneeded(state, &needed);
+            let snapshots = state.snapshots_of(name).into_iter().map(|row| row.layer);
+            let mine: Vec<LayerId> = snapshots.chain([row.active]).collect();
+            let gone = unneeded(state, &mine, Without::Volume(name));
             changes.extend(jobs_into(state, &gone));
             changes.extend(gone.iter().map(|id| Change::RemoveLayer(*id)));
-            (changes, gone)
+            let touched = with_parents(state, mine.into_iter().chain(gone.iter().copied()));
+            (changes, gone, touched)
         };
         self.commit_idle(&[name], &changes, &gone)?;
-        self.collect_after();
+        self.collect_after(&touched);
         Ok(())
     }
 }

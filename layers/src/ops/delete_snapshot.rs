@@ -1,7 +1,7 @@
 //! Deleting a snapshot: its name goes at once, its data when it is not needed any more.
 //!
-//! DURABILITY: one catalog transaction takes the name, and with it dooms the layers that nobody needs without it, or adds the jobs
-//! that move its data. A crash before it leaves the snapshot, whole; after it the name is gone, the next start removes
+//! DURABILITY: one catalog transaction takes the name, and with it dooms the layers that nobody needs without it, or adds
+//! the jobs that move its data. A crash before it leaves the snapshot, whole; after it the name is gone, the next start removes
 //! what is doomed, and the jobs go on. No disk reads differently at any time.
 
 use crate::catalog::{
@@ -12,8 +12,8 @@ use crate::lifecycle::{DeleteOptions, DeleteReport, Fate, WayCost};
 use crate::store::Store;
 use crate::units::LayerId;
 
-use super::collect::{content, names, span, unneeded};
-use super::idle::jobs_into;
+use super::collect::{Without, is_content, jobs_on, unneeded};
+use super::idle::{jobs_into, with_parents};
 
 /// What a deletion does.
 #[derive(Debug)]
@@ -61,16 +61,21 @@ impl Store {
             volume: volume.to_owned(),
             name: snapshot.to_owned(),
         }];
-        changes.extend(jobs_into(self.inner().catalog.state(), &gone));
         changes.extend(gone.iter().map(|id| Change::RemoveLayer(*id)));
-        let first = self.inner().catalog.state().next_job;
+        let (touched, first) = {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            changes.splice(1..1, jobs_into(state, &gone));
+            let layers = gone.iter().copied().chain([report.layer]);
+            (with_parents(state, layers), state.next_job)
+        };
         for (nth, (kind, source, target, way)) in (0..).zip(jobs) {
             let subject = format!("{volume}@{snapshot}");
             changes.push(self.job_change(nth, kind, subject, source, target, way));
             report.jobs.push(JobId(first.saturating_add(nth)));
         }
         self.commit_idle(&[], &changes, &gone)?;
-        self.collect_after();
+        self.collect_after(&touched);
         Ok(report)
     }
 
@@ -101,14 +106,10 @@ impl Store {
             false => None,
         };
         let held = held_by_others(state, row);
-        let working = state
-            .jobs
-            .values()
-            .any(|job| span(state, job.source, job.target).contains(&row.layer));
+        let working = !jobs_on(state, row.layer).is_empty();
         let sealed =
             (state.layers.get(&row.layer)).is_some_and(|layer| layer.state == LayerState::Sealed);
-        let other = |has: &SnapshotRow| has.volume != volume || has.name != snapshot;
-        let unneeded = unneeded(state, &names(state, |_| true, other));
+        let unneeded = unneeded(state, &[row.layer], Without::Snapshot(row));
         drop(inner);
 
         if let Some(base) = base {
@@ -263,8 +264,7 @@ impl Store {
     fn works_on(&self, layer: LayerId) -> bool {
         let inner = self.inner();
         let state = inner.catalog.state();
-        let mut jobs = state.jobs.values();
-        jobs.any(|job| span(state, job.source, job.target).contains(&layer))
+        !jobs_on(state, layer).is_empty()
     }
 }
 
@@ -292,10 +292,9 @@ const STEP_BYTES: u64 = 64 << 20;
 fn held_by_others(state: &CatalogState, row: &SnapshotRow) -> bool {
     let mut snapshots = state.names_of(row.layer);
     let named = snapshots.any(|has| has.volume != row.volume || has.name != row.name);
-    let mut volumes = state.volumes.values();
-    let starts = volumes.any(|volume| content(state, volume) == Some(row.layer));
-    let mut jobs = state.jobs.values().filter(|job| job.kind != JobKind::Merge);
-    named || starts || jobs.any(|job| span(state, job.source, job.target).contains(&row.layer))
+    let jobs = jobs_on(state, row.layer);
+    let needed = jobs.iter().any(|job| job.kind != JobKind::Merge);
+    named || needed || is_content(state, row.layer)
 }
 
 /// The user's base that a snapshot's data may be moved into.
@@ -327,8 +326,7 @@ fn base_to_change(state: &CatalogState, row: &SnapshotRow) -> Result<LayerId> {
             "{path} was taken as a base before, by volumes that still need it as it was; delete those first"
         )));
     }
-    let mut volumes = state.volumes.values();
-    if volumes.any(|volume| content(state, volume) == Some(parent.id)) {
+    if is_content(state, parent.id) {
         return Err(invalid(format!(
             "{path} is what a volume starts from again and again"
         )));

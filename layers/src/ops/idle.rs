@@ -14,6 +14,7 @@ use crate::store::{Inner, Store};
 use crate::units::{LayerId, Sector};
 use crate::volume::Volume;
 
+use super::collect::span;
 use super::create::Made;
 
 /// What becomes of an active layer that another one replaces.
@@ -137,7 +138,10 @@ impl Store {
                 self.cache.forget(*id);
             }
         }
-        self.jobs.wake();
+        let of_jobs = |change: &Change| matches!(change, Change::AddJob(_) | Change::RemoveJob(_));
+        if changes.iter().any(of_jobs) {
+            self.jobs.wake();
+        }
         if !gone.is_empty() {
             self.remove_doomed();
         }
@@ -202,4 +206,23 @@ pub(crate) fn jobs_into(state: &CatalogState, gone: &[LayerId]) -> Vec<Change> {
         .flat_map(|id| state.jobs_of(*id).filter(|job| job.target == *id))
         .map(|job| Change::RemoveJob(job.id))
         .collect()
+}
+
+/// These layers and what lies directly below them: what a command has touched that takes the first away.
+pub(crate) fn with_parents(
+    state: &CatalogState,
+    layers: impl Iterator<Item = LayerId>,
+) -> Vec<LayerId> {
+    let mut touched: Vec<LayerId> = layers.collect();
+    let jobs: Vec<LayerId> = (touched.iter())
+        .flat_map(|id| state.jobs_of(*id))
+        .flat_map(|job| span(state, job.source, job.target))
+        .collect();
+    touched.extend(jobs);
+    let parent = |id: &LayerId| state.layers.get(id).and_then(|row| row.parent);
+    let parents: Vec<LayerId> = touched.iter().filter_map(parent).collect();
+    touched.extend(parents);
+    touched.sort_unstable();
+    touched.dedup();
+    touched
 }

@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::units::LayerId;
 
-use super::collect::content;
+use super::collect::{content, jobs_on};
 use super::create::Made;
-use super::idle::Replaced;
+use super::idle::{Replaced, with_parents};
 
 impl Store {
     /// Gives a volume another type. What it holds now becomes what an immutable or multiattach volume starts from.
@@ -31,13 +31,14 @@ impl Store {
         }
         self.check_new_kind(&row, kind)?;
         self.check_idle(volume)?;
+        let touched = self.touched_by(&row);
         let mut made = Made::default();
         if let Err(error) = self.change_kind(&row, kind, &mut made) {
             self.unmake(&made);
             return Err(error);
         }
         self.seal_idle(&[row.active]);
-        self.collect_after();
+        self.collect_after(&touched);
         Ok(())
     }
 
@@ -64,6 +65,7 @@ impl Store {
         let parent = self.sealed_content(&row)?;
         self.check_base_of(parent)?;
         self.flush_below(&row)?;
+        let touched = self.touched_by(&row);
         let mut made = Made::default();
         let mut changes = vec![disarm];
         let discarded = Replaced::Discarded;
@@ -74,7 +76,7 @@ impl Store {
             self.unmake(&made);
             return Err(error);
         }
-        self.collect_after();
+        self.collect_after(&touched);
         Ok(true)
     }
 
@@ -127,6 +129,12 @@ impl Store {
         Ok(())
     }
 
+    /// What a command touches that puts another layer in the place of a volume's active one.
+    fn touched_by(&self, row: &VolumeRow) -> Vec<LayerId> {
+        let inner = self.inner();
+        with_parents(inner.catalog.state(), std::iter::once(row.active))
+    }
+
     /// Steps 1 and 2 of a change of type.
     fn change_kind(&self, row: &VolumeRow, kind: VolumeKind, made: &mut Made) -> Result<()> {
         let mut changes = Vec::new();
@@ -135,16 +143,22 @@ impl Store {
             let sealed = Replaced::Sealed;
             self.replace_active(row, row.active, row.size, sealed, made, &mut changes)?;
         }
-        changes.push(Change::SetKind {
+        // Only an immutable volume can be armed, at every step.
+        let kind_change = Change::SetKind {
             volume: row.name.clone(),
             kind,
-        });
+        };
         let armed = kind == VolumeKind::Immutable;
-        if row.armed != armed {
-            changes.push(Change::SetArmed {
-                volume: row.name.clone(),
-                armed,
-            });
+        let arm_change = (row.armed != armed).then(|| Change::SetArmed {
+            volume: row.name.clone(),
+            armed,
+        });
+        if armed {
+            changes.push(kind_change);
+            changes.extend(arm_change);
+        } else {
+            changes.extend(arm_change);
+            changes.push(kind_change);
         }
         self.commit_idle_flushed(row, &changes)
     }
@@ -160,13 +174,14 @@ impl Store {
         Ok(self.active_is_empty(row)? && self.sealed_below(row).is_some())
     }
 
-    /// The layer below the active one of a volume, if it is sealed and of the same size.
+    /// The layer below the active one of a volume, if it is sealed and of the same size, and no job is about to take it away.
     pub(crate) fn sealed_below(&self, row: &VolumeRow) -> Option<LayerId> {
         let inner = self.inner();
-        let layers = &inner.catalog.state().layers;
-        let parent = layers.get(&row.active)?.parent?;
-        let below = layers.get(&parent)?;
-        (below.state == LayerState::Sealed && below.size == row.size).then_some(parent)
+        let state = inner.catalog.state();
+        let parent = state.layers.get(&row.active)?.parent?;
+        let below = state.layers.get(&parent)?;
+        let stays = below.state == LayerState::Sealed && jobs_on(state, parent).is_empty();
+        (stays && below.size == row.size).then_some(parent)
     }
 
     /// The layer that an immutable or multiattach volume starts from.

@@ -44,7 +44,11 @@ impl Store {
             let state = inner.catalog.state();
             let row = state.volume(name)?.clone();
             let rows: Vec<LayerRow> = state.chain_of(row.active).into_iter().cloned().collect();
-            (row, rows, inner.layers.clone())
+            let known: HashMap<LayerId, Weak<Layer>> = rows
+                .iter()
+                .filter_map(|row| Some((row.id, Weak::clone(inner.layers.get(&row.id)?))))
+                .collect();
+            (row, rows, known)
         };
         for row in &rows {
             self.settle_left(row)?;
@@ -69,7 +73,7 @@ impl Store {
         ));
         self.write_back.add(&volume);
         let mut inner = self.inner();
-        inner.layers = known;
+        inner.layers.extend(known);
         inner.open.insert(name.to_owned(), Arc::clone(&volume));
         Ok(volume)
     }
@@ -121,6 +125,7 @@ impl Store {
     /// Opens the files of a layer.
     pub(crate) fn load_layer(&self, row: &LayerRow) -> Result<Layer> {
         let (journal, header, set, recovery) = MapFile::open(&self.media, row.id)?;
+        let (journal, header, set) = self.fit(row, journal, header, set)?;
         self.check_header(row, &header)?;
         let number = self.cache.number(row.id)?;
         if let LayerKind::RawBase(base) = &header.kind {
@@ -265,7 +270,7 @@ impl Store {
         }
         self.remove_doomed();
         self.remove_remains()?;
-        self.collect_after();
+        self.collect_at_start();
         Ok(())
     }
 
@@ -283,6 +288,7 @@ impl Store {
     pub(crate) fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
         self.settle_left(row)?;
         let (map, header, set, recovery) = MapFile::open(&self.media, row.id)?;
+        let (map, header, set) = self.fit(row, map, header, set)?;
         self.check_header(row, &header)?;
         if header.state != MapState::Sealed {
             if recovery.dropped_bytes > 0 {
@@ -305,7 +311,14 @@ impl Store {
             layer: row.id,
             state: LayerState::Sealed,
         };
-        self.inner().catalog.commit(&[change])
+        let mut inner = self.inner();
+        inner.catalog.commit(&[change])?;
+        // A job may still know it from when it took writes.
+        let known = inner.layers.get(&row.id).and_then(Weak::upgrade);
+        if let Some(layer) = known.filter(|layer| !layer.is_sealed()) {
+            layer.seal(set);
+        }
+        Ok(())
     }
 
     /// The header of a layer once it is sealed: it carries the name of the snapshot that it stands for.

@@ -20,14 +20,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use crate::catalog::{Change, LayerState, SnapshotRow, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerMap};
 use crate::mapfile::{MapFile, ReplaceError};
 use crate::store::{Selection, SnapshotReport, Store, now_ns};
-use crate::units::Generation;
+use crate::units::{Generation, LayerId};
 use crate::volume::Volume;
 
 use super::create::Made;
@@ -71,11 +69,12 @@ impl Store {
         let _command = self.command();
         let pending = self.begin_snapshot_in_command(name, selection)?;
         // Layers that an earlier snapshot could not seal, and that nobody names, can be joined once they are sealed.
-        let more = pending.members.iter().any(|member| member.layers.len() > 1);
+        let late: Vec<LayerId> = (pending.members.iter())
+            .filter(|member| member.layers.len() > 1)
+            .flat_map(|member| member.layers.iter().map(|layer| layer.id()))
+            .collect();
         let report = self.end_snapshot(pending);
-        if more {
-            self.collect_after();
-        }
+        self.collect_after(&late);
         report
     }
 
@@ -85,16 +84,23 @@ impl Store {
         self.end_snapshot(pending).map(drop)
     }
 
-    /// The rest of a snapshot after its instant, by a caller whom nobody waits for but its own.
-    fn end_snapshot(&self, mut pending: PendingSnapshot) -> Result<SnapshotReport> {
+    /// Waits until no request of before a generation can change a layer any more. Nobody waits for this but the caller of a
+    /// command, who must not lead flushes.
+    pub(crate) fn drain_changes(&self, generation: Generation) {
         let mut pause = Duration::from_micros(20);
-        while !self.snapshot_drained(&pending) {
-            // Requests under way take their time; nobody waits for this loop but the caller of the command.
-            std::thread::sleep(pause);
+        while !self.clock.quiescent(generation) {
+            if !self.media.go_on() {
+                std::thread::sleep(pause);
+            }
             pause = (pause * 2).min(Duration::from_millis(2));
         }
+    }
+
+    /// The rest of a snapshot after its instant, by a caller whom nobody waits for but its own.
+    fn end_snapshot(&self, mut pending: PendingSnapshot) -> Result<SnapshotReport> {
+        self.drain_changes(pending.generation);
         for member in &mut pending.members {
-            member.volume.flushes().lead_blocking();
+            member.volume.lead_blocking();
             self.sync_member(member);
             member.volume.flushes().finish_blocking();
         }
@@ -215,7 +221,7 @@ impl Store {
     /// As `sync_snapshot`, waiting for the flushes under way.
     pub(crate) fn sync_snapshot_blocking(&self, pending: &mut PendingSnapshot) {
         for member in pending.members.iter_mut().filter(|member| !member.synced) {
-            member.volume.flushes().lead_blocking();
+            member.volume.lead_blocking();
             self.sync_member(member);
             member.volume.flushes().finish_blocking();
         }
@@ -298,13 +304,8 @@ impl Store {
                         break;
                     }
                 }
-                // Another snapshot may have sealed it meanwhile.
-                let is_known = {
-                    let inner = self.inner();
-                    let row = inner.catalog.state().layers.get(&layer.id());
-                    row.is_none_or(|row| row.state == LayerState::Sealed)
-                };
-                if !is_known {
+                // Another snapshot may have come in between, or the beginning of a merge.
+                if self.is_sealing(layer.id()) {
                     changes.push(Change::SetLayerState {
                         layer: layer.id(),
                         state: LayerState::Sealed,
@@ -342,6 +343,13 @@ impl Store {
             elapsed: pending.began.elapsed(),
             bytes_written,
         })
+    }
+
+    /// Whether the catalog waits for a layer to be sealed.
+    fn is_sealing(&self, layer: LayerId) -> bool {
+        let inner = self.inner();
+        let row = inner.catalog.state().layers.get(&layer);
+        row.is_some_and(|row| row.state == LayerState::Sealing)
     }
 
     /// The volumes to take a snapshot of, each once.
@@ -405,7 +413,7 @@ impl Store {
         volumes: &[VolumeRow],
         made: &mut Made,
     ) -> Result<(Vec<SnapshotRow>, Vec<Arc<Layer>>)> {
-        let group = Uuid::new_v4();
+        let group = self.media.fresh_id();
         let created_ns = now_ns();
         let mut changes = Vec::new();
         let mut rows = Vec::new();

@@ -14,10 +14,13 @@ mod crashes;
 mod deleting;
 #[path = "../crash/disk.rs"]
 mod disk;
+mod failures;
 mod host;
 mod kinds;
+mod meanwhile;
 #[path = "../crash/oracle.rs"]
 mod oracle;
+mod resizing;
 mod restoring;
 mod world;
 

@@ -2,12 +2,14 @@
 
 use stratablk_layers::Error;
 use stratablk_layers::catalog::{LayerState, VolumeKind};
-use stratablk_layers::lifecycle::{DeleteOptions, RestoreOptions};
+use stratablk_layers::lifecycle::{DeleteOptions, ResizeOptions, RestoreOptions};
 use stratablk_layers::store::VolumeSource;
+use stratablk_layers::units::SECTOR_BYTES;
 use stratablk_layers::volume::{Operation, RequestError};
 
-use crate::world::World;
-use crate::{says, stamps};
+use crate::oracle::Value;
+use crate::world::{SECTORS, World};
+use crate::{over, says, stamps};
 
 /// Restores with default options.
 fn restore(world: &World, volume: &str, snapshot: &str) {
@@ -210,6 +212,34 @@ fn types_that_snapshots_leave_alone_are_not_restored() {
     world.write("b", 5, 1, 3);
     restore(&world, "b", "s");
     assert_eq!(world.values("b"), stamps(&[(0, 1, 2)]));
+}
+
+#[test]
+fn a_disk_gets_the_size_of_its_snapshot_back() {
+    let mut world = World::new();
+    world.create("web");
+    world.write("web", 0, 4, 2);
+    world.snapshot("small", &["web"]);
+    let size = 2 * SECTORS * SECTOR_BYTES;
+    let options = ResizeOptions::default();
+    world.store().resize("web", size, options).unwrap();
+    world.write("web", SECTORS, 4, 3);
+    let mut large = stamps(&[(0, 4, 2)]);
+    large.resize(2 * SECTORS as usize, Value::Zero);
+    let large = over(&large, &[(SECTORS, 4, 3)]);
+    let options = RestoreOptions {
+        keep: Some("large".into()),
+        only: false,
+    };
+    world.store().restore("web", "small", &options).unwrap();
+    assert_eq!(world.values("web"), stamps(&[(0, 4, 2)]));
+    world.reopen();
+    world.assert_tidy();
+    restore(&world, "web", "large");
+    assert_eq!(world.values("web"), large);
+    world.reopen();
+    assert_eq!(world.values("web"), large);
+    world.assert_tidy();
 }
 
 #[test]

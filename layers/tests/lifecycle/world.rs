@@ -9,6 +9,7 @@ use stratablk_layers::cache::CacheOptions;
 use stratablk_layers::cache::arena::Arena;
 use stratablk_layers::catalog::memory::{CommitPoint, MemoryCatalog, MemoryDisk};
 use stratablk_layers::catalog::{CatalogState, JobRow, VolumeKind};
+use stratablk_layers::check::{CheckOptions, Severity, check_against};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{SimMedia, Survival};
 use stratablk_layers::mapfile::{LAYERS_DIR, layer_dir};
@@ -103,6 +104,11 @@ impl World {
     /// Ends the daemon in order and starts it again.
     pub fn reopen(&mut self) {
         self.store().flush_all().unwrap();
+        self.restart();
+    }
+
+    /// Starts the daemon again, after whatever end.
+    pub fn restart(&mut self) {
         self.store = None;
         *self = Self::open(self.media.clone(), self.catalog.clone(), None).unwrap();
     }
@@ -161,6 +167,22 @@ impl World {
         self.catalog.state().jobs.values().cloned().collect()
     }
 
+    /// Takes so many steps of jobs, or fewer if there are no more.
+    pub fn work(&self, steps: usize) {
+        for _ in 0..steps {
+            if !self.store().job_step() {
+                break;
+            }
+        }
+    }
+
+    /// Carries out all jobs.
+    #[track_caller]
+    pub fn work_all(&self) {
+        self.work(10_000);
+        assert_eq!(self.jobs(), [], "{:?}", self.store().notes());
+    }
+
     /// All that a user sees. Snapshots are read through clones in a copy.
     pub fn seen(&self) -> Seen {
         let mut seen = Seen::default();
@@ -189,7 +211,7 @@ impl World {
         seen
     }
 
-    /// What is in the store's directory and should not be, or the other way round.
+    /// What is in the store's directory and should not be, or the other way round; and what the check finds.
     pub fn misplaced(&self) -> Vec<String> {
         let state = self.catalog.state();
         let known: BTreeSet<String> = state.layers.keys().map(ToString::to_string).collect();
@@ -211,6 +233,18 @@ impl World {
             }
         }
         misplaced.extend(state.doomed.iter().map(|id| format!("{id} is doomed")));
+        let media: Arc<dyn Media> = Arc::new(self.media.clone());
+        let report = check_against(&state, &media, CheckOptions::default()).unwrap();
+        // A file longer than its disk is what an interrupted change of size leaves; nobody reads its end.
+        let findings = report
+            .findings
+            .into_iter()
+            .filter(|finding| !finding.what.contains("has room for"));
+        misplaced.extend(
+            findings
+                .filter(|finding| finding.severity > Severity::Note)
+                .map(|finding| finding.what),
+        );
         misplaced
     }
 
@@ -350,10 +384,15 @@ fn examine(image: Image, when: &str, before: &Seen, after: &Seen, promised: bool
         seen == *after || (seen == *before && !promised),
         "{when}: neither old nor new:\n{seen:#?}\n{before:#?}\n{after:#?}"
     );
-    let misplaced = world.misplaced();
-    assert!(
-        misplaced.is_empty(),
-        "{when}: {misplaced:?}, {:?}",
-        world.store().notes()
-    );
+    let tidy = || {
+        let misplaced = world.misplaced();
+        let notes = world.store().notes();
+        assert!(misplaced.is_empty(), "{when}: {misplaced:?}, {notes:?}");
+    };
+    tidy();
+    if !world.jobs().is_empty() {
+        world.work_all();
+        assert_eq!(world.seen(), seen, "{when}, at the end of all jobs");
+        tidy();
+    }
 }

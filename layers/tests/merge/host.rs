@@ -77,9 +77,7 @@ fn a_guest_goes_on_while_layers_are_joined_below_it() {
         let store = Arc::new(Store::open(&dir.path().join("store"), options).unwrap());
         store.set_job_step_bytes(1 << 20);
         let size = SECTORS * SECTOR_BYTES;
-        store
-            .create_volume("v", &VolumeSource::Size(size))
-            .unwrap();
+        store.create_volume("v", &VolumeSource::Size(size)).unwrap();
         let mut values = vec![Value::Zero; SECTORS as usize];
         for (snapshot, every) in [("a", 80), ("b", 600), ("c", 100), ("d", 1000)] {
             fill(&store, &mut values, every, every);
@@ -105,7 +103,10 @@ fn a_guest_goes_on_while_layers_are_joined_below_it() {
                 store.delete_snapshot("v", snapshot, options).unwrap();
                 wait(|| {
                     let jobs = store.jobs();
-                    assert!(jobs.iter().all(|job| job.phase != Phase::Failed), "{jobs:?}");
+                    assert!(
+                        jobs.iter().all(|job| job.phase != Phase::Failed),
+                        "{jobs:?}"
+                    );
                     jobs.iter().all(|job| job.phase == Phase::Done)
                         && done.load(Ordering::Relaxed) > before + 10
                 });
@@ -132,9 +133,7 @@ fn a_rate_is_kept_and_lifted() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("store"), StoreOptions::default()).unwrap();
     let size = SECTORS * SECTOR_BYTES;
-    store
-        .create_volume("v", &VolumeSource::Size(size))
-        .unwrap();
+    store.create_volume("v", &VolumeSource::Size(size)).unwrap();
     let mut values = vec![Value::Zero; SECTORS as usize];
     fill(&store, &mut values, 7, 64);
     let selection = Selection::Volumes(vec!["v".into()]);

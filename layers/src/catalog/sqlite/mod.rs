@@ -9,6 +9,7 @@ mod write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use uuid::Uuid;
@@ -36,7 +37,7 @@ pub struct SqliteCatalog {
     /// Its file.
     path: PathBuf,
     /// What the last successful commit left.
-    state: CatalogState,
+    state: Arc<CatalogState>,
     /// Why nobody knows any more what the medium holds.
     failed: Option<String>,
 }
@@ -132,7 +133,7 @@ impl SqliteCatalog {
         Ok(Self {
             db,
             path,
-            state,
+            state: Arc::new(state),
             failed: None,
         })
     }
@@ -171,6 +172,10 @@ impl Catalog for SqliteCatalog {
         &self.state
     }
 
+    fn share(&self) -> Arc<CatalogState> {
+        Arc::clone(&self.state)
+    }
+
     fn commit(&mut self, changes: &[Change]) -> Result<()> {
         if let Some(cause) = &self.failed {
             return Err(Error::Busy {
@@ -181,15 +186,15 @@ impl Catalog for SqliteCatalog {
                 ),
             });
         }
-        let undo = self.state.change(changes)?;
+        let undo = Arc::make_mut(&mut self.state).change(changes)?;
         match self.write(changes) {
             Ok(()) => Ok(()),
             Err(source) => {
-                self.state.undo(undo);
+                Arc::make_mut(&mut self.state).undo(undo);
                 // A failed commit was rolled back, or was not: SQLite reports a failure after the point of no return
                 // (the sync of the directory) in the same way. Look.
                 let unchanged = load(&self.db, &QUERIES)
-                    .is_ok_and(|read| read.is_ok_and(|read| read == self.state));
+                    .is_ok_and(|read| read.is_ok_and(|read| read == *self.state));
                 if !unchanged {
                     self.failed = Some(source.to_string());
                 }

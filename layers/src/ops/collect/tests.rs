@@ -58,8 +58,9 @@ fn state(layers: Vec<LayerRow>, volumes: Vec<VolumeRow>, jobs: Vec<JobRow>) -> C
 /// What is decided about a state, which must not take long: a step for each layer and each layer above or below it would.
 fn decide(state: &CatalogState) -> (Vec<LayerId>, Vec<Join>) {
     let began = Instant::now();
-    let gone = unneeded(state, &names(state, |_| true, |_| true));
-    let joins = joinable(state, &gone);
+    let all: Vec<LayerId> = state.layers.keys().copied().collect();
+    let gone = unneeded(state, &all, Without::Nothing);
+    let joins = joinable(state, &all, &gone);
     let took = began.elapsed();
     assert!(took < Duration::from_secs(2), "{took:?}");
     (gone, joins)

@@ -179,7 +179,9 @@ impl Store {
             let root = root.filter(|root| *root != active);
             let root = root.ok_or_else(|| Error::Invalid {
                 field: "volume",
-                what: format!("{volume:?} is independent already: nothing lies below its active layer"),
+                what: format!(
+                    "{volume:?} is independent already: nothing lies below its active layer"
+                ),
             })?;
             (active, root)
         };

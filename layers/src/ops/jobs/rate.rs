@@ -72,9 +72,6 @@ mod tests {
         bucket.took(1, Some(1000), start);
         let later = start + Duration::from_secs(3600);
         assert_eq!(bucket.took(250, Some(1000), later), Duration::ZERO);
-        assert_eq!(
-            bucket.took(1000, Some(1000), later),
-            Duration::from_secs(1)
-        );
+        assert_eq!(bucket.took(1000, Some(1000), later), Duration::from_secs(1));
     }
 }

@@ -125,8 +125,7 @@ impl Store {
         made: &mut Made,
     ) -> Result<Arc<Layer>> {
         let file = data_path(source.id);
-        let (active, row) =
-            self.make_linked_layer(volume, target.id, target.size, &file, made)?;
+        let (active, row) = self.make_linked_layer(volume, target.id, target.size, &file, made)?;
         self.inner().catalog.commit(&[
             Change::AddLayer(row),
             Change::SetLayerState {

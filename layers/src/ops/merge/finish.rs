@@ -85,8 +85,7 @@ impl Store {
             Into::Sealed(sealed) => {
                 sealed.header.parent = parent;
                 let set = sealed_set(&target);
-                let map =
-                    MapFile::succeed(&self.media, &sealed.header, sealed.incarnation, &set)?;
+                let map = MapFile::succeed(&self.media, &sealed.header, sealed.incarnation, &set)?;
                 sealed.incarnation = map.incarnation();
                 target.set_header(sealed.header.clone());
             }
@@ -94,7 +93,7 @@ impl Store {
                 let Some(volume) = volume.upgrade() else {
                     return Ok(Step::Again);
                 };
-                if !patience.lead(volume.flushes()) {
+                if !patience.lead(&volume) {
                     return Ok(Step::Waits);
                 }
                 let replaced = volume.lead_flush().and_then(|()| {
@@ -160,9 +159,13 @@ impl Store {
             self.exchange_names(upper, lower)?;
             down.upper.header.parent = parent;
             let set = sealed_set(&down.lower.layer);
-            let map =
-                MapFile::succeed(&self.media, &down.upper.header, down.upper.incarnation, &set)
-                    .inspect_err(|_| down.upper.header.parent = Some(lower))?;
+            let map = MapFile::succeed(
+                &self.media,
+                &down.upper.header,
+                down.upper.incarnation,
+                &set,
+            )
+            .inspect_err(|_| down.upper.header.parent = Some(lower))?;
             down.upper.incarnation = map.incarnation();
         }
         // As it was loaded after a crash at this place, or as it was before: then it holds nothing.
@@ -302,7 +305,9 @@ impl Store {
         self.inner().forget_unused_layers();
         {
             let mut board = self.jobs.board();
-            board.retiring.retain(|layer| !retiring.layers.contains(layer));
+            board
+                .retiring
+                .retain(|layer| !retiring.layers.contains(layer));
         }
         self.remove_doomed();
         true

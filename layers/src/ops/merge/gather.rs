@@ -26,8 +26,7 @@ use crate::map::{ClusterState, MapRecord, SectorSet, Table};
 use crate::mapfile::{MapFile, MapHeader, data_path};
 use crate::store::Store;
 use crate::units::{
-    CLUSTER_BYTES, Cluster, Generation, LayerId, SECTOR_BYTES, Sector, SectorMask,
-    SectorRange,
+    CLUSTER_BYTES, Cluster, Generation, LayerId, SECTOR_BYTES, Sector, SectorMask, SectorRange,
 };
 use crate::volume::Volume;
 
@@ -296,7 +295,7 @@ impl Store {
             return Ok(None);
         };
         let led = !canary::is_set(Canary::LoseGuestWrite);
-        if led && !patience.lead(volume.flushes()) {
+        if led && !patience.lead(&volume) {
             return Ok(Some(Step::Waits));
         }
         let result = volume
@@ -353,7 +352,7 @@ impl Store {
                 let Some(volume) = gather.volume() else {
                     return Ok(Step::Again);
                 };
-                if !patience.lead(volume.flushes()) {
+                if !patience.lead(&volume) {
                     return Ok(Step::Waits);
                 }
                 let flushed = volume.lead_flush();
@@ -363,8 +362,7 @@ impl Store {
             Into::Sealed(sealed) if sealed.records.is_empty() => {}
             Into::Sealed(sealed) => {
                 let set = with_records(&target, &sealed.records);
-                let map =
-                    MapFile::succeed(&self.media, &sealed.header, sealed.incarnation, &set)?;
+                let map = MapFile::succeed(&self.media, &sealed.header, sealed.incarnation, &set)?;
                 sealed.incarnation = map.incarnation();
                 sealed.records.clear();
                 target.replace_set(set);
@@ -473,9 +471,10 @@ fn dead_in_place(gather: &Gather, piece: &Piece) -> Vec<(Cluster, u64)> {
     let LayerMap::Sealed(_) = &**map else {
         return Vec::new();
     };
-    let zero = piece.gains.iter().filter(|gain| {
-        gain.sources == ClusterState::ZERO && gain.target.data == SectorMask::NONE
-    });
+    let zero = piece
+        .gains
+        .iter()
+        .filter(|gain| gain.sources == ClusterState::ZERO && gain.target.data == SectorMask::NONE);
     zero.map(|gain| (gain.first, gain.count)).collect()
 }
 
@@ -561,7 +560,11 @@ fn give_back(gather: &Gather) -> Result<()> {
     if count == 0 {
         return Ok(());
     }
-    for (file, layer) in gather.punched.iter().zip(gather.sources.layers().iter().rev()) {
+    for (file, layer) in gather
+        .punched
+        .iter()
+        .zip(gather.sources.layers().iter().rev())
+    {
         file.punch(gather.given_back * CLUSTER_BYTES, count * CLUSTER_BYTES)
             .map_err(|error| failed("punch", layer.id(), error))?;
     }

@@ -60,7 +60,10 @@ fn not_joinable(state: &CatalogState, source: &LayerRow) -> Option<String> {
     }
     if let Some(row) = state.snapshots.iter().find(|row| row.layer == source.id) {
         let (volume, name) = (&row.volume, &row.name);
-        return Some(format!("snapshot {volume}@{name} names layer {}", source.id));
+        return Some(format!(
+            "snapshot {volume}@{name} names layer {}",
+            source.id
+        ));
     }
     None
 }
@@ -77,7 +80,10 @@ impl Store {
             let obstacle = source
                 .filter(|_| matches!(row.kind, JobKind::Merge | JobKind::IntoBase))
                 .and_then(|source| not_joinable(state, source));
-            let active = state.volumes.values().find(|volume| volume.active == row.target);
+            let active = state
+                .volumes
+                .values()
+                .find(|volume| volume.active == row.target);
             (span, obstacle, active.map(|volume| volume.name.clone()))
         };
         let in_place = row.way == Way::InPlace;
@@ -96,7 +102,11 @@ impl Store {
         if target.state == LayerState::Sealing {
             return Ok(Loaded::NotYet);
         }
-        if let Some(sealing) = span.iter().skip(1).find(|row| row.state != LayerState::Sealed) {
+        if let Some(sealing) = span
+            .iter()
+            .skip(1)
+            .find(|row| row.state != LayerState::Sealed)
+        {
             return self.seal_again(sealing).map(|begin| {
                 begin.map_or(Loaded::NotYet, |begin| Loaded::Work(Kind::Begin(begin)))
             });
@@ -134,9 +144,7 @@ impl Store {
         self.settle_left(row)?;
         let mut known = self.inner().layers.clone();
         let layer = self.layer(row, &mut known)?;
-        self.inner()
-            .layers
-            .insert(row.id, Arc::downgrade(&layer));
+        self.inner().layers.insert(row.id, Arc::downgrade(&layer));
         Ok(layer)
     }
 

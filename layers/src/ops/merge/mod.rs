@@ -17,7 +17,6 @@ use std::sync::{Arc, PoisonError};
 
 use crate::catalog::{CatalogState, Change, JobRow, JobState, LayerState};
 use crate::error::Result;
-use crate::flush::Coordinator;
 use crate::lifecycle::Phase;
 use crate::store::Store;
 use crate::units::{Generation, LayerId};
@@ -51,13 +50,13 @@ pub(crate) enum Patience {
 
 impl Patience {
     /// Takes the lead of a volume's flushes. Returns whether it has it.
-    fn lead(self, flushes: &Coordinator) -> bool {
+    fn lead(self, volume: &Volume) -> bool {
         match self {
             Self::Wait => {
-                flushes.lead_blocking();
+                volume.lead_blocking();
                 true
             }
-            Self::Try => flushes.try_lead(),
+            Self::Try => volume.flushes().try_lead(),
         }
     }
 }
@@ -143,7 +142,8 @@ impl Store {
     fn turn_of(&self, runner: &mut Runner, row: &JobRow, patience: Patience) -> Result<Turn> {
         let same = |work: &Work| {
             let (has, wants) = (&work.row, row);
-            (has.id, has.source, has.target, has.way) == (wants.id, wants.source, wants.target, wants.way)
+            (has.id, has.source, has.target, has.way)
+                == (wants.id, wants.source, wants.target, wants.way)
         };
         let mut work = match runner.work.take().filter(same) {
             Some(work) => work,
