@@ -420,7 +420,10 @@ impl Store {
         state
             .volumes
             .values()
-            .map(|row| self.describe(&state, row, failures.remove(&row.name), &mut depths))
+            .map(|row| {
+                let below = depths.of(&state, row.active);
+                self.describe(&state, row, below, failures.remove(&row.name))
+            })
             .collect()
     }
 
@@ -435,7 +438,8 @@ impl Store {
             (inner.catalog.share(), failure)
         };
         let row = state.volume(name)?;
-        Ok(self.describe(&state, row, failure, &mut Depths::default()))
+        let below = state.depth(row.active);
+        Ok(self.describe(&state, row, below, failure))
     }
 
     /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
@@ -567,15 +571,15 @@ impl Store {
         move |source| Error::Io { op, path, source }
     }
 
-    /// What there is to say about a volume. Asks the host about its file, so that nobody should be waiting.
+    /// What there is to say about a volume with so many layers down to this one. Asks the host about its file, so that nobody
+    /// should be waiting.
     fn describe(
         &self,
         state: &CatalogState,
         row: &VolumeRow,
+        (depth, lowest): (usize, LayerId),
         failure: Option<String>,
-        depths: &mut Depths,
     ) -> VolumeInfo {
-        let (depth, lowest) = depths.of(state, row.active);
         VolumeInfo {
             name: row.name.clone(),
             size_bytes: row.size.0 * SECTOR_BYTES,

@@ -178,6 +178,12 @@ impl CatalogState {
         std::iter::from_fn(step).take(self.layers.len())
     }
 
+    /// How many layers there are from this one down, it counted, and the lowest of them.
+    pub fn depth(&self, layer: LayerId) -> (usize, LayerId) {
+        let count_down = |(count, _), row: &LayerRow| (count + 1, row.id);
+        self.walk(Some(layer)).fold((0, layer), count_down)
+    }
+
     /// The layers that would serve nobody if a volume and its snapshots were gone: children before their parents.
     pub fn needed_only_by(&self, volume: &str) -> Vec<LayerId> {
         let active = self.volumes.get(volume).map(|row| row.active);
@@ -205,7 +211,7 @@ impl CatalogState {
     }
 }
 
-/// How deep layers lie, and what is at the bottom, found once for each.
+/// How deep layers lie, and what is at the bottom, found once for each: for who asks for many.
 #[derive(Debug, Default)]
 pub struct Depths {
     /// How many layers there are from this one down, and the last of them.
@@ -213,7 +219,7 @@ pub struct Depths {
 }
 
 impl Depths {
-    /// How many layers there are from this one down, it counted, and the lowest of them.
+    /// As `CatalogState::depth`.
     pub fn of(&mut self, state: &CatalogState, layer: LayerId) -> (usize, LayerId) {
         let mut path = Vec::new();
         let mut below = (0, layer);

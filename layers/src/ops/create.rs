@@ -1,9 +1,9 @@
 //! Creating a volume: an empty disk, a disk over a raw base, or a clone of a snapshot or of another volume.
 //!
 //! DURABILITY: the files of the new layers are written and synced, with their directories, before the one catalog
-//! transaction that names them. A crash before it leaves layers that nobody names; they are removed at the next start. A clone of
-//! a volume seals that one's active layer first, as a snapshot without a name; a crash in between leaves that layer, which the
-//! next start joins with the one above.
+//! transaction that names them. A crash before it leaves layers that nobody names; they are removed at the next start.
+//! A clone of a volume seals that one's active layer first, as a snapshot without a name; a crash in between leaves that
+//! layer, which the next start joins with the one above.
 
 use std::path::Path;
 use std::sync::Arc;

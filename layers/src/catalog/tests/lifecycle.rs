@@ -423,6 +423,7 @@ fn rows_are_found_by_what_they_refer_to() {
     let mut depths = Depths::default();
     for (n, depth) in [(6, 6), (7, 6), (8, 3), (1, 1), (4, 4)] {
         assert_eq!(depths.of(&state, id(n)), (depth, id(1)));
+        assert_eq!(state.depth(id(n)), (depth, id(1)));
     }
 }
 
