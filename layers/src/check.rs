@@ -6,6 +6,7 @@
 
 mod jobs;
 mod rebuild;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod unwritten;
@@ -126,6 +127,9 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
         }
     };
     check_layers(state.as_ref(), media, options, &mut report)?;
+    if let Some(state) = &state {
+        shared::check(dir, state, &mut report);
+    }
     leftovers(dir, &mut report)?;
     Ok(report)
 }
@@ -320,6 +324,12 @@ fn check_layer(
                 "map.new is left from a replacement of the map that was interrupted; the map itself is whole",
                 "nothing; it is removed when the store is next opened",
             ),
+            "data.new" => report.add(
+                Severity::Note,
+                Some(layer),
+                "data.new is left from a merge that was interrupted; the data itself is whole",
+                "nothing; it is removed when the job goes on",
+            ),
             _ => report.add(
                 Severity::Note,
                 Some(layer),
@@ -392,7 +402,17 @@ fn compare(state: &CatalogState, row: &LayerRow, header: &MapHeader, report: &mu
     if !state.may_have_parent(row.id, header.parent) {
         differences.push(("parent", text(row.parent), text(header.parent)));
     }
-    if row.size != header.size {
+    if row.size != header.size && row.state == LayerState::Active {
+        report.add(
+            Severity::Note,
+            Some(row.id),
+            format!(
+                "size in sectors: the catalog says {}, the map's header says {}: a change of size was interrupted",
+                row.size, header.size
+            ),
+            "nothing; the catalog is right, and the map follows when the volume is next opened",
+        );
+    } else if row.size != header.size {
         differences.push((
             "size in sectors",
             row.size.to_string(),

@@ -662,7 +662,13 @@ impl Run {
 fn is_refusal(error: &Error) -> bool {
     matches!(
         error,
-        Error::Busy { .. } | Error::Invalid { .. } | Error::Exists { .. } | Error::NotFound { kind: "volume" | "image", .. }
+        Error::Busy { .. }
+            | Error::Invalid { .. }
+            | Error::Exists { .. }
+            | Error::NotFound {
+                kind: "volume" | "image",
+                ..
+            }
     )
 }
 
