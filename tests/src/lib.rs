@@ -18,6 +18,7 @@ pub mod guest;
 pub mod host;
 pub mod kill;
 pub mod launch;
+pub mod lifecycle;
 pub mod lines;
 pub mod load;
 pub mod machine;

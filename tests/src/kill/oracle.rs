@@ -184,6 +184,56 @@ impl Oracle {
         }
     }
 
+    /// The value that is in the bytes of a sector, if they are one of this run's for it, whole.
+    pub fn decode(&self, sector: u64, bytes: &[u8]) -> Option<Value> {
+        let mut found = [0; WORDS];
+        for (word, bytes) in found.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
+        }
+        let [_, _, number, ..] = found;
+        let value = match number {
+            _ if found == [0; WORDS] => Value::Zeroes,
+            0 => Value::Base,
+            number if number <= self.writes => Value::Write(number),
+            _ => return None,
+        };
+        (self.words(sector, value) == found).then_some(value)
+    }
+
+    /// What the disk holds, if no change is under way.
+    pub fn values(&self) -> Option<Vec<Value>> {
+        let value = |sector: &Sector| match sector.next {
+            None => sector.settled.last().map(|settled| settled.value),
+            Some(_) => None,
+        };
+        self.sectors.iter().map(value).collect()
+    }
+
+    /// The disk holds this from now on, durably, and is as large: it was restored, or has another size. Nothing is under way.
+    pub fn assume(&mut self, values: &[Value]) {
+        self.now += 1;
+        let at = self.now;
+        let sector = |value: &Value| Sector {
+            settled: vec![Settled { value: *value, at }],
+            next: None,
+        };
+        self.sectors = values.iter().map(sector).collect();
+    }
+
+    /// The disk has become larger, perhaps while it was used: what was gained is zeroes.
+    pub fn grow(&mut self, sectors: usize) {
+        let zeroes = Sector {
+            settled: vec![Settled {
+                value: Value::Zeroes,
+                at: 0,
+            }],
+            next: None,
+        };
+        if sectors > self.sectors.len() {
+            self.sectors.resize(sectors, zeroes);
+        }
+    }
+
     /// Whether no change of any of these sectors is under way.
     pub fn is_free(&self, range: Range<usize>) -> bool {
         self.sectors[range]
@@ -428,6 +478,25 @@ mod tests {
         oracle.fill(4, Value::Write(2), &mut elsewhere);
         let wrong = oracle.check(3, &elsewhere, oracle.now()).unwrap_err();
         assert_eq!(wrong.found, "write 2 of sector 4");
+    }
+
+    #[test]
+    fn what_is_copied_comes_back() {
+        let mut oracle = Oracle::new(7, 8);
+        let old = write(&mut oracle);
+        let copy = oracle.values().unwrap();
+        assert_eq!((copy[2], copy[3]), (Value::Base, old));
+        let new = write(&mut oracle);
+        let (old_bytes, new_bytes) = (bytes(&oracle, old), bytes(&oracle, new));
+        assert_eq!(oracle.decode(3, &old_bytes), Some(old));
+        assert_eq!(oracle.decode(4, &old_bytes), None, "another place's");
+        let mixed = [&old_bytes[..256], &new_bytes[256..]].concat();
+        assert_eq!(oracle.decode(3, &mixed), None);
+        oracle.assume(&copy);
+        assert_eq!(oracle.check(3, &old_bytes, oracle.now()), Ok(()));
+        assert!(oracle.check(3, &new_bytes, oracle.now()).is_err());
+        oracle.begin(2..3, Value::Zeroes);
+        assert_eq!(oracle.values(), None, "a change is under way");
     }
 
     #[test]

@@ -1,0 +1,88 @@
+//! How long a request waits while commands run, against how long without any.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::load::driver::{Done, Driver, DriverError, Options, Request};
+use crate::load::random::Random;
+
+/// Requests under way.
+const DEPTH: usize = 32;
+/// Bytes of a request.
+const BLOCK: usize = 4096;
+
+/// Random reads and writes of one disk.
+#[derive(Debug)]
+pub struct Load {
+    /// The driver.
+    driver: Driver,
+    /// When the request in each slot was submitted.
+    since: Vec<Instant>,
+    /// Slots with nothing to do.
+    idle: Vec<usize>,
+    /// Picks requests.
+    random: Random,
+}
+
+impl Load {
+    /// A load at queue depth 32.
+    ///
+    /// # Errors
+    /// No session could be had.
+    pub fn new(socket: &Path, seed: u64) -> Result<Self, DriverError> {
+        let driver = Driver::connect(Options {
+            depth: DEPTH,
+            buffer_bytes: BLOCK,
+            ..Options::new(socket)
+        })?;
+        Ok(Self {
+            driver,
+            since: vec![Instant::now(); DEPTH],
+            idle: (0..DEPTH).collect(),
+            random: Random::new(seed),
+        })
+    }
+
+    /// Keeps the disk busy until `stop`. Returns the longest that a request took, and how many there were.
+    ///
+    /// # Errors
+    /// A back-end that fails.
+    pub fn run(&mut self, stop: &AtomicBool) -> Result<(Duration, u64), DriverError> {
+        let mut longest = Duration::ZERO;
+        let mut count = 0;
+        let mut done: Vec<Done> = Vec::new();
+        loop {
+            let stopping = stop.load(Ordering::Relaxed);
+            while let Some(slot) = self.idle.pop_if(|_| !stopping) {
+                self.submit(slot)?;
+            }
+            self.driver.kick(0)?;
+            if self.driver.under_way() == 0 {
+                return Ok((longest, count));
+            }
+            self.driver.wait_for(0, &mut done)?;
+            for ended in done.drain(..) {
+                longest = longest.max(self.since[ended.slot].elapsed());
+                count += 1;
+                self.idle.push(ended.slot);
+            }
+        }
+    }
+
+    /// Submits a request.
+    fn submit(&mut self, slot: usize) -> Result<(), DriverError> {
+        let blocks = self.driver.capacity_bytes() / BLOCK as u64;
+        let offset = self.random.below(blocks) * BLOCK as u64;
+        let request = match self.random.below(100) {
+            0..40 => Request::Read { offset, len: BLOCK },
+            40..99 => Request::Write { offset, len: BLOCK },
+            _ => Request::Flush,
+        };
+        if let Request::Write { .. } = request {
+            self.random.fill(self.driver.buffer_mut(0, slot));
+        }
+        self.since[slot] = Instant::now();
+        self.driver.submit(0, slot, request)
+    }
+}
