@@ -395,6 +395,8 @@ impl Client {
             sector -= sector % 8;
             count = count.next_multiple_of(8).min(max);
         }
+        // The end of a disk need not be that of a cluster.
+        count = count.min(self.oracle.len() as u64 - sector);
         (sector, count)
     }
 
