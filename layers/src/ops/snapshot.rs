@@ -251,15 +251,10 @@ impl Store {
         top: LayerId,
     ) -> PendingSnapshot {
         let chain = volume.newest_chain();
-        let mut layers = Vec::new();
-        for layer in chain.unsealed() {
-            if !layer.is_sealed() {
-                layers.push(Arc::clone(layer));
-            }
-            if layer.id() == top {
-                break;
-            }
-        }
+        // None if a snapshot has come in between and has sealed it: what is unsealed then is newer.
+        let last = chain.unsealed().position(|layer| layer.id() == top);
+        let older = chain.unsealed().take(last.map_or(0, |last| last + 1));
+        let layers = older.filter(|layer| !layer.is_sealed()).cloned().collect();
         let member = Member {
             volume,
             layers,

@@ -63,6 +63,15 @@ pub struct Guests {
     pub ended: u64,
 }
 
+impl Drop for Guests {
+    fn drop(&mut self) {
+        // Nobody would end what is under way, and the end of a queue waits for it.
+        if std::thread::panicking() {
+            self.abandon();
+        }
+    }
+}
+
 impl Guests {
     /// None yet.
     pub fn new(seed: u64, shared: Shared, overlap: bool) -> Self {

@@ -66,7 +66,11 @@ fn trace(what: impl FnOnce() -> String) {
 }
 
 /// Lives from consecutive seeds until `images` were examined, or something was wrong.
-fn live(what: &str, images: u64, plan: impl Fn(u64) -> Plan) -> Outcome {
+fn live(
+    what: &str,
+    images: u64,
+    plan: impl Fn(u64) -> Plan + std::panic::RefUnwindSafe,
+) -> Outcome {
     let first = setting("STRATABLK_LIFECYCLE_SEED", 1);
     let began = Instant::now();
     let mut all = Outcome::default();
@@ -76,7 +80,11 @@ fn live(what: &str, images: u64, plan: impl Fn(u64) -> Plan) -> Outcome {
             break;
         }
         runs += 1;
-        let outcome = Run::new(seed, plan(seed)).run();
+        let run = || Run::new(seed, plan(seed)).run();
+        let outcome = std::panic::catch_unwind(run).unwrap_or_else(|_| Outcome {
+            violations: vec![format!("seed {seed}: a panic, see above")],
+            ..Outcome::default()
+        });
         trace(|| format!("seed {seed}: {:?}", outcome.images));
         all.add(outcome);
     }
