@@ -1,4 +1,4 @@
-//! An attachment: a volume served on a socket, to one front-end after the other.
+//! An attachment: a disk served on a socket, to one front-end after the other.
 //!
 //! A thread accepts a front-end, serves it to its end, cleans up what it left, and accepts the next. What a front-end
 //! does, or does not do, keeps nobody from stopping the attachment: everything that waits for it also waits for the stop.
@@ -17,7 +17,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use stratablk_layers::volume::Volume;
 
 use self::socket::{Listening, Socket};
 use crate::signal::Signal;
@@ -25,6 +24,7 @@ use crate::vhost::handler::{Handler, HandlerSetup, SessionState};
 use crate::vhost::session::{End, Outside, Patience, serve};
 use crate::worker::counters::{Counters, Totals};
 use crate::worker::disk::DiskSource;
+use crate::worker::provider::{AlwaysOpen, DiskProvider};
 
 pub use self::socket::SocketSource;
 
@@ -33,7 +33,7 @@ pub const QUEUES_MAX: u16 = 64;
 /// How long to wait after the host refused to accept a front-end, for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How a volume is served.
+/// How a disk is served.
 #[derive(Clone, Copy, Debug)]
 pub struct AttachOptions {
     /// How many virtqueues are offered: 1 to [`QUEUES_MAX`].
@@ -122,26 +122,35 @@ pub struct AttachmentHandle {
 }
 
 impl Attachment {
-    /// Serves a volume on a socket. The socket can be connected to on return.
+    /// Serves a disk on a socket. The socket can be connected to on return. The disk is open while rings run.
     ///
     /// # Errors
     /// `InvalidInput` for a number of queues that cannot be; `AddrInUse` if a live server or something that is no socket
     /// has the path; otherwise the host's answer.
-    pub fn start(
-        volume: Arc<Volume>,
+    pub fn start<P: DiskProvider>(
+        provider: Arc<P>,
         source: SocketSource,
         options: AttachOptions,
     ) -> io::Result<AttachmentHandle> {
-        start_disk(volume, source, options)
+        start(provider, source, options)
     }
 }
 
-/// As [`Attachment::start`], for any disk.
+/// As [`Attachment::start`], for a disk that stays open.
 ///
 /// # Errors
 /// See there.
 pub fn start_disk<D: DiskSource>(
     disk: Arc<D>,
+    source: SocketSource,
+    options: AttachOptions,
+) -> io::Result<AttachmentHandle> {
+    start(Arc::new(AlwaysOpen(disk)), source, options)
+}
+
+/// See [`Attachment::start`].
+fn start<P: DiskProvider>(
+    provider: Arc<P>,
     source: SocketSource,
     options: AttachOptions,
 ) -> io::Result<AttachmentHandle> {
@@ -167,7 +176,7 @@ pub fn start_disk<D: DiskSource>(
     });
     let socket = Socket::open(source, options.mode)?;
     let server = Server {
-        disk,
+        provider,
         options,
         shared: Arc::clone(&shared),
     };
@@ -235,16 +244,16 @@ impl Drop for AttachmentHandle {
 }
 
 /// The attachment's thread.
-struct Server<D> {
-    /// The disk.
-    disk: Arc<D>,
+struct Server<P> {
+    /// Gives the disk out.
+    provider: Arc<P>,
     /// How it is served.
     options: AttachOptions,
     /// What the handle sees.
     shared: Arc<Shared>,
 }
 
-impl<D: DiskSource> Server<D> {
+impl<P: DiskProvider> Server<P> {
     /// Serves until told to stop, or until the only connection has ended.
     fn run(&self, socket: Socket) {
         match socket {
@@ -315,14 +324,18 @@ impl<D: DiskSource> Server<D> {
     fn serve(&self, stream: UnixStream, listening: Option<&Listening>) -> End {
         self.shared.sessions.fetch_add(1, Ordering::Relaxed);
         self.shared.connected.store(true, Ordering::Relaxed);
-        tracing::info!(volume = self.disk.name(), "a front-end connected");
+        tracing::info!(volume = self.provider.name(), "a front-end connected");
         let end = self.session(stream, listening);
+        // If we are told to stop, the machine may go on with who serves it next.
+        if self.shared.state.has_begun() && !matches!(end, End::Stopped) {
+            self.provider.machine_left();
+        }
         self.shared.connected.store(false, Ordering::Relaxed);
         match &end {
             End::Closed | End::Stopped => {
-                tracing::info!(volume = self.disk.name(), "the session ended: {end}");
+                tracing::info!(volume = self.provider.name(), "the session ended: {end}");
             }
-            other => tracing::warn!(volume = self.disk.name(), "the session ended: {other}"),
+            other => tracing::warn!(volume = self.provider.name(), "the session ended: {other}"),
         }
         end
     }
@@ -334,7 +347,7 @@ impl<D: DiskSource> Server<D> {
             Err(error) => return error.into(),
         };
         let handler = Handler::new(HandlerSetup {
-            disk: Arc::clone(&self.disk),
+            provider: Arc::clone(&self.provider),
             read_only: self.options.read_only,
             queues: self.options.queues,
             counters: self.shared.counters.clone(),

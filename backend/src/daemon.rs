@@ -289,6 +289,11 @@ impl Daemon {
             .name("upkeep".into())
             .spawn(move || upkeep.maintain())
             .map_err(host("start a thread"))?;
+        let work = Arc::clone(&self.commands);
+        thread::Builder::new()
+            .name("jobs".into())
+            .spawn(move || work.run_jobs())
+            .map_err(host("start a thread"))?;
         self.tell_ready(json);
 
         let mut observe = tokio::time::interval(OBSERVE_INTERVAL);
@@ -298,6 +303,7 @@ impl Daemon {
                 name = signals.next() => break name,
                 _ = observe.tick() => {
                     self.commands.attachments().observe();
+                    self.commands.observe_jobs();
                     if self.one_session && self.commands.attachments().has_ended(DISK_VOLUME) {
                         break "the front-end has gone";
                     }

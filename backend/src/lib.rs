@@ -15,6 +15,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 mod notify;
+pub mod provider;
 pub mod signal;
 pub mod vhost;
 pub mod virtio;

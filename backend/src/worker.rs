@@ -22,6 +22,7 @@ pub mod command;
 pub mod counters;
 pub mod disk;
 pub mod poll;
+pub mod provider;
 mod queue;
 
 #[cfg(test)]

@@ -15,6 +15,12 @@ pub enum Canary {
     ZeroesWithoutRecord,
     /// A write-zeroes drops frames before it is recorded.
     TrimBeforeRecord,
+    /// A merge gives places back before it is committed that their data lies elsewhere.
+    PunchBeforeCommit,
+    /// A merge commits a map before the data is synced that it speaks of.
+    SkipSync,
+    /// A merge writes to the file of a layer that takes writes without the lead of its flushes, whatever the map says.
+    LoseGuestWrite,
 }
 
 #[cfg(feature = "canary")]

@@ -4,7 +4,9 @@
 //! takes the store's lock, so that it never looks at a store in motion. Damage is not an error of the check but a
 //! [`Finding`]: it goes on and reports all there is.
 
+mod jobs;
 mod rebuild;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod unwritten;
@@ -17,7 +19,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::catalog::sqlite::{CATALOG_NAME, SqliteCatalog};
-use crate::catalog::{Catalog, CatalogState, LayerRow, LayerState};
+use crate::catalog::{CatalogState, LayerRow, LayerState};
 use crate::error::{Error, Result};
 use crate::file::Media;
 use crate::format::header::RawBase;
@@ -113,8 +115,8 @@ const FIX_REBUILD: &str = "make a new catalog from the layers with `check --rebu
 pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Result<Report> {
     let _lock = lock_store(dir)?;
     let mut report = Report::default();
-    let state = match SqliteCatalog::open(dir) {
-        Ok(catalog) => Some(catalog.state().clone()),
+    let state = match SqliteCatalog::look(dir) {
+        Ok(state) => Some(state),
         Err(error) => {
             let fix = match error {
                 Error::Unsupported { .. } => "use the newer version that wrote it",
@@ -124,22 +126,44 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
             None
         }
     };
-    let mut directories = layer_directories(media, &mut report)?;
-    let all = directories.clone();
+    check_layers(state.as_ref(), media, options, &mut report)?;
     if let Some(state) = &state {
+        shared::check(dir, state, &mut report);
+    }
+    leftovers(dir, &mut report)?;
+    Ok(report)
+}
+
+/// Checks the layers of a store against a catalog that is known: for simulations.
+///
+/// # Errors
+/// `Io`.
+pub fn check_against(
+    state: &CatalogState,
+    media: &Arc<dyn Media>,
+    options: CheckOptions,
+) -> Result<Report> {
+    let mut report = Report::default();
+    check_layers(Some(state), media, options, &mut report)?;
+    Ok(report)
+}
+
+/// The layers, against the catalog if there is one.
+fn check_layers(
+    state: Option<&CatalogState>,
+    media: &Arc<dyn Media>,
+    options: CheckOptions,
+    report: &mut Report,
+) -> Result<()> {
+    let mut directories = layer_directories(media, report)?;
+    let all = directories.clone();
+    if let Some(state) = state {
         report.volumes = state.volumes.len();
         report.snapshots = state.snapshots.len();
         for row in state.layers.values() {
             report.layers += 1;
             if directories.remove(&row.id) {
-                check_layer(
-                    media,
-                    Some((state, row)),
-                    row.id,
-                    &all,
-                    options,
-                    &mut report,
-                );
+                check_layer(media, Some((state, row)), row.id, &all, options, report);
             } else {
                 report.add(
                     Severity::Error,
@@ -153,16 +177,20 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
             }
         }
         for layer in directories {
-            orphan(media, layer, &mut report);
+            if state.doomed.contains(&layer) {
+                jobs::doomed(media, layer, report);
+            } else {
+                orphan(media, layer, report);
+            }
         }
+        jobs::waiting(state, report);
     } else {
         for layer in directories {
             report.layers += 1;
-            check_layer(media, None, layer, &all, options, &mut report);
+            check_layer(media, None, layer, &all, options, report);
         }
     }
-    leftovers(dir, &mut report)?;
-    Ok(report)
+    Ok(())
 }
 
 /// Takes the lock of a store that exists; a directory that is no store is not touched.
@@ -296,6 +324,12 @@ fn check_layer(
                 "map.new is left from a replacement of the map that was interrupted; the map itself is whole",
                 "nothing; it is removed when the store is next opened",
             ),
+            "data.new" => report.add(
+                Severity::Note,
+                Some(layer),
+                "data.new is left from a merge that was interrupted; the data itself is whole",
+                "nothing; it is removed when the job goes on",
+            ),
             _ => report.add(
                 Severity::Note,
                 Some(layer),
@@ -331,8 +365,12 @@ fn check_layer(
         );
     }
     let set = contents.as_ref().map(|(set, _)| set);
+    let under_way = row.map_or_else(Default::default, |(state, _)| jobs::under_way(state, layer));
     match &header.kind {
-        LayerKind::Differencing => check_data(media, &header, set, report),
+        LayerKind::Differencing => {
+            check_data(media, &header, set, under_way.shares_file, report);
+        }
+        LayerKind::RawBase(_) if under_way.writes_base => {}
         LayerKind::RawBase(base) => check_base(media, layer, base, report),
     }
     if let Some((_, recovery)) = &contents {
@@ -361,17 +399,30 @@ fn compare(state: &CatalogState, row: &LayerRow, header: &MapHeader, report: &mu
     if state.store != header.store {
         differences.push(("store", state.store.to_string(), header.store.to_string()));
     }
-    if row.parent != header.parent {
+    if !state.may_have_parent(row.id, header.parent) {
         differences.push(("parent", text(row.parent), text(header.parent)));
     }
-    if row.size != header.size {
+    // Of a layer that takes writes the catalog is right, and the map follows it.
+    let resizing = row.size != header.size && row.state == LayerState::Active;
+    if resizing {
+        report.add(
+            Severity::Note,
+            Some(row.id),
+            format!(
+                "its disk got {} sectors, and its map still says {}",
+                row.size, header.size
+            ),
+            "nothing; it is finished when the volume is next opened",
+        );
+    } else if row.size != header.size {
         differences.push((
             "size in sectors",
             row.size.to_string(),
             header.size.to_string(),
         ));
     }
-    if row.base.as_ref() != base {
+    let base_is_written = jobs::under_way(state, row.id).writes_base && base.is_some();
+    if row.base.as_ref() != base && !base_is_written {
         differences.push(("base", base_text(row.base.as_ref()), base_text(base)));
     }
     let states_fit = match row.state {
@@ -405,11 +456,13 @@ fn compare(state: &CatalogState, row: &LayerRow, header: &MapHeader, report: &mu
     }
 }
 
-/// The data file, as far as can be told without knowing what should be in it.
+/// The data file, as far as can be told without knowing what should be in it. One that is shared with another layer may be
+/// longer than the disk.
 fn check_data(
     media: &Arc<dyn Media>,
     header: &MapHeader,
     set: Option<&SectorSet>,
+    shared: bool,
     report: &mut Report,
 ) {
     let layer = Some(header.layer);
@@ -437,9 +490,9 @@ fn check_data(
         return;
     }
     let longest = header.sectors_end().saturating_mul(SECTOR_BYTES);
-    if stat.len > longest {
+    if stat.len > longest && !shared {
         report.add(
-            Severity::Error,
+            Severity::Note,
             layer,
             format!(
                 "{} has {} bytes, a disk of {} sectors has room for {longest}",
@@ -447,7 +500,7 @@ fn check_data(
                 stat.len,
                 header.size
             ),
-            FIX_RESTORE,
+            "nothing; making the disk smaller was interrupted, and what lies behind its end is never read",
         );
     }
     let last = set.and_then(|set| set.data_runs().last());

@@ -96,14 +96,20 @@ impl Coordinator {
     }
 
     /// Waits until no group is under way and takes the lead, for the control plane. May block for as long as a sync takes.
-    pub fn lead_blocking(&self) {
+    /// `go_on` is [`crate::file::Media::go_on`].
+    pub fn lead_blocking(&self, go_on: impl Fn() -> bool) {
         let mut state = self.lock();
         state.blocking += 1;
         while state.running {
-            state = self
-                .free
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            drop(state);
+            let went_on = go_on();
+            state = self.lock();
+            if !went_on && state.running {
+                state = self
+                    .free
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
         }
         state.blocking -= 1;
         state.running = true;

@@ -36,8 +36,10 @@ pub(crate) mod sync;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 mod test_media;
+mod turns;
 pub mod units;
 pub mod volume;
 
 pub use error::{Error, Result};
+pub use ops::names::check as check_name;
 pub use ops::snapshot::PendingSnapshot;

@@ -14,6 +14,8 @@ pub const LAYER_NUMBER_MAX: u32 = 1 << 20;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Bytes of the path of a raw base.
 pub const BASE_PATH_BYTES_MAX: usize = 3072;
+/// Bytes of what a job is known by: a snapshot of a volume.
+pub const JOB_SUBJECT_BYTES_MAX: usize = 2 * NAME_BYTES_MAX + 1;
 /// Bytes of a map's journal after which the next flush writes a new checkpoint instead.
 pub const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of one request's data; a longer one is refused by the caller.

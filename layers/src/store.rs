@@ -14,7 +14,9 @@ use crate::cache::arena::{Arena, Place, last};
 use crate::cache::writeback::WriteBack;
 use crate::cache::{Cache, CacheOptions, CacheStats};
 use crate::catalog::sqlite::SqliteCatalog;
-use crate::catalog::{Catalog, Change, JobId, SnapshotRow, VolumeKind, VolumeRow};
+use crate::catalog::{
+    Catalog, CatalogState, Change, Depths, JobId, SnapshotRow, VolumeKind, VolumeRow,
+};
 use crate::error::{Error, Result};
 use crate::file::Media;
 use crate::file::host::{HostMedia, HostOptions};
@@ -23,7 +25,9 @@ use crate::layer::Layer;
 use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
 use crate::mapfile::data_path;
+use crate::ops::jobs::Jobs;
 use crate::sync::{AtomicBool, Ordering};
+use crate::turns::{Turn, Turns};
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
 use crate::volume::Volume;
 
@@ -177,10 +181,12 @@ pub struct Store {
     pub(crate) cache: Arc<Cache>,
     /// What is written back in time.
     pub(crate) write_back: Arc<WriteBack>,
+    /// What takes long and is done step by step.
+    pub(crate) jobs: Jobs,
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
-    commands: Mutex<()>,
+    commands: Turns,
     /// Held for moments only.
     inner: Mutex<Inner>,
     /// One daemon a store; none in a simulation.
@@ -349,10 +355,11 @@ impl Store {
             id,
             write_back: Arc::new(WriteBack::new(Arc::clone(&cache))),
             cache,
+            jobs: Jobs::default(),
             threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
-            commands: Mutex::new(()),
+            commands: Turns::default(),
             inner: Mutex::new(Inner {
                 catalog,
                 layers: HashMap::new(),
@@ -393,20 +400,30 @@ impl Store {
         true
     }
 
-    /// Ends the wait of `maintain`.
+    /// Ends the wait of `maintain` and of `run_jobs`.
     pub fn close(&self) {
         self.maintenance.close();
+        self.jobs.close();
     }
 
     /// All volumes, by name.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        let inner = self.inner();
-        inner
-            .catalog
-            .state()
+        let (state, mut failures) = {
+            let inner = self.inner();
+            let open = inner.open.iter();
+            let failures: HashMap<String, String> = open
+                .filter_map(|(name, volume)| Some((name.clone(), volume.failure()?)))
+                .collect();
+            (inner.catalog.share(), failures)
+        };
+        let mut depths = Depths::default();
+        state
             .volumes
             .values()
-            .map(|row| self.describe(&inner, row))
+            .map(|row| {
+                let below = depths.of(&state, row.active);
+                self.describe(&state, row, below, failures.remove(&row.name))
+            })
             .collect()
     }
 
@@ -415,13 +432,19 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
-        let inner = self.inner();
-        let row = inner.catalog.state().volume(name)?;
-        Ok(self.describe(&inner, row))
+        let (state, failure) = {
+            let inner = self.inner();
+            let failure = inner.open.get(name).and_then(|volume| volume.failure());
+            (inner.catalog.share(), failure)
+        };
+        let row = state.volume(name)?;
+        let below = state.depth(row.active);
+        Ok(self.describe(&state, row, below, failure))
     }
 
     /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
-    /// it). Durable on return. Does not touch any socket.
+    /// it). Either arms an immutable volume: what is served next is the start of a machine. Durable on return. Does not touch
+    /// any socket.
     ///
     /// # Errors
     /// `NotFound`; `Busy` if the socket path belongs to another volume; `Failed` if what was written could not be flushed
@@ -431,7 +454,9 @@ impl Store {
         {
             let mut inner = self.inner();
             let state = inner.catalog.state();
-            state.volume(name)?;
+            let row = state.volume(name)?;
+            // Whoever attaches or detaches a volume says that no machine goes on with it.
+            let arm = row.kind == VolumeKind::Immutable && !row.armed;
             if let Some(wanted) = &attachment
                 && let Some(other) = state.volumes.values().find(|row| {
                     row.name != name
@@ -450,10 +475,16 @@ impl Store {
                 });
             }
             let detach = attachment.is_none();
-            inner.catalog.commit(&[Change::SetAttachment {
-                volume: name.to_owned(),
-                attachment,
-            }])?;
+            let volume = name.to_owned();
+            let mut changes = vec![Change::SetAttachment { volume, attachment }];
+            if arm {
+                let volume = name.to_owned();
+                changes.push(Change::SetArmed {
+                    volume,
+                    armed: true,
+                });
+            }
+            inner.catalog.commit(&changes)?;
             if !detach {
                 return Ok(());
             }
@@ -466,21 +497,17 @@ impl Store {
     /// # Errors
     /// `NotFound` for an unknown volume.
     pub fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>> {
-        let inner = self.inner();
-        let state = inner.catalog.state();
-        if let Some(name) = volume {
-            state.volume(name)?;
-        }
-        let mut rows: Vec<SnapshotInfo> = state
-            .snapshots
-            .iter()
-            .filter(|row| volume.is_none_or(|name| row.volume == name))
-            .map(|row| self.describe_snapshot(row))
-            .collect();
-        rows.sort_by(|a, b| {
-            (a.created_ns, &a.volume, &a.name).cmp(&(b.created_ns, &b.volume, &b.name))
-        });
-        Ok(rows)
+        // The host is asked about their files with nobody waiting.
+        let state = self.inner().catalog.share();
+        let rows: Vec<&SnapshotRow> = match volume {
+            Some(name) => {
+                state.volume(name)?;
+                state.snapshots_of(name)
+            }
+            None => state.snapshots.iter().collect(),
+        };
+        let described = rows.into_iter().map(|row| self.describe_snapshot(row));
+        Ok(described.collect())
     }
 
     /// Makes everything written to all open volumes durable: the last act before an orderly exit.
@@ -529,9 +556,9 @@ impl Store {
         self.write_back.step(clusters);
     }
 
-    /// Serialises the commands that change something.
-    pub(crate) fn command(&self) -> MutexGuard<'_, ()> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Serialises the commands that change something, in the order in which they come.
+    pub(crate) fn command(&self) -> Turn<'_> {
+        self.commands.take()
     }
 
     /// What the commands change; to be held for moments only.
@@ -545,31 +572,30 @@ impl Store {
         move |source| Error::Io { op, path, source }
     }
 
-    /// What there is to say about a volume.
-    fn describe(&self, inner: &Inner, row: &VolumeRow) -> VolumeInfo {
-        let state = inner.catalog.state();
-        let chain = state.chain_of(row.active);
+    /// What there is to say about a volume with so many layers down to this one. Asks the host about its file, so that nobody
+    /// should be waiting.
+    fn describe(
+        &self,
+        state: &CatalogState,
+        row: &VolumeRow,
+        (depth, lowest): (usize, LayerId),
+        failure: Option<String>,
+    ) -> VolumeInfo {
         VolumeInfo {
             name: row.name.clone(),
             size_bytes: row.size.0 * SECTOR_BYTES,
-            depth: chain.len(),
+            depth,
             active: row.active,
             active_allocated_bytes: self.allocated(row.active),
-            base: chain
-                .first()
+            base: state
+                .layers
+                .get(&lowest)
                 .and_then(|layer| layer.base.as_ref())
                 .map(|base| base.path.clone()),
             attachment: row.attachment.clone(),
-            failure: inner
-                .open
-                .get(&row.name)
-                .and_then(|volume| volume.failure()),
+            failure,
             created_ns: row.created_ns,
-            snapshots: state
-                .snapshots
-                .iter()
-                .filter(|has| has.volume == row.name)
-                .count(),
+            snapshots: state.snapshot_count(&row.name),
             kind: row.kind,
             attached_from: row.attached_from.clone(),
         }

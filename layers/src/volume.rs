@@ -202,10 +202,15 @@ impl Volume {
     /// # Errors
     /// `Failed` if this or an earlier flush or write failed.
     pub fn flush_blocking(&self) -> Result<()> {
-        self.flushes.lead_blocking();
+        self.lead_blocking();
         let result = self.lead_flush();
         self.flushes.finish_blocking();
         result
+    }
+
+    /// Waits for the lead of the flushes, for the control plane.
+    pub(crate) fn lead_blocking(&self) {
+        self.flushes.lead_blocking(|| self.media.go_on());
     }
 
     /// The steps of a flush (see `flush`), one after the other, by a caller who has the lead.

@@ -1,5 +1,6 @@
 //! The committed bytes of version 1: `tests/golden/store` is a whole store, `FORMAT.md` prints one of its maps. They are
-//! decoded, encoded again byte for byte, and damaged in every way that one byte can be.
+//! decoded, encoded again byte for byte, and damaged in every way that one byte can be. `catalog-2.db` is a catalog of
+//! version 2 with something of everything.
 //!
 //! A change of the format that breaks these tests needs a new version, and new files beside these.
 
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use stratablk_layers::catalog::sqlite::SqliteCatalog;
 use stratablk_layers::catalog::{
-    Catalog, CatalogState, Change, LayerRow, LayerState, SnapshotRow, VolumeKind, VolumeRow,
+    Catalog, CatalogState, JobId, JobKind, JobRow, JobState, LayerRow, LayerState, Rows,
+    SnapshotRow, VolumeKind, VolumeRow, Way,
 };
 use stratablk_layers::error::Error;
 use stratablk_layers::format::header::{LayerKind, MapHeader, MapState, RawBase};
@@ -174,8 +176,8 @@ fn map_of(layer: LayerId) -> PathBuf {
         .join("map")
 }
 
-/// What the golden catalog holds.
-fn catalog_state() -> CatalogState {
+/// What the golden catalog of version 1 holds.
+fn catalog_1() -> Rows {
     let row = |layer: LayerId, state, base| LayerRow {
         id: layer,
         parent: header(layer).parent,
@@ -184,15 +186,15 @@ fn catalog_state() -> CatalogState {
         base,
         created_ns: header(layer).created_ns,
     };
-    let mut state = CatalogState::empty(store());
+    let mut rows = Rows::empty(store());
     for row in [
         row(base(), LayerState::Sealed, Some(raw_base())),
         row(sealed(), LayerState::Sealed, None),
         row(active(), LayerState::Active, None),
     ] {
-        state.layers.insert(row.id, row);
+        rows.layers.insert(row.id, row);
     }
-    state.volumes.insert(
+    rows.volumes.insert(
         "vm".into(),
         VolumeRow {
             name: "vm".into(),
@@ -209,7 +211,7 @@ fn catalog_state() -> CatalogState {
             attached_from: None,
         },
     );
-    state.snapshots.push(SnapshotRow {
+    rows.snapshots.push(SnapshotRow {
         volume: "vm".into(),
         name: header(sealed()).snapshot,
         layer: sealed(),
@@ -217,7 +219,102 @@ fn catalog_state() -> CatalogState {
         created_ns: header(sealed()).snapshot_ns,
         size: Sector(SECTORS),
     });
-    state
+    rows
+}
+
+/// What the golden catalog of version 2 holds: that of version 1, and something of all that is new.
+fn catalog_2() -> Rows {
+    let mut rows = catalog_1();
+    let mut add = |n: u8, parent, state, size| {
+        let id = LayerId(Uuid::from_bytes([n; 16]));
+        let row = LayerRow {
+            id,
+            parent,
+            size: Sector(size),
+            state,
+            base: None,
+            created_ns: 1_700_000_300_000_000_000,
+        };
+        rows.layers.insert(id, row);
+        id
+    };
+    let unnamed = add(0x44, Some(sealed()), LayerState::Sealed, SECTORS);
+    let named = add(0x55, Some(unnamed), LayerState::Sealed, SECTORS + 8);
+    let actives = [
+        add(0x66, Some(named), LayerState::Active, SECTORS + 8),
+        add(0x77, None, LayerState::Active, 8),
+        add(0x88, Some(named), LayerState::Active, SECTORS + 16),
+        add(0x99, Some(sealed()), LayerState::Active, SECTORS),
+        add(0xaa, Some(sealed()), LayerState::Active, SECTORS),
+    ];
+    for (name, active, kind, armed, from) in [
+        ("each-start", actives[0], VolumeKind::Immutable, true, None),
+        ("log", actives[1], VolumeKind::Writethrough, false, None),
+        (
+            "desk-1",
+            actives[2],
+            VolumeKind::Normal,
+            false,
+            Some("desk"),
+        ),
+        ("desk", actives[3], VolumeKind::Multiattach, false, None),
+        ("image", actives[4], VolumeKind::Readonly, false, None),
+    ] {
+        let row = VolumeRow {
+            name: name.into(),
+            active,
+            size: rows.layers[&active].size,
+            created_ns: 1_700_000_300_000_000_000,
+            attachment: None,
+            kind,
+            armed,
+            attached_from: from.map(str::to_owned),
+        };
+        rows.volumes.insert(name.into(), row);
+    }
+    for (id, kind, way, state, source, target) in [
+        (
+            3,
+            JobKind::Merge,
+            Way::Down,
+            JobState::Queued,
+            unnamed,
+            named,
+        ),
+        (
+            4,
+            JobKind::Flatten,
+            Way::Copy,
+            JobState::Stopped,
+            base(),
+            actives[0],
+        ),
+        (
+            7,
+            JobKind::PushDown,
+            Way::Copy,
+            JobState::Paused,
+            sealed(),
+            actives[4],
+        ),
+    ] {
+        let row = JobRow {
+            id: JobId(id),
+            kind,
+            subject: format!("vm@{id}"),
+            source,
+            target,
+            way,
+            state,
+            error: (state == JobState::Stopped).then(|| "no space left on device".into()),
+            rate: (id == 7).then_some(1 << 20),
+            created_ns: 1_700_000_400_000_000_000 + id,
+        };
+        rows.jobs.insert(row.id, row);
+    }
+    rows.next_job = 9;
+    rows.doomed.insert(LayerId(Uuid::from_bytes([0xdd; 16])));
+    rows
 }
 
 /// The lines that `FORMAT.md` prints of a file: 16 bytes each, those of zeroes left out.
@@ -421,18 +518,64 @@ fn damage_in_the_middle_says_what_was_lost() {
     }
 }
 
-#[test]
-fn the_golden_catalog_is_read() {
-    // Opening may write (SQLite's journal), so on a copy.
+/// A directory with a copy of a golden catalog in it, since opening one may write.
+fn copy_of(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let copy = dir.path().join("catalog.db");
-    fs::copy(golden().join("store/catalog.db"), &copy).unwrap();
-    let catalog = SqliteCatalog::open(dir.path()).unwrap();
-    assert_eq!(*catalog.state(), catalog_state());
-    drop(catalog);
-    fs::copy(golden().join("newer-catalog.db"), &copy).unwrap();
+    fs::copy(golden().join(name), dir.path().join("catalog.db")).unwrap();
+    dir
+}
+
+/// The version of the catalog in a directory: at byte 60, most significant byte first.
+fn version_in(dir: &Path) -> u8 {
+    fs::read(dir.join("catalog.db")).unwrap()[63]
+}
+
+#[test]
+fn the_golden_catalogs_are_read() {
+    for (name, version, rows) in [
+        ("store/catalog.db", 1, catalog_1()),
+        ("catalog-2.db", 2, catalog_2()),
+    ] {
+        let dir = copy_of(name);
+        let expected = CatalogState::new(rows).unwrap();
+        // Looking changes nothing, opening makes it one of the newest version.
+        assert_eq!(SqliteCatalog::look(dir.path()).unwrap(), expected);
+        assert_eq!(version_in(dir.path()), version);
+        let catalog = SqliteCatalog::open(dir.path()).unwrap();
+        assert_eq!(*catalog.state(), expected);
+        drop(catalog);
+        assert_eq!(version_in(dir.path()), 2);
+        let catalog = SqliteCatalog::open(dir.path()).unwrap();
+        assert_eq!(*catalog.state(), expected);
+        let names = fs::read_dir(dir.path()).unwrap();
+        assert_eq!(names.count(), 1, "nothing is left beside the catalog");
+    }
+    let dir = copy_of("newer-catalog.db");
     let error = SqliteCatalog::open(dir.path()).unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+}
+
+#[test]
+fn an_upgrade_that_was_cut_off_leaves_the_old_catalog_or_the_new() {
+    // Before the rename: a part of the new one lies beside the old one.
+    let dir = copy_of("store/catalog.db");
+    let new = dir.path().join("catalog.db.new");
+    fs::write(
+        &new,
+        &fs::read(golden().join("catalog-2.db")).unwrap()[..5000],
+    )
+    .unwrap();
+    fs::write(dir.path().join("catalog.db.new-journal"), "part").unwrap();
+    let catalog = SqliteCatalog::open(dir.path()).unwrap();
+    assert_eq!(*catalog.state(), CatalogState::new(catalog_1()).unwrap());
+    assert!(!new.exists());
+    // Where it cannot be made, the old one stays.
+    let dir = copy_of("store/catalog.db");
+    fs::create_dir(dir.path().join("catalog.db.new")).unwrap();
+    assert!(SqliteCatalog::open(dir.path()).is_err());
+    assert_eq!(version_in(dir.path()), 1);
+    let state = SqliteCatalog::look(dir.path()).unwrap();
+    assert_eq!(state, CatalogState::new(catalog_1()).unwrap());
 }
 
 /// Writes the golden files and prints the lines for `FORMAT.md`, if `WRITE_GOLDEN` is set. For a new version only: those
@@ -459,18 +602,13 @@ fn write_the_golden_files() {
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         fs::write(golden().join(name), bytes).unwrap();
     }
-    let state = catalog_state();
-    let layers = state.layers.values().cloned().map(Change::AddLayer);
-    let volumes = state.volumes.values().cloned().map(Change::AddVolume);
-    let snapshots = state.snapshots.iter().cloned().map(Change::AddSnapshot);
-    let changes: Vec<_> = layers.chain(volumes).chain(snapshots).collect();
-    let empty = CatalogState::empty(store());
-    let mut catalog = SqliteCatalog::create(&golden().join("store"), &empty).unwrap();
-    catalog.commit(&changes).unwrap();
-    drop(catalog);
-    // The user version lies at byte 60 of a database, most significant byte first.
-    let mut bytes = fs::read(golden().join("store/catalog.db")).unwrap();
-    bytes[63] = 2;
+    // The catalog of version 1 can no longer be written.
+    let dir = tempfile::tempdir().unwrap();
+    let state = CatalogState::new(catalog_2()).unwrap();
+    drop(SqliteCatalog::create(dir.path(), &state).unwrap());
+    let mut bytes = fs::read(dir.path().join("catalog.db")).unwrap();
+    fs::write(golden().join("catalog-2.db"), &bytes).unwrap();
+    bytes[63] = 3;
     fs::write(golden().join("newer-catalog.db"), bytes).unwrap();
     println!("{}", dump(&encode(active())));
 }

@@ -232,6 +232,10 @@ class StratablkStore:
                 raise Failed(f"{method} {path}: {response.status} {text}")
             return text
 
+    def get(self, path, method="GET"):
+        """A request to the control socket without a body; returns the document of the reply."""
+        return json.loads(self.ask(method, path))
+
     def metrics(self):
         """The daemon's metrics that have no labels."""
         found = {}

@@ -17,6 +17,7 @@ import disk
 import host
 import hot
 import layers
+import lifecycle
 import plot
 import snapshots
 import system
@@ -42,12 +43,14 @@ GROUPS = {
     "quiet": system.group_quiet,
     "cache": system.group_cache,
     "tables": system.group_tables,
+    "lifecycle": lifecycle.group_lifecycle,
 }
 
 
 def parse_arguments():
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these groups of cases (see --list)")
     parser.add_argument("--pairs", type=int, help="pairs of runs a case (7)")
     parser.add_argument("--seconds", type=float, help="length of a run (0.7)")
     parser.add_argument("--quick", "--smoke", action="store_true",
@@ -66,7 +69,9 @@ def parse_arguments():
     parser.add_argument("--strict", action="store_true", help="exit 4 if a target is missed")
     parser.add_argument("--self-check", action="store_true",
                         help="qemu-storage-daemon on both sides: every ratio should be close to 1")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.only = [*(arguments.only or ()), *arguments.groups]
+    return arguments
 
 
 def busy(arguments):

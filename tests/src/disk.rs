@@ -45,6 +45,13 @@ impl Disk {
         }
     }
 
+    /// As [`Guest::reconnect`].
+    #[track_caller]
+    pub fn reconnect(self, path: &Path) -> Self {
+        let guest = self.guest.reconnect(path);
+        Self { guest, ..self }
+    }
+
     /// Carries out one request: its status. `data` is copied in, or out if `write_back`.
     #[track_caller]
     fn request(&mut self, kind: u32, sector: u64, data: &mut [u8], from_device: bool) -> u8 {

@@ -104,16 +104,12 @@ impl Guest {
     /// As [`negotiate`](Self::negotiate), over a connection that is open.
     #[track_caller]
     pub fn negotiate_over(mut front_end: FrontEnd, options: GuestOptions) -> Self {
-        let offered = front_end.features();
-        let features = offered & options.features;
-        let mut protocol = 0;
-        if offered & options.features & PROTOCOL_FEATURES != 0 {
-            protocol = front_end.protocol_features() & options.protocol;
-            front_end.set_protocol_features(protocol);
-        }
-        front_end.tell(code::SET_OWNER, &[], &[]);
-        front_end.set_features(features);
-        front_end.set_mem_table(options.memory.regions());
+        let (features, protocol) = agree(
+            &mut front_end,
+            options.features,
+            options.protocol,
+            &options.memory,
+        );
         let memory = Arc::new(options.memory);
         let event_idx = features & RING_EVENT_IDX != 0;
         let rings = (0..options.queues)
@@ -126,6 +122,34 @@ impl Guest {
             features,
             protocol,
         }
+    }
+
+    /// Drops the connection, as when the back-end or the network between went away, and goes on over a new one: with the
+    /// same memory and features, and each ring where it is now.
+    #[track_caller]
+    pub fn reconnect(self, path: &Path) -> Self {
+        let Self {
+            front_end,
+            memory,
+            rings,
+            features,
+            protocol,
+        } = self;
+        drop(front_end);
+        let mut front_end = FrontEnd::connect(path);
+        let agreed = agree(&mut front_end, features, protocol, &memory);
+        assert_eq!(agreed, (features, protocol), "as before");
+        let guest = Self {
+            front_end,
+            memory,
+            rings,
+            features,
+            protocol,
+        };
+        for index in 0..guest.rings.len() {
+            guest.start_ring(index);
+        }
+        guest
     }
 
     /// Tells the back-end all about a ring and enables it. It starts with its first kick.
@@ -248,4 +272,25 @@ impl Guest {
     pub fn is_read_only(&self) -> bool {
         self.features & BLK_RO != 0
     }
+}
+
+/// Negotiates, claims the device and hands over the memory: the features and protocol features that were agreed.
+#[track_caller]
+fn agree(
+    front_end: &mut FrontEnd,
+    features: u64,
+    protocol: u64,
+    memory: &GuestMemory,
+) -> (u64, u64) {
+    let offered = front_end.features();
+    let features = offered & features;
+    let mut agreed = 0;
+    if features & PROTOCOL_FEATURES != 0 {
+        agreed = front_end.protocol_features() & protocol;
+        front_end.set_protocol_features(agreed);
+    }
+    front_end.tell(code::SET_OWNER, &[], &[]);
+    front_end.set_features(features);
+    front_end.set_mem_table(memory.regions());
+    (features, agreed)
 }

@@ -15,6 +15,7 @@ pub mod dirty_log;
 pub mod disk;
 pub mod frontend;
 pub mod guest;
+pub mod host;
 pub mod kill;
 pub mod launch;
 pub mod lines;

@@ -264,15 +264,15 @@ fn snapshots_and_clones_make_a_tree() {
         "base ",
         "snapshot web@s1",
         "snapshot web@s2",
-        "volume web",
-        "volume copy",
+        "current state of web",
+        "current state of copy",
         "\u{2514}\u{2500} ",
     ] {
         assert!(tree.contains(part), "{part} is not in\n{tree}");
     }
     let tree = f.line("tree db").ok();
     assert!(
-        tree.contains("volume db") && !tree.contains("volume web"),
+        tree.contains("state of db") && !tree.contains("state of web"),
         "{tree}"
     );
 }

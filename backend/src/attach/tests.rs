@@ -6,13 +6,17 @@ use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use rustix::event::EventfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
+use stratablk_layers::units::Sector;
+
 use super::*;
 use crate::virtio::test_guest::TestGuest;
+use crate::worker::provider::MachineStart;
 use crate::worker::test_disk::FakeDisk;
 
 /// How long anything may take.
@@ -24,13 +28,15 @@ const SET_OWNER: u32 = 3;
 const SET_MEM_TABLE: u32 = 5;
 const SET_VRING_NUM: u32 = 8;
 const SET_VRING_ADDR: u32 = 9;
+const SET_VRING_BASE: u32 = 10;
 const GET_VRING_BASE: u32 = 11;
 const SET_VRING_KICK: u32 = 12;
 const SET_VRING_ENABLE: u32 = 18;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_BACKEND_REQ_FD: u32 = 21;
-/// Protocol features: MQ, REPLY_ACK, BACKEND_REQ, CONFIG.
-const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9;
+const RESET_DEVICE: u32 = 34;
+/// Protocol features: MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE.
+const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13;
 /// VERSION_1 and the protocol features bit.
 const FEATURES: u64 = 1 << 32 | 1 << 30;
 
@@ -89,6 +95,13 @@ impl FrontEnd {
 
     /// Starts ring 0 in this guest's memory. Returns its kick.
     fn start_ring(&self, guest: &TestGuest) -> OwnedFd {
+        let kick = self.set_up_ring(guest);
+        assert_eq!(self.told(SET_VRING_ENABLE, &state(0, 1), &[]), Some(true));
+        kick
+    }
+
+    /// Says all of ring 0 in this guest's memory, but does not enable it. Returns its kick.
+    fn set_up_ring(&self, guest: &TestGuest) -> OwnedFd {
         let (regions, files) = guest.regions();
         let mut table = Vec::new();
         table.extend(u32::try_from(regions.len()).unwrap().to_le_bytes());
@@ -117,7 +130,6 @@ impl FrontEnd {
             self.told(SET_VRING_KICK, &[0; 8], &[kick.as_fd()]),
             Some(true)
         );
-        assert_eq!(self.told(SET_VRING_ENABLE, &state(0, 1), &[]), Some(true));
         kick
     }
 }
@@ -147,21 +159,41 @@ struct Bench {
 
 impl Bench {
     fn new(patience: Patience) -> Self {
+        let disk = FakeDisk::new(true);
+        let provider = Arc::new(AlwaysOpen(Arc::clone(&disk)));
+        Self::with(provider, disk, patience)
+    }
+
+    /// An attachment to a disk that is lent out.
+    fn lent(lender: &Arc<Lender>) -> Self {
+        let disk = FakeDisk::new(true);
+        Self::with(Arc::clone(lender), disk, Patience::default())
+    }
+
+    fn with(provider: Arc<impl DiskProvider>, disk: Arc<FakeDisk>, patience: Patience) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let disk = FakeDisk::new(true);
         let options = AttachOptions {
             queues: 2,
             patience,
             ..AttachOptions::default()
         };
         let source = SocketSource::Listen(path.clone());
-        let handle = start_disk(Arc::clone(&disk), source, options).unwrap();
+        let handle = Attachment::start(provider, source, options).unwrap();
         Self {
             disk,
             handle: Some(handle),
             path,
             _dir: dir,
+        }
+    }
+
+    /// Waits until no front-end is connected and its session was cleaned up.
+    fn wait_left(&self) {
+        let start = Instant::now();
+        while self.handle().status().connected {
+            assert!(start.elapsed() < DEADLINE);
+            std::thread::yield_now();
         }
     }
 
@@ -186,6 +218,76 @@ impl Bench {
     /// A front-end is served.
     fn assert_serves(&self) {
         self.connect().greet();
+    }
+}
+
+/// What a session did with its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Did {
+    Open(MachineStart),
+    Close,
+    Leave,
+}
+
+/// Gives out a fake disk, and takes notes.
+#[derive(Debug)]
+struct Lender {
+    disk: Arc<FakeDisk>,
+    did: Mutex<Vec<Did>>,
+    /// Whether the disk cannot be opened.
+    refuses: AtomicBool,
+}
+
+impl Lender {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            disk: FakeDisk::new(true),
+            did: Mutex::default(),
+            refuses: AtomicBool::new(false),
+        })
+    }
+
+    fn note(&self, did: Did) {
+        self.did.lock().unwrap().push(did);
+    }
+
+    /// What was done since the last time.
+    fn take(&self) -> Vec<Did> {
+        std::mem::take(&mut *self.did.lock().unwrap())
+    }
+}
+
+impl DiskProvider for Lender {
+    type Disk = FakeDisk;
+
+    fn name(&self) -> &str {
+        "lent"
+    }
+
+    fn capacity(&self) -> Sector {
+        Sector(1000)
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn open(&self, start: MachineStart) -> io::Result<Arc<FakeDisk>> {
+        self.note(Did::Open(start));
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(io::Error::other("as the test wants it"));
+        }
+        assert_eq!(Arc::strong_count(&self.disk), 1, "nobody else has it");
+        Ok(Arc::clone(&self.disk))
+    }
+
+    fn closed(&self) {
+        assert_eq!(Arc::strong_count(&self.disk), 1, "nobody has it any more");
+        self.note(Did::Close);
+    }
+
+    fn machine_left(&self) {
+        self.note(Did::Leave);
     }
 }
 
@@ -415,4 +517,121 @@ fn impossible_numbers_of_queues_are_refused() {
         let refused = start_disk(FakeDisk::new(true), SocketSource::Fd(ours.into()), options);
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
+}
+
+#[test]
+fn a_disk_is_open_while_rings_run() {
+    use Did::{Close, Leave, Open};
+    use MachineStart::{Again, Fresh};
+    let lender = Lender::new();
+    let mut bench = Bench::lent(&lender);
+    bench.assert_serves();
+    bench.wait_left();
+    assert_eq!(lender.take(), [], "no ring ran");
+
+    let front_end = bench.connect();
+    front_end.greet();
+    let guest = TestGuest::new(16);
+    let _kick = front_end.start_ring(&guest);
+    assert_eq!(lender.take(), [Open(Fresh)]);
+    assert_eq!(
+        front_end.told(SET_VRING_ENABLE, &state(0, 0), &[]),
+        Some(true)
+    );
+    assert_eq!(lender.take(), [], "a disabled ring may go on");
+    front_end.ask(GET_VRING_BASE, &state(0, 0));
+    assert_eq!(lender.take(), [Close]);
+    front_end.ask(GET_VRING_BASE, &state(0, 0));
+    assert_eq!(lender.take(), []);
+    let _kick = front_end.start_ring(&guest);
+    assert_eq!(lender.take(), [Open(Again)]);
+    assert_eq!(front_end.told(RESET_DEVICE, &[], &[]), Some(true));
+    assert_eq!(lender.take(), [Close]);
+    front_end.greet();
+    let _kick = front_end.start_ring(&guest);
+    drop(front_end);
+    bench.wait_left();
+    assert_eq!(lender.take(), [Open(Again), Close, Leave]);
+
+    let front_end = bench.connect();
+    front_end.greet();
+    let _kick = front_end.start_ring(&guest);
+    bench.stop();
+    assert_eq!(
+        lender.take(),
+        [Open(Fresh), Close],
+        "we left, not the machine"
+    );
+}
+
+#[test]
+fn a_machine_that_goes_on_is_told_from_one_that_starts() {
+    use Did::{Close, Leave, Open};
+    let lender = Lender::new();
+    let bench = Bench::lent(&lender);
+    let start = |base: u32, guest: &TestGuest| {
+        let front_end = bench.connect();
+        front_end.greet();
+        assert_eq!(
+            front_end.told(SET_VRING_BASE, &state(0, base), &[]),
+            Some(true)
+        );
+        let kick = front_end.start_ring(guest);
+        (front_end, kick)
+    };
+    let left = |connection: (FrontEnd, OwnedFd)| {
+        drop(connection);
+        bench.wait_left();
+        lender.take()
+    };
+    let guest = TestGuest::new(16);
+    let connection = start(0, &guest);
+    assert_eq!(left(connection), [Open(MachineStart::Fresh), Close, Leave]);
+    let connection = start(3, &guest);
+    assert_eq!(
+        left(connection),
+        [Open(MachineStart::Continued), Close, Leave]
+    );
+    // A base that has wrapped.
+    guest.leave_used(15, 0, 1);
+    let connection = start(0, &guest);
+    assert_eq!(
+        left(connection),
+        [Open(MachineStart::Continued), Close, Leave]
+    );
+    // Nobody has said anything of ring 1 when ring 0 starts but its base.
+    let fresh = TestGuest::new(16);
+    let front_end = bench.connect();
+    front_end.greet();
+    assert_eq!(
+        front_end.told(SET_VRING_BASE, &state(1, 9), &[]),
+        Some(true)
+    );
+    let kick = front_end.start_ring(&fresh);
+    assert_eq!(
+        left((front_end, kick)),
+        [Open(MachineStart::Continued), Close, Leave]
+    );
+}
+
+#[test]
+fn a_disk_that_cannot_be_opened_costs_the_ring_and_not_the_session() {
+    use Did::{Close, Leave, Open};
+    let lender = Lender::new();
+    let bench = Bench::lent(&lender);
+    lender.refuses.store(true, Ordering::Relaxed);
+    let front_end = bench.connect();
+    front_end.greet();
+    let guest = TestGuest::new(16);
+    let _kick = front_end.set_up_ring(&guest);
+    let enable = || front_end.told(SET_VRING_ENABLE, &state(0, 1), &[]);
+    assert_eq!(enable(), Some(false));
+    assert_eq!(bench.handle().status().rings_running, 0);
+    lender.refuses.store(false, Ordering::Relaxed);
+    assert_eq!(enable(), Some(true));
+    assert_eq!(bench.handle().status().rings_running, 1);
+    drop(front_end);
+    bench.wait_left();
+    let fresh = Open(MachineStart::Fresh);
+    assert_eq!(lender.take(), [fresh, fresh, Close, Leave]);
 }

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode, header};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -75,10 +75,65 @@ impl Client {
         target: &str,
         body: Option<&Value>,
     ) -> Result<Value, ClientError> {
-        let broken = |what: String| ClientError::Broken {
-            path: self.path.clone(),
-            what,
-        };
+        let (stream, runtime) = self.connect()?;
+        let (status, bytes) = runtime
+            .block_on(async {
+                let reply = exchange(stream, method, target, body).await?;
+                let status = reply.status();
+                Ok((status, whole(reply.into_body()).await?))
+            })
+            .map_err(|error: Fault| self.broken(error))?;
+        let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
+            self.broken(format!(
+                "status {status} with a body that is not JSON ({error})"
+            ))
+        })?;
+        if status.is_success() {
+            return Ok(value);
+        }
+        Err(refused(status, value))
+    }
+
+    /// Asks for something long and hands the body of the reply on, piece by piece, as it comes. The inner result is that of
+    /// `sink`, which ends it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn stream(
+        &self,
+        target: &str,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<io::Result<()>, ClientError> {
+        let (stream, runtime) = self.connect()?;
+        let streamed = runtime.block_on(async {
+            let reply = exchange(stream, Method::GET, target, None).await?;
+            let status = reply.status();
+            let mut body = reply.into_body();
+            if !status.is_success() {
+                return Ok(Err((status, whole(body).await?)));
+            }
+            while let Some(frame) = body.frame().await {
+                if let Ok(data) = frame?.into_data()
+                    && let Err(error) = sink(&data)
+                {
+                    return Ok(Ok(Err(error)));
+                }
+            }
+            Ok(Ok(Ok(())))
+        });
+        match streamed.map_err(|error: Fault| self.broken(error))? {
+            Ok(done) => Ok(done),
+            Err((status, bytes)) => Err(refused(
+                status,
+                serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+            )),
+        }
+    }
+
+    /// A connection, and what waits for it.
+    fn connect(
+        &self,
+    ) -> Result<(std::os::unix::net::UnixStream, tokio::runtime::Runtime), ClientError> {
         let stream = socket::connect(&self.path).map_err(|source| {
             let path = self.path.clone();
             match source.kind() {
@@ -91,38 +146,41 @@ impl Client {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| broken(error.to_string()))?;
-        let (status, bytes) = runtime
-            .block_on(exchange(stream, method, target, body))
-            .map_err(|error| broken(error.to_string()))?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
-            broken(format!(
-                "status {status} with a body that is not JSON ({error})"
-            ))
-        })?;
-        if status.is_success() {
-            return Ok(value);
+            .map_err(|error| self.broken(error))?;
+        Ok((stream, runtime))
+    }
+
+    /// The conversation broke off.
+    fn broken(&self, what: impl ToString) -> ClientError {
+        ClientError::Broken {
+            path: self.path.clone(),
+            what: what.to_string(),
         }
-        Err(ClientError::Refused(
-            match serde_json::from_value::<ErrorBody>(value) {
-                Ok(body) => body.error,
-                Err(_) => ErrorDetail {
-                    kind: ErrorKind::Internal,
-                    field: None,
-                    message: format!("the daemon answered with status {status}"),
-                },
-            },
-        ))
     }
 }
 
-/// One request and its reply on a new connection.
+/// Whatever goes wrong on a connection.
+type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a daemon said that refused.
+fn refused(status: StatusCode, value: Value) -> ClientError {
+    ClientError::Refused(match serde_json::from_value::<ErrorBody>(value) {
+        Ok(body) => body.error,
+        Err(_) => ErrorDetail {
+            kind: ErrorKind::Internal,
+            field: None,
+            message: format!("the daemon answered with status {status}"),
+        },
+    })
+}
+
+/// Sends one request on a new connection and waits for the head of its reply.
 async fn exchange(
     stream: std::os::unix::net::UnixStream,
     method: Method,
     target: &str,
     body: Option<&Value>,
-) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Response<Incoming>, Fault> {
     stream.set_nonblocking(true)?;
     let io = TokioIo::new(UnixStream::from_std(stream)?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
@@ -135,13 +193,13 @@ async fn exchange(
         .header(header::HOST, "localhost")
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(body))?;
-    let reply = sender.send_request(request).await?;
-    let status = reply.status();
-    let bytes = Limited::new(reply.into_body(), REPLY_BYTES_MAX)
-        .collect()
-        .await?
-        .to_bytes();
-    Ok((status, bytes))
+    Ok(sender.send_request(request).await?)
+}
+
+/// The whole body of a reply.
+async fn whole(body: Incoming) -> Result<Bytes, Fault> {
+    let body = Limited::new(body, REPLY_BYTES_MAX);
+    Ok(body.collect().await?.to_bytes())
 }
 
 /// A name as one segment of a path or the value of a query.

@@ -1,17 +1,22 @@
 //! The command line: parses it, does what it says, prints the result, and turns it all into an exit code.
 //!
 //! Results go to stdout, as text or (`--json`) as exactly one JSON document. Errors go to stderr, as a line or as
-//! `{"error": {...}}`. The exit code is 0 if it was done, 1 if it was refused or failed, 2 if it was not understood.
+//! `{"error": {...}}`. The exit code is 0 if it was done, 1 if it was refused or failed, 2 if it was not understood, 130 if
+//! a wait was interrupted.
 
 pub mod args;
 mod cache;
 mod check;
 mod client;
+mod jobs;
 mod output;
+mod progress;
 mod size;
+mod snapshots;
 mod stats;
 mod table;
 mod tree;
+mod volumes;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -24,17 +29,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use stratablk_layers::store::StoreOptions;
 
-use self::args::{
-    CheckArgs, Cli, Command, ServeArgs, SnapshotCommand, SourceArgs, VolumeCommand,
-    with_serve_implied,
-};
+use self::args::{CheckArgs, Cli, Command, ServeArgs, SourceArgs, with_serve_implied};
 use self::client::{Client, ClientError, encoded};
 use crate::config::{DiskSocket, OneDisk, ServeConfig, Target, inherit_socket};
-use crate::control::timestamp::Timestamp;
-use crate::control::types::{
-    AttachmentRequest, ErrorBody, ErrorDetail, ErrorKind, SnapshotList, SnapshotRef,
-    SnapshotReport, SnapshotRequest, Tree, Volume, VolumeList, VolumeRequest,
-};
+use crate::control::types::{ErrorBody, ErrorDetail, ErrorKind, Tree, VolumeType};
 use crate::daemon;
 
 /// The control socket where nothing else is said, if it is there.
@@ -43,6 +41,8 @@ const CONTROL_DEFAULT: &str = "/run/stratablk/control.sock";
 const EXIT_FAILED: u8 = 1;
 /// Not understood.
 const EXIT_USAGE: u8 = 2;
+/// Interrupted by Ctrl-C (128 and the number of SIGINT).
+const EXIT_INTERRUPTED: u8 = 130;
 
 /// How a command failed.
 #[derive(Debug)]
@@ -51,16 +51,23 @@ enum Failure {
     Failed(ErrorDetail),
     /// It was not understood: exit code 2.
     Usage(String),
+    /// Somebody ended the wait for it with Ctrl-C: exit code 130, as of any command that is interrupted.
+    Interrupted(String),
 }
 
 impl Failure {
     /// A failure in words, of this kind.
     fn of(kind: ErrorKind, message: impl ToString) -> Self {
-        Self::Failed(ErrorDetail {
-            kind,
-            field: None,
-            message: message.to_string(),
-        })
+        Self::Failed(plain(kind, message.to_string()))
+    }
+}
+
+/// An error that is about no field.
+const fn plain(kind: ErrorKind, message: String) -> ErrorDetail {
+    ErrorDetail {
+        kind,
+        field: None,
+        message,
     }
 }
 
@@ -138,14 +145,8 @@ fn print(done: &Done, json: bool) -> ExitCode {
 fn report(failure: Failure, json: bool) -> ExitCode {
     let (detail, code) = match failure {
         Failure::Failed(detail) => (detail, EXIT_FAILED),
-        Failure::Usage(message) => (
-            ErrorDetail {
-                kind: ErrorKind::Invalid,
-                field: None,
-                message,
-            },
-            EXIT_USAGE,
-        ),
+        Failure::Usage(message) => (plain(ErrorKind::Invalid, message), EXIT_USAGE),
+        Failure::Interrupted(message) => (plain(ErrorKind::Unavailable, message), EXIT_INTERRUPTED),
     };
     if json {
         eprintln!("{}", json!(ErrorBody { error: detail }));
@@ -177,9 +178,13 @@ fn dispatch(cli: Cli) -> Result<Option<Done>, Failure> {
             let client = Client::new(&control_path(cli.control)?);
             stats::run(&client, &args, cli.json)
         }
+        Command::Diff { from, to } => {
+            let client = Client::new(&control_path(cli.control)?);
+            snapshots::diff(&client, &from, to.as_ref()).map(|()| None)
+        }
         command => {
             let client = Client::new(&control_path(cli.control)?);
-            ask(&client, command).map(Some)
+            ask(&client, command, cli.json).map(Some)
         }
     }
 }
@@ -280,129 +285,34 @@ fn check_store(args: &CheckArgs) -> Result<Done, Failure> {
 }
 
 /// Asks the daemon for what a command wants.
-fn ask(client: &Client, command: Command) -> Result<Done, Failure> {
+fn ask(client: &Client, command: Command, json: bool) -> Result<Done, Failure> {
     match command {
-        Command::Volume(command) => volume(client, command),
-        Command::Snapshot(command) => snapshot(client, command),
+        Command::Volume(command) => volumes::run(client, command, json),
+        Command::Snapshot(command) => snapshots::run(client, command, json),
+        Command::Job(command) => jobs::run(client, command, json),
         Command::Clone { from, name } => {
             let source = SourceArgs {
                 size: None,
                 base: None,
                 from: Some(from),
             };
-            create_volume(client, name, source)
+            volumes::create(client, name, source, VolumeType::Normal)
         }
-        Command::Tree { volume } => {
+        Command::Import { image, name, wait } => volumes::import(client, &image, name, wait, json),
+        Command::Tree { volume, all } => {
             let json = client.call(Method::GET, &filtered("/v1/tree", volume.as_deref()), None)?;
             let tree: Tree = read(&json)?;
             let text = if tree.layers.is_empty() {
                 "no layers yet\n".to_owned()
             } else {
-                tree::draw(&tree.layers)
+                tree::draw(&tree, all)
             };
             Ok(Done::new(json, text))
         }
-        Command::Serve(_) | Command::Check(_) | Command::Stats(_) => Err(Failure::of(
-            ErrorKind::Internal,
-            "this command is carried out elsewhere",
-        )),
-    }
-}
-
-/// Carries out a command on volumes.
-fn volume(client: &Client, command: VolumeCommand) -> Result<Done, Failure> {
-    match command {
-        VolumeCommand::Create { name, source } => create_volume(client, name, source),
-        VolumeCommand::List => {
-            let json = client.call(Method::GET, "/v1/volumes", None)?;
-            let text = output::volumes(&read::<VolumeList>(&json)?);
-            Ok(Done::new(json, text))
-        }
-        VolumeCommand::Show { name } => {
-            let json = client.call(Method::GET, &volume_target(&name), None)?;
-            let text = output::volume(&read(&json)?, Timestamp::now());
-            Ok(Done::new(json, text))
-        }
-        VolumeCommand::Delete { name } => {
-            let json = client.call(Method::DELETE, &volume_target(&name), None)?;
-            Ok(Done::new(json, format!("volume {name} deleted\n")))
-        }
-        VolumeCommand::Attach {
-            name,
-            socket,
-            queues,
-            read_only,
-        } => {
-            let socket = absolute("--socket", &socket)?;
-            let request = json!(AttachmentRequest {
-                socket,
-                queues,
-                read_only
-            });
-            let target = volume_target(&name) + "/attachment";
-            let json = client.call(Method::PUT, &target, Some(&request))?;
-            let volume: Volume = read(&json)?;
-            let socket = volume.attachment.map(|a| a.socket).unwrap_or_default();
-            Ok(Done::new(
-                json,
-                format!("volume {name} is served on {socket}\n"),
-            ))
-        }
-        VolumeCommand::Detach { name } => {
-            let target = volume_target(&name) + "/attachment";
-            let json = client.call(Method::DELETE, &target, None)?;
-            Ok(Done::new(json, format!("volume {name} detached\n")))
-        }
-    }
-}
-
-/// Creates a volume.
-fn create_volume(client: &Client, name: String, source: SourceArgs) -> Result<Done, Failure> {
-    let base = source
-        .base
-        .as_deref()
-        .map(|path| absolute("--base", path))
-        .transpose()?;
-    let from = source.from.as_ref().map(SnapshotRef::to_string);
-    let request = VolumeRequest {
-        name,
-        size_bytes: source.size,
-        base,
-        from: source.from,
-    };
-    let json = client.call(Method::POST, "/v1/volumes", Some(&json!(request)))?;
-    let volume: Volume = read(&json)?;
-    let over = match (&request.base, from) {
-        (Some(base), _) => format!(" over {base}, which must not change from now on"),
-        (None, Some(from)) => format!(" from {from}"),
-        (None, None) => String::new(),
-    };
-    let size = size::show(volume.size_bytes);
-    Ok(Done::new(
-        json,
-        format!("volume {} of {size} created{over}\n", volume.name),
-    ))
-}
-
-/// Carries out a command on snapshots.
-fn snapshot(client: &Client, command: SnapshotCommand) -> Result<Done, Failure> {
-    match command {
-        SnapshotCommand::Create { name, volumes, all } => {
-            let request = json!(SnapshotRequest {
-                name: name.clone(),
-                volumes,
-                all
-            });
-            let json = client.call(Method::POST, "/v1/snapshots", Some(&request))?;
-            let text = output::report(&name, &read::<SnapshotReport>(&json)?);
-            Ok(Done::new(json, text))
-        }
-        SnapshotCommand::List { volume } => {
-            let target = filtered("/v1/snapshots", volume.as_deref());
-            let json = client.call(Method::GET, &target, None)?;
-            let text = output::snapshots(&read::<SnapshotList>(&json)?.snapshots, Timestamp::now());
-            Ok(Done::new(json, text))
-        }
+        Command::Du { volumes } => volumes::usage(client, volumes),
+        Command::Serve(_) | Command::Check(_) | Command::Stats(_) | Command::Diff { .. } => Err(
+            Failure::of(ErrorKind::Internal, "this command is carried out elsewhere"),
+        ),
     }
 }
 

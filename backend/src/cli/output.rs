@@ -4,7 +4,7 @@ use super::size;
 use super::table::{self, Align};
 use crate::control::timestamp::Timestamp;
 use crate::control::types::{
-    Attachment, AttachmentState, Snapshot, SnapshotReport, Volume, VolumeList,
+    Attachment, AttachmentState, Snapshot, SnapshotReport, Usage, UsageList, Volume, VolumeList,
 };
 
 /// Nanoseconds of a second.
@@ -65,6 +65,7 @@ pub fn volumes(list: &VolumeList) -> String {
     let row = |v: &Volume| {
         [
             v.name.clone(),
+            v.kind.to_string(),
             size::show(v.size_bytes),
             size::show(v.allocated_bytes),
             v.depth.to_string(),
@@ -77,6 +78,7 @@ pub fn volumes(list: &VolumeList) -> String {
     };
     let titles = [
         ("NAME", Align::Left),
+        ("TYPE", Align::Left),
         ("SIZE", Align::Right),
         ("ACTIVE", Align::Right),
         ("LAYERS", Align::Right),
@@ -91,6 +93,13 @@ pub fn volumes(list: &VolumeList) -> String {
 pub fn volume(volume: &Volume, now: Timestamp) -> String {
     let mut lines: Vec<(&str, String)> = vec![
         ("name", volume.name.clone()),
+        (
+            "type",
+            match &volume.attached_from {
+                Some(from) => format!("{}, made for an attachment of {from}", volume.kind),
+                None => volume.kind.to_string(),
+            },
+        ),
         (
             "size",
             format!(
@@ -185,6 +194,25 @@ pub fn snapshots(list: &[Snapshot], now: Timestamp) -> String {
         ("LAYER", Align::Right),
     ];
     table::draw(titles, &list.iter().map(row).collect::<Vec<_>>())
+}
+
+/// What volumes take on the host.
+pub fn usage(list: &UsageList) -> String {
+    let row = |usage: &Usage| {
+        [
+            usage.volume.clone(),
+            size::show(usage.exclusive_bytes),
+            size::show(usage.shared_bytes),
+            size::show(usage.base_bytes),
+        ]
+    };
+    let titles = [
+        ("VOLUME", Align::Left),
+        ("EXCLUSIVE", Align::Right),
+        ("SHARED", Align::Right),
+        ("BASE", Align::Right),
+    ];
+    table::draw(titles, &list.volumes.iter().map(row).collect::<Vec<_>>())
 }
 
 /// What taking a snapshot did.

@@ -20,6 +20,44 @@ pub fn parse(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "more than 64 bits can count".to_owned())
 }
 
+/// A new size for something that has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewSize {
+    /// So many bytes.
+    Exactly(u64),
+    /// So many bytes more than now.
+    More(u64),
+}
+
+/// The size that `10G` or `+10G` means.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_new(text: &str) -> Result<NewSize, String> {
+    match text.strip_prefix('+') {
+        Some(more) => parse(more).map(NewSize::More),
+        None => parse(text).map(NewSize::Exactly),
+    }
+}
+
+/// Bytes a second; `None`: no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub Option<u64>);
+
+/// The rate that `50M`, `50M/s` or `none` means.
+///
+/// # Errors
+/// As [`parse`]; a rate of 0.
+pub fn parse_rate(text: &str) -> Result<Rate, String> {
+    if text == "none" {
+        return Ok(Rate(None));
+    }
+    match parse(text.strip_suffix("/s").unwrap_or(text))? {
+        0 => Err("with 0 bytes a second it would never end; pause the job instead".into()),
+        rate => Ok(Rate(Some(rate))),
+    }
+}
+
 /// By how many bits a suffix shifts: `G`, `g`, `GB` and `GiB` are all 30.
 fn shift_of(suffix: &str) -> Option<u32> {
     let mut letters = suffix.chars();
@@ -95,6 +133,17 @@ mod tests {
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn new_sizes_and_rates_are_read() {
+        assert_eq!(parse_new("+1K"), Ok(NewSize::More(1024)));
+        assert_eq!(parse_new("1K"), Ok(NewSize::Exactly(1024)));
+        assert!(parse_new("++1").is_err());
+        assert_eq!(parse_rate("1M/s"), Ok(Rate(Some(1 << 20))));
+        assert_eq!(parse_rate("1M"), Ok(Rate(Some(1 << 20))));
+        assert_eq!(parse_rate("none"), Ok(Rate(None)));
+        assert!(parse_rate("0").is_err() && parse_rate("/s").is_err());
     }
 
     #[test]

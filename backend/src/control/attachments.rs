@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use axum::http::StatusCode;
-use stratablk_layers::volume::Volume;
 
 use crate::attach::{AttachOptions, Attachment, AttachmentHandle, SocketSource};
+use crate::provider::StoredDisk;
+use crate::worker::provider::DiskProvider;
 
 use super::convert::path_text;
 use super::error::{ApiError, Result};
@@ -70,8 +71,8 @@ struct Entry {
     terms: Terms,
     /// Where it stands.
     state: State,
-    /// The volume while it is served, for its failure. Whoever serves it keeps it open, not this table.
-    volume: Weak<Volume>,
+    /// The volume while it is served, for its failure.
+    disk: Option<Arc<StoredDisk>>,
     /// Whether a front-end was connected when [`Attachments::observe`] last looked.
     was_connected: bool,
     /// Whether the volume's failure was told already.
@@ -80,11 +81,11 @@ struct Entry {
 
 impl Entry {
     /// An entry of which nothing was told yet.
-    const fn new(terms: Terms, state: State, volume: Weak<Volume>) -> Self {
+    const fn new(terms: Terms, state: State, disk: Option<Arc<StoredDisk>>) -> Self {
         Self {
             terms,
             state,
-            volume,
+            disk,
             was_connected: false,
             failure_told: false,
         }
@@ -124,13 +125,13 @@ impl Attachments {
     /// `Busy` if it is served already or the socket is in use; `Io`; those of `commit`.
     pub fn start(
         &self,
-        volume: Arc<Volume>,
+        disk: Arc<StoredDisk>,
         source: Source,
         queues: u16,
         read_only: bool,
         commit: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let name = volume.name().to_owned();
+        let name = disk.name().to_owned();
         let terms = Terms {
             socket: source.text(),
             queues,
@@ -147,8 +148,7 @@ impl Attachments {
             Source::Path(path) => SocketSource::Listen(path),
             Source::Inherited(fd) => SocketSource::Fd(fd),
         };
-        let opened = Arc::downgrade(&volume);
-        let started = Attachment::start(volume, socket, options)
+        let started = Attachment::start(Arc::clone(&disk), socket, options)
             .map_err(|error| refusal(&error))
             .and_then(|handle| match commit() {
                 Ok(()) => Ok(handle),
@@ -160,7 +160,7 @@ impl Attachments {
         match started {
             Ok(handle) => {
                 let socket = terms.socket.clone();
-                let entry = Entry::new(terms, State::Running(handle), opened);
+                let entry = Entry::new(terms, State::Running(handle), Some(disk));
                 self.table().insert(name.clone(), entry);
                 self.events.tell(Happening::VolumeAttached {
                     volume: name,
@@ -177,7 +177,7 @@ impl Attachments {
 
     /// Puts a "changing" entry into the table, unless the volume is served.
     fn reserve(&self, name: &str, terms: &Terms) -> Result<()> {
-        let entry = Entry::new(terms.clone(), State::Changing, Weak::new());
+        let entry = Entry::new(terms.clone(), State::Changing, None);
         match self.table().entry(name.to_owned()) {
             Slot::Vacant(slot) => {
                 slot.insert(entry);
@@ -205,7 +205,7 @@ impl Attachments {
         };
         self.table().insert(
             name.to_owned(),
-            Entry::new(terms, State::Failed(cause), Weak::new()),
+            Entry::new(terms, State::Failed(cause), None),
         );
         self.events.tell(happening);
     }
@@ -303,6 +303,16 @@ impl Attachments {
         Some(view)
     }
 
+    /// Tells the front-end of a volume that the disk has another size, if there is one.
+    pub fn notify_resize(&self, name: &str) {
+        let table = self.table();
+        if let Some(State::Running(handle)) = table.get(name).map(|entry| &entry.state)
+            && let Err(error) = handle.notify_resize()
+        {
+            tracing::warn!(volume = %name, "the front-end was not told of the new size: {error}");
+        }
+    }
+
     /// Whether a volume was served and no front-end can come any more: its only connection has ended.
     pub fn has_ended(&self, name: &str) -> bool {
         let table = self.table();
@@ -340,7 +350,7 @@ impl Attachments {
                 });
             }
             if !entry.failure_told
-                && let Some(message) = entry.volume.upgrade().and_then(|volume| volume.failure())
+                && let Some(message) = entry.disk.as_ref().and_then(|disk| disk.failure())
             {
                 entry.failure_told = true;
                 tracing::error!(volume = %name, "takes no more writes: {message}");

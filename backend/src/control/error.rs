@@ -73,6 +73,21 @@ impl ApiError {
         self.detail.field = Some(field.to_owned());
         self
     }
+
+    /// An error of the layers about a field of theirs, as one about the field of the request that it came from.
+    pub fn renamed(mut self, theirs: &str, ours: &str) -> Self {
+        if self.detail.field.as_deref() != Some(theirs) || self.detail.kind != ErrorKind::Invalid {
+            return self;
+        }
+        let message = &self.detail.message;
+        let rest = message
+            .strip_prefix(theirs)
+            .and_then(|rest| rest.strip_prefix(": "));
+        if let Some(rest) = rest {
+            self.detail.message = format!("{ours}: {rest}");
+        }
+        self.of(ours)
+    }
 }
 
 impl From<layers::Error> for ApiError {
@@ -123,6 +138,20 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+
+    #[test]
+    fn a_field_of_the_layers_is_told_by_the_name_it_has_in_the_request() {
+        let invalid = || {
+            ApiError::from(layers::Error::Invalid {
+                field: "kind",
+                what: "odd".into(),
+            })
+        };
+        let renamed = invalid().renamed("kind", "type");
+        assert_eq!(renamed.detail.field.as_deref(), Some("type"));
+        assert_eq!(renamed.detail.message, "type: odd");
+        assert_eq!(invalid().renamed("name", "as"), invalid());
+    }
 
     #[test]
     fn each_kind_of_error_has_its_status() {

@@ -9,6 +9,7 @@ use tokio::sync::broadcast;
 use utoipa::ToSchema;
 
 use super::timestamp::Timestamp;
+use super::types::{Job, VolumeType};
 
 /// Events kept for a listener that lags.
 const BACKLOG: usize = 256;
@@ -72,6 +73,52 @@ pub enum Happening {
         /// The volumes.
         volumes: Vec<String>,
     },
+    /// A snapshot's name is gone; what is to be done with its data is done by jobs.
+    SnapshotDeleted {
+        /// The volume's name.
+        volume: String,
+        /// The snapshot's name.
+        snapshot: String,
+    },
+    /// Volumes hold again what a snapshot holds.
+    VolumesRestored {
+        /// The volumes.
+        volumes: Vec<String>,
+        /// The snapshot's name.
+        snapshot: String,
+        /// The name of the snapshot that keeps what was written since; `null` if it was thrown away.
+        kept: Option<String>,
+    },
+    /// A volume has another size.
+    VolumeResized {
+        /// Its name.
+        volume: String,
+        /// Its size in bytes from now on.
+        size_bytes: u64,
+    },
+    /// A volume has another type.
+    VolumeTypeChanged {
+        /// Its name.
+        volume: String,
+        /// Its type from now on.
+        #[serde(rename = "type")]
+        kind: VolumeType,
+    },
+    /// A job is there, or goes on after it had ended.
+    JobBegan {
+        /// The job.
+        job: Job,
+    },
+    /// A job has got on, rests, or goes on. Told at most once a second for what it has copied.
+    JobProgress {
+        /// The job.
+        job: Job,
+    },
+    /// A job is done, was cancelled, or has failed.
+    JobEnded {
+        /// The job.
+        job: Job,
+    },
     /// This listener was too slow and lost events.
     Missed {
         /// How many.
@@ -92,6 +139,13 @@ impl Happening {
             Self::FrontendConnected { .. } => "frontend-connected",
             Self::FrontendDisconnected { .. } => "frontend-disconnected",
             Self::SnapshotCreated { .. } => "snapshot-created",
+            Self::SnapshotDeleted { .. } => "snapshot-deleted",
+            Self::VolumesRestored { .. } => "volumes-restored",
+            Self::VolumeResized { .. } => "volume-resized",
+            Self::VolumeTypeChanged { .. } => "volume-type-changed",
+            Self::JobBegan { .. } => "job-began",
+            Self::JobProgress { .. } => "job-progress",
+            Self::JobEnded { .. } => "job-ended",
             Self::Missed { .. } => "missed",
         }
     }

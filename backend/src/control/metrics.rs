@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::types::{AttachmentState, CacheFigures, RequestCounts, Status, Volume};
+use super::types::{AttachmentState, CacheFigures, Job, JobState, RequestCounts, Status, Volume};
 
 /// The content type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -67,7 +67,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// The metrics of the daemon and its volumes.
-pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume]) -> String {
+pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume], jobs: &[Job]) -> String {
     let mut out = Encoder::default();
     let build = vec![
         ("version", status.version.as_str()),
@@ -97,6 +97,7 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume]) -> String
     }
 
     cache_families(&mut out, cache);
+    job_families(&mut out, jobs);
 
     let gauges: [Family<Volume>; 7] = [
         ("stratablk_volume_size_bytes", "Size of the disk.", |v| {
@@ -193,6 +194,45 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume]) -> String
     out.text
 }
 
+/// Writes how jobs stand.
+fn job_families(out: &mut Encoder, jobs: &[Job]) {
+    let samples = JobState::ALL.into_iter().map(|state| {
+        let count = jobs.iter().filter(|job| job.state == state).count();
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        (vec![("state", state.name())], count)
+    });
+    out.family(
+        "stratablk_jobs",
+        Kind::Gauge,
+        "Jobs by state; of those that have ended, the last ones.",
+        samples,
+    );
+    let families: [Family<Job>; 2] = [
+        (
+            "stratablk_job_done_bytes",
+            "Bytes that the job has copied.",
+            |job| job.bytes_done,
+        ),
+        (
+            "stratablk_job_total_bytes",
+            "Bytes that the job has to copy.",
+            |job| job.bytes_total,
+        ),
+    ];
+    let under_way: Vec<(String, &Job)> = jobs
+        .iter()
+        .filter(|job| !job.state.has_ended())
+        .map(|job| (job.id.to_string(), job))
+        .collect();
+    for (name, help, value) in families {
+        let samples = under_way.iter().map(|(id, job)| {
+            let labels = vec![("job", id.as_str()), ("subject", job.subject.as_str())];
+            (labels, value(job))
+        });
+        out.family(name, Kind::Gauge, help, samples);
+    }
+}
+
 /// Writes what the cache has and has done.
 fn cache_families(out: &mut Encoder, cache: &CacheFigures) {
     let gauges: [Family<CacheFigures>; 3] = [
@@ -271,12 +311,14 @@ fn cache_families(out: &mut Encoder, cache: &CacheFigures) {
 mod tests {
     use super::*;
     use crate::control::timestamp::Timestamp;
-    use crate::control::types::Attachment;
+    use crate::control::types::{Attachment, Direction, JobKind, VolumeType};
 
     /// A volume that is attached.
     fn volume(name: &str) -> Volume {
         Volume {
             name: name.into(),
+            kind: VolumeType::Normal,
+            attached_from: None,
             size_bytes: 4096,
             depth: 2,
             base: None,
@@ -298,6 +340,25 @@ mod tests {
                     ..Default::default()
                 },
             }),
+        }
+    }
+
+    /// A job that has copied a part.
+    fn job(id: u64, state: JobState) -> Job {
+        Job {
+            id,
+            kind: JobKind::Merge,
+            subject: "web@s1".into(),
+            way: Direction::Up,
+            state,
+            error: None,
+            bytes_done: 41,
+            bytes_total: 42,
+            bytes_per_s: 0,
+            rate_bytes_per_s: None,
+            remaining_s: None,
+            created: Timestamp(0),
+            ended: None,
         }
     }
 
@@ -326,7 +387,12 @@ mod tests {
             retries: 111,
             parks: 112,
         };
-        let text = text(&status, &cache, &[volume("web"), volume("a\"b\\c\nd")]);
+        let text = text(
+            &status,
+            &cache,
+            &[volume("web"), volume("a\"b\\c\nd")],
+            &[job(3, JobState::Running), job(2, JobState::Done)],
+        );
         for line in [
             "# TYPE stratablk_requests_total counter",
             "stratablk_info{version=\"1.2.3\",store=\"id\"} 1",
@@ -345,6 +411,10 @@ mod tests {
             "stratablk_cache_evictions_total 110",
             "stratablk_cache_retries_total 111",
             "stratablk_cache_parks_total 112",
+            "stratablk_jobs{state=\"running\"} 1",
+            "stratablk_jobs{state=\"failed\"} 0",
+            "stratablk_job_done_bytes{job=\"3\",subject=\"web@s1\"} 41",
+            "stratablk_job_total_bytes{job=\"3\",subject=\"web@s1\"} 42",
             "stratablk_volume_failed{volume=\"web\"} 1",
             "stratablk_volume_connected{volume=\"web\"} 1",
             "stratablk_requests_total{volume=\"web\",type=\"read\"} 7",

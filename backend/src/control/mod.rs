@@ -20,3 +20,4 @@ pub mod socket;
 mod stall;
 pub mod timestamp;
 pub mod types;
+mod watch;

@@ -19,7 +19,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use stratablk_layers::volume::Durability;
@@ -34,6 +34,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 use super::channel::Channel;
 use super::config_space::{ConfigSpace, ConfigWrite, judge_write};
 use super::dirty_log::DirtyLog;
+use super::disk_use::DiskUse;
 use super::event::{Event, Kick};
 use super::features;
 use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
@@ -42,7 +43,7 @@ use crate::signal::Signal;
 use crate::virtio::ring::{RingAddresses, RingLayout, UsedLog};
 use crate::worker::command::WorkerHandle;
 use crate::worker::counters::Counters;
-use crate::worker::disk::DiskSource;
+use crate::worker::provider::DiskProvider;
 use crate::worker::{WorkerSetup, start};
 
 /// What others may know of a session, and use of it, while it lasts.
@@ -52,6 +53,8 @@ pub struct SessionState {
     rings: AtomicU32,
     /// Virtio features that the front-end took.
     features: AtomicU64,
+    /// Whether rings have run in the present session, or ran in the last one.
+    begun: Arc<AtomicBool>,
     /// The way back to the front-end. The lock also orders notifications and the stop of the last ring.
     channel: Mutex<Option<Channel>>,
 }
@@ -65,6 +68,11 @@ impl SessionState {
     /// Virtio features that the front-end took.
     pub fn features(&self) -> u64 {
         self.features.load(Ordering::Relaxed)
+    }
+
+    /// Whether rings have run in the present session, or ran in the last one.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Locks the channel. It is whole even if a thread panicked with the lock.
@@ -88,10 +96,10 @@ impl SessionState {
 
 /// What a handler is made with.
 #[derive(Debug)]
-pub struct HandlerSetup<D> {
-    /// The disk.
-    pub disk: Arc<D>,
-    /// Whether it may not be changed.
+pub struct HandlerSetup<P> {
+    /// Gives the disk out.
+    pub provider: Arc<P>,
+    /// Whether this attachment may not change it, even if others may.
     pub read_only: bool,
     /// How many rings the device has.
     pub queues: u16,
@@ -104,9 +112,11 @@ pub struct HandlerSetup<D> {
 }
 
 /// The device, as one front-end sees it. Dropping it completes everything that is under way and ends the workers.
-pub struct Handler<D: DiskSource> {
+pub struct Handler<P: DiskProvider> {
     /// What it was made with.
-    setup: HandlerSetup<D>,
+    setup: HandlerSetup<P>,
+    /// The disk; dropped after the workers, which use it.
+    disk: DiskUse<P>,
     /// One a counter; started when the first of their rings is.
     workers: Vec<Option<WorkerHandle>>,
     /// The rings.
@@ -149,11 +159,14 @@ fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {
     }
 }
 
-impl<D: DiskSource> Handler<D> {
+impl<P: DiskProvider> Handler<P> {
     /// A device that no front-end has said anything to yet.
-    pub fn new(setup: HandlerSetup<D>) -> Self {
+    pub fn new(setup: HandlerSetup<P>) -> Self {
         let memory = SessionMemory::new(GuestMemory::default());
+        let provider = Arc::clone(&setup.provider);
+        let begun = Arc::clone(&setup.state.begun);
         Self {
+            disk: DiskUse::new(provider, setup.read_only, begun),
             workers: setup.counters.iter().map(|_| None).collect(),
             rings: (0..setup.queues).map(|_| Vring::new(&memory)).collect(),
             setup,
@@ -183,9 +196,20 @@ impl<D: DiskSource> Handler<D> {
         self.features_read && self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
-    /// Completes everything that is under way and ends the workers.
+    /// Completes everything that is under way, ends the workers and lets the disk go.
     pub fn finish(&mut self) {
         self.workers.clear();
+        *self.setup.state.channel() = None;
+        self.setup.state.rings.store(0, Ordering::Relaxed);
+        self.disk.release();
+    }
+
+    /// Ends the workers and lets the disk go if the last ring was stopped.
+    fn release_unless_serving(&mut self) {
+        if !self.is_serving() {
+            self.workers.iter_mut().for_each(|worker| *worker = None);
+            self.disk.release();
+        }
     }
 
     /// Uses this socket as the way back to the front-end, if the message just handled brought one.
@@ -232,18 +256,16 @@ impl<D: DiskSource> Handler<D> {
     fn worker_or_start(&mut self, index: u16) -> Result<&WorkerHandle> {
         let count = self.workers.len().max(1);
         let place = usize::from(index) % count;
-        let counters = self
-            .setup
-            .counters
-            .get(place)
-            .ok_or_else(|| refuse("there is no worker"))?;
+        let counters = self.setup.counters.get(place).cloned();
+        let counters = counters.ok_or_else(|| refuse("there is no worker"))?;
+        let memory = self.memory();
         let setup = WorkerSetup {
-            disk: Arc::clone(&self.setup.disk),
-            read_only: self.setup.read_only,
-            memory: self.memory(),
+            disk: self.disk.open(&self.rings, &memory).map_err(host)?,
+            read_only: self.disk.may_not_change(),
+            memory,
             log: self.log_in_use(),
             durability: self.durability(),
-            counters: Arc::clone(counters),
+            counters,
             trouble: Arc::clone(&self.setup.trouble),
         };
         let worker = self
@@ -362,7 +384,12 @@ impl<D: DiskSource> Handler<D> {
             return Err(refuse(format!("ring {index} does not lie in guest memory")));
         };
         let setup = ring.setup(index, layout, kick, self.acked(), self.used_log(ring));
-        self.worker_or_start(index)?.attach(setup).map_err(host)?;
+        let worker = self.worker_or_start(index);
+        let attached = worker.and_then(|worker| worker.attach(setup).map_err(host));
+        if attached.is_err() {
+            self.release_unless_serving();
+        }
+        attached?;
         if let Some(ring) = self.rings.get_mut(usize::from(index)) {
             ring.attached = true;
             ring.set_started(true);
@@ -411,24 +438,22 @@ impl<D: DiskSource> Handler<D> {
     /// What the configuration space tells.
     fn config_space(&self) -> ConfigSpace {
         ConfigSpace {
-            capacity: self.setup.disk.capacity(),
+            capacity: self.disk.capacity(),
             queues: self.setup.queues,
-            writable: !self.setup.read_only,
+            writable: !self.disk.read_only(),
             writeback: self.writeback,
         }
     }
 }
 
-impl<D: DiskSource> Drop for Handler<D> {
+impl<P: DiskProvider> Drop for Handler<P> {
     fn drop(&mut self) {
         self.finish();
-        *self.setup.state.channel() = None;
-        self.setup.state.rings.store(0, Ordering::Relaxed);
         self.setup.state.features.store(0, Ordering::Relaxed);
     }
 }
 
-impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
+impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
     fn set_owner(&mut self) -> Result<()> {
         self.owned = true;
         Ok(())
@@ -449,6 +474,7 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
         for ring in &mut self.rings {
             ring.reset(&self.memory);
         }
+        self.release_unless_serving();
         self.features = None;
         self.writeback = true;
         self.setup.state.features.store(0, Ordering::Relaxed);
@@ -458,11 +484,11 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
 
     fn get_features(&mut self) -> Result<u64> {
         self.features_read = true;
-        Ok(features::offered(self.setup.read_only))
+        Ok(features::offered(self.disk.read_only()))
     }
 
     fn set_features(&mut self, acked: u64) -> Result<()> {
-        let unknown = acked & !features::offered(self.setup.read_only);
+        let unknown = acked & !features::offered(self.disk.read_only());
         if unknown != 0 {
             return Err(refuse(format!("features {unknown:#x} were not offered")));
         }
@@ -574,7 +600,9 @@ impl<D: DiskSource> VhostUserBackendReqHandlerMut for Handler<D> {
         ring.set_started(false);
         // The ring starts again with a new kick; a left-over one must not start it.
         ring.kick = None;
-        Ok(VhostUserVringState::new(index, u32::from(ring.base())))
+        let base = u32::from(ring.base());
+        self.release_unless_serving();
+        Ok(VhostUserVringState::new(index, base))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {

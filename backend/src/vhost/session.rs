@@ -21,7 +21,7 @@ use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE, VhostUserHeaderFlag}
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::handler::Handler;
-use crate::worker::disk::DiskSource;
+use crate::worker::provider::DiskProvider;
 
 /// Bytes of a header.
 const HEADER_BYTES: usize = 12;
@@ -113,11 +113,11 @@ struct Peeked {
 }
 
 /// A session.
-struct Session<'a, D: DiskSource> {
+struct Session<'a, P: DiskProvider> {
     /// The connection.
     socket: &'a UnixStream,
     /// The device.
-    handler: &'a Mutex<Handler<D>>,
+    handler: &'a Mutex<Handler<P>>,
     /// What may end it from outside.
     outside: Outside<'a>,
     /// How long the front-end may take.
@@ -129,9 +129,9 @@ struct Session<'a, D: DiskSource> {
 }
 
 /// Serves a front-end until it goes away or must.
-pub fn serve<D: DiskSource>(
+pub fn serve<P: DiskProvider>(
     socket: UnixStream,
-    handler: Handler<D>,
+    handler: Handler<P>,
     outside: Outside<'_>,
     patience: Patience,
 ) -> End {
@@ -179,16 +179,16 @@ fn has_reply(code: u32) -> bool {
     replies.iter().any(|reply| u32::from(*reply) == code)
 }
 
-impl<D: DiskSource> Session<'_, D> {
+impl<P: DiskProvider> Session<'_, P> {
     /// Locks the device. Only this thread does.
-    fn device(&self) -> std::sync::MutexGuard<'_, Handler<D>> {
+    fn device(&self) -> std::sync::MutexGuard<'_, Handler<P>> {
         self.handler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a message and has it handled.
     fn one_message(
         &mut self,
-        reader: &mut BackendReqHandler<Mutex<Handler<D>>>,
+        reader: &mut BackendReqHandler<Mutex<Handler<P>>>,
     ) -> Result<(), End> {
         let ready = self.wait_for_message()?;
         self.wait_for_room()?;

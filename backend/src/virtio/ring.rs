@@ -125,6 +125,15 @@ impl RingLayout {
         self.size
     }
 
+    /// Whether a device has ever put anything into the used ring, which the driver zeroes before it gives it to one.
+    pub fn was_written(&self) -> bool {
+        let elements =
+            (0..usize::from(self.size)).map(|entry| USED_ELEMENTS + ELEMENT_BYTES * entry);
+        let mut words = elements.flat_map(|at| [at + ELEMENT_HEAD, at + ELEMENT_LEN]);
+        self.used_field(USED_INDEX).load(Ordering::Relaxed) != 0
+            || words.any(|at| self.used_element(at).load(Ordering::Relaxed) != 0)
+    }
+
     /// The descriptor table.
     #[inline]
     pub fn table(&self) -> VolatileSlice<'_> {

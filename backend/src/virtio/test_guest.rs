@@ -214,6 +214,12 @@ impl TestGuest {
         self.read_u16(USED + 4 + 8 * u64::from(self.size))
     }
 
+    /// What an earlier device left in the used ring.
+    pub fn leave_used(&self, place: u64, head: u32, len: u32) {
+        let element = [head.to_le_bytes(), len.to_le_bytes()].concat();
+        self.write(USED + 4 + place * 8, &element);
+    }
+
     /// The next used element, if there is one.
     pub fn next_used(&self) -> Option<(u32, u32)> {
         let index = self.used.get();

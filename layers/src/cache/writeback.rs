@@ -300,7 +300,7 @@ impl WriteBack {
         let Some(volume) = weak.upgrade() else {
             return false;
         };
-        volume.flushes().lead_blocking();
+        volume.lead_blocking();
         let result = volume.lead_write_back(clusters);
         volume.flushes().finish_blocking();
         match result {

@@ -21,8 +21,8 @@ type Observer = Box<dyn FnMut(CommitPoint) + Send>;
 
 /// What a medium holds.
 struct Disk {
-    /// As of the last commit.
-    state: CatalogState,
+    /// As of the last commit. Shared with crash images until it changes.
+    state: Arc<CatalogState>,
     /// The next commit fails and changes nothing.
     fail_next: bool,
     /// Commits that succeeded.
@@ -38,6 +38,11 @@ pub struct MemoryDisk(Arc<Mutex<Disk>>);
 impl MemoryDisk {
     /// A medium with this on it.
     pub fn new(state: CatalogState) -> Self {
+        Self::with(Arc::new(state))
+    }
+
+    /// A medium with this on it.
+    fn with(state: Arc<CatalogState>) -> Self {
         Self(Arc::new(Mutex::new(Disk {
             state,
             fail_next: false,
@@ -48,12 +53,12 @@ impl MemoryDisk {
 
     /// What is on it now.
     pub fn state(&self) -> CatalogState {
-        self.disk().state.clone()
+        CatalogState::clone(&self.disk().state)
     }
 
     /// A medium of its own with the same on it: what a crash at this instant would find.
     pub fn crash_image(&self) -> Self {
-        Self::new(self.state())
+        Self::with(Arc::clone(&self.disk().state))
     }
 
     /// Lets the next commit fail as on a full disk. Nothing changes by it.
@@ -103,7 +108,7 @@ pub struct MemoryCatalog {
     /// The medium.
     disk: MemoryDisk,
     /// What was read from it or written to it last.
-    state: CatalogState,
+    state: Arc<CatalogState>,
 }
 
 impl MemoryCatalog {
@@ -119,7 +124,7 @@ impl MemoryCatalog {
         })?;
         Ok(Self {
             disk: disk.clone(),
-            state,
+            state: Arc::new(state),
         })
     }
 }
@@ -129,12 +134,18 @@ impl Catalog for MemoryCatalog {
         &self.state
     }
 
+    fn share(&self) -> Arc<CatalogState> {
+        Arc::clone(&self.state)
+    }
+
     fn commit(&mut self, changes: &[Change]) -> Result<()> {
-        let next = self.state.after(changes)?;
+        let undo = Arc::make_mut(&mut self.state).change(changes)?;
         self.disk.observe(CommitPoint::Before);
         {
             let mut disk = self.disk.disk();
             if std::mem::take(&mut disk.fail_next) {
+                drop(disk);
+                Arc::make_mut(&mut self.state).undo(undo);
                 return Err(Error::Catalog {
                     path: "memory".into(),
                     source: rusqlite::Error::SqliteFailure(
@@ -143,10 +154,16 @@ impl Catalog for MemoryCatalog {
                     ),
                 });
             }
-            disk.state = next.clone();
+            // The same changes to the same state. They cost by themselves, as on a real medium, unless a crash image holds
+            // the state of before.
+            let written = Arc::make_mut(&mut disk.state).change(changes);
+            if let Err(error) = written {
+                drop(disk);
+                Arc::make_mut(&mut self.state).undo(undo);
+                return Err(error);
+            }
             disk.commits += 1;
         }
-        self.state = next;
         self.disk.observe(CommitPoint::After);
         Ok(())
     }

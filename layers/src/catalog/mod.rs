@@ -2,16 +2,24 @@
 //! snapshots, and how volumes are attached.
 //!
 //! A catalog is a value ([`CatalogState`]) and a way to make a list of changes to it durable, all or nothing
-//! ([`Catalog::commit`]). The rules that a state must keep are checked in one place, `state.rs`, before anything is
-//! written and after everything is read. `sqlite.rs` is the real catalog, `memory.rs` the simulated one.
+//! ([`Catalog::commit`]). The rules that a state must keep are in one place, `rules.rs`; they are checked before anything is
+//! written and after everything is read. `sqlite` is the real catalog, `memory.rs` the simulated one.
+//!
+//! A commit costs by its changes and not by the rows that there are: `change.rs` makes the changes in place and can take
+//! them back, `rules.rs` looks at the rows that were touched and their neighbours, and `index.rs` finds those.
 
+mod change;
+mod index;
 pub mod memory;
+mod moves;
+mod rules;
 pub mod sqlite;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -19,6 +27,9 @@ use crate::error::Result;
 use crate::format::header::RawBase;
 use crate::store::Attachment;
 use crate::units::{LayerId, Sector, StoreId};
+
+use index::Index;
+pub(crate) use state::Depths;
 
 /// The life of a layer: only ever from left to right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -170,9 +181,9 @@ pub struct JobRow {
     pub created_ns: u64,
 }
 
-/// All that a catalog holds.
+/// The rows of a catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CatalogState {
+pub struct Rows {
     /// The store's name.
     pub store: StoreId,
     /// All layers.
@@ -187,6 +198,16 @@ pub struct CatalogState {
     pub next_job: u64,
     /// Layers that are no longer in the catalog and whose files may not be gone yet. They are removed at the next start.
     pub doomed: BTreeSet<LayerId>,
+}
+
+/// All that a catalog holds: rows that keep every rule, to be read as fields of [`Rows`], and ways to find them. Only a
+/// commit changes it.
+#[derive(Clone)]
+pub struct CatalogState {
+    /// The rows.
+    rows: Rows,
+    /// Where rows are, by what they refer to.
+    index: Index,
 }
 
 /// One change. What it adds must not exist, what it changes or removes must.
@@ -287,6 +308,15 @@ pub enum Change {
         /// Its limit.
         rate: Option<u64>,
     },
+    /// A job works between other layers from now on: one that it worked on was replaced by another.
+    MoveJob {
+        /// The job.
+        id: JobId,
+        /// The lowest layer that it takes from.
+        source: LayerId,
+        /// The layer above that takes it.
+        target: LayerId,
+    },
     /// A job has ended.
     RemoveJob(JobId),
 }
@@ -295,6 +325,10 @@ pub enum Change {
 pub trait Catalog: Send + std::fmt::Debug {
     /// What the last successful commit left.
     fn state(&self) -> &CatalogState;
+
+    /// The same, to keep: for who looks at many rows, with nobody waiting. The next commit copies them all if it is still
+    /// kept then.
+    fn share(&self) -> Arc<CatalogState>;
 
     /// Makes the changes, in order, as one: after power loss at any time either all are there or none. Durable on return.
     ///

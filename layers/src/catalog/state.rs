@@ -1,14 +1,15 @@
-//! The rules of a catalog, and the effect of changes on it. Pure.
+//! Ways to find the rows of a catalog.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::ops::Deref;
 
-use super::{CatalogState, Change, JobId, LayerRow, LayerState, SnapshotRow};
-use crate::error::{Error, Result};
-use crate::limits::{BASE_PATH_BYTES_MAX, DISK_SECTORS_MAX, DISK_SECTORS_MIN, NAME_BYTES_MAX};
-use crate::units::{LayerId, Sector, StoreId};
+use super::index::{Index, order};
+use super::{CatalogState, JobKind, JobRow, LayerRow, Rows, SnapshotRow, VolumeRow};
+use crate::units::{LayerId, StoreId};
 
-impl CatalogState {
-    /// The catalog of a store without layers.
+impl Rows {
+    /// The rows of a store without layers.
     pub fn empty(store: StoreId) -> Self {
         Self {
             store,
@@ -20,416 +21,222 @@ impl CatalogState {
             doomed: BTreeSet::new(),
         }
     }
+}
+
+/// The rows can be read, and only read: the index follows them.
+impl Deref for CatalogState {
+    type Target = Rows;
+
+    fn deref(&self) -> &Rows {
+        &self.rows
+    }
+}
+
+/// The index follows from the rows.
+impl PartialEq for CatalogState {
+    fn eq(&self, other: &Self) -> bool {
+        self.rows == other.rows
+    }
+}
+
+impl Eq for CatalogState {}
+
+impl fmt::Debug for CatalogState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.rows.fmt(f)
+    }
+}
+
+impl CatalogState {
+    /// The catalog of a store without layers.
+    pub fn empty(store: StoreId) -> Self {
+        Self {
+            rows: Rows::empty(store),
+            index: Index::default(),
+        }
+    }
+
+    /// The catalog with these rows.
+    ///
+    /// # Errors
+    /// The first rule that they break, in words.
+    pub fn new(rows: Rows) -> Result<Self, String> {
+        let index = Index::of(&rows);
+        let state = Self { rows, index };
+        state.verify()?;
+        Ok(state)
+    }
 
     /// The snapshot of this name.
     pub fn snapshot(&self, volume: &str, name: &str) -> Option<&SnapshotRow> {
-        self.snapshots
-            .iter()
-            .find(|snapshot| snapshot.volume == volume && snapshot.name == name)
+        let created_ns = self.index.taken.get(volume)?.get(name)?;
+        self.snapshot_at((*created_ns, volume, name))
+    }
+
+    /// The snapshot in this place of the order.
+    pub(super) fn snapshot_at(&self, key: (u64, &str, &str)) -> Option<&SnapshotRow> {
+        let at = self
+            .snapshots
+            .binary_search_by(|row| order(row).cmp(&key))
+            .ok()?;
+        self.snapshots.get(at)
+    }
+
+    /// The snapshots of a volume, oldest first.
+    pub fn snapshots_of(&self, volume: &str) -> Vec<&SnapshotRow> {
+        let taken = self.index.taken.get(volume);
+        let mut keys: Vec<(u64, &str, &str)> = taken
+            .into_iter()
+            .flatten()
+            .map(|(name, created_ns)| (*created_ns, volume, name.as_str()))
+            .collect();
+        keys.sort_unstable();
+        keys.into_iter()
+            .filter_map(|key| self.snapshot_at(key))
+            .collect()
+    }
+
+    /// How many snapshots a volume has.
+    pub fn snapshot_count(&self, volume: &str) -> usize {
+        self.index.taken.get(volume).map_or(0, BTreeMap::len)
+    }
+
+    /// The snapshots that name a layer, oldest first.
+    pub fn names_of(&self, layer: LayerId) -> impl Iterator<Item = &SnapshotRow> {
+        let keys = self.index.named.of(&layer);
+        keys.filter_map(|(at, volume, name)| self.snapshot_at((*at, volume, name)))
     }
 
     /// The layers whose parent is this one.
     pub fn children(&self, layer: LayerId) -> impl Iterator<Item = &LayerRow> {
-        self.layers
-            .values()
-            .filter(move |row| row.parent == Some(layer))
+        let ids = self.index.children.of(&layer);
+        ids.filter_map(|id| self.layers.get(id))
+    }
+
+    /// How many layers have this one as their parent.
+    pub fn child_count(&self, layer: LayerId) -> usize {
+        self.index.children.count(&layer)
+    }
+
+    /// The volume whose active layer this is.
+    pub fn active_of(&self, layer: LayerId) -> Option<&VolumeRow> {
+        let name = self.index.actives.of(&layer).next()?;
+        self.volumes.get(name)
+    }
+
+    /// The volumes that are attachments of a multiattach volume, by name.
+    pub fn attachments_of(&self, volume: &str) -> impl Iterator<Item = &VolumeRow> {
+        let names = self.index.attached.of(volume);
+        names.filter_map(|name| self.volumes.get(name))
+    }
+
+    /// The jobs that take from a layer or give to it, by number.
+    pub fn jobs_of(&self, layer: LayerId) -> impl Iterator<Item = &JobRow> {
+        let mut sources = self.index.sources.of(&layer).peekable();
+        let mut targets = self.index.targets.of(&layer).peekable();
+        // No job has one layer as both.
+        let ids = std::iter::from_fn(move || match (sources.peek(), targets.peek()) {
+            (Some(source), Some(target)) if source < target => sources.next(),
+            (Some(_), None) => sources.next(),
+            _ => targets.next(),
+        });
+        ids.filter_map(|id| self.jobs.get(id))
+    }
+
+    /// Whether a layer's map may say that this is its parent: it is, or a job that gives to the layer will end with it.
+    pub fn may_have_parent(&self, layer: LayerId, parent: Option<LayerId>) -> bool {
+        let now = self.layers.get(&layer).map(|row| row.parent);
+        let jobs = self.index.targets.of(&layer);
+        let mut jobs = jobs.filter_map(|id| self.jobs.get(id));
+        now == Some(parent) || jobs.any(|job| self.parent_after(job) == parent)
+    }
+
+    /// The parent that the target of a job has at the end.
+    fn parent_after(&self, job: &JobRow) -> Option<LayerId> {
+        match job.kind {
+            JobKind::Flatten | JobKind::Import => None,
+            JobKind::IntoBase => self.layers.get(&job.target).and_then(|row| row.parent),
+            JobKind::Merge | JobKind::PushDown => {
+                self.layers.get(&job.source).and_then(|row| row.parent)
+            }
+        }
     }
 
     /// A layer and all those below it, from the top down. Ends early at a parent that does not exist or comes up again,
     /// neither of which a verified state has.
     pub fn chain(&self, top: LayerId) -> Vec<&LayerRow> {
-        let mut chain = Vec::new();
+        self.walk(Some(top)).collect()
+    }
+
+    /// The layers from this one down.
+    pub(crate) fn walk(&self, top: Option<LayerId>) -> impl Iterator<Item = &LayerRow> {
+        let mut next = top.and_then(|id| self.layers.get(&id));
+        let step = move || {
+            let row = next?;
+            next = row.parent.and_then(|id| self.layers.get(&id));
+            Some(row)
+        };
+        // No more than there are: a circle, which only rows that were not verified yet have, comes to an end too.
+        std::iter::from_fn(step).take(self.layers.len())
+    }
+
+    /// How many layers there are from this one down, it counted, and the lowest of them.
+    pub fn depth(&self, layer: LayerId) -> (usize, LayerId) {
+        let count_down = |(count, _), row: &LayerRow| (count + 1, row.id);
+        self.walk(Some(layer)).fold((0, layer), count_down)
+    }
+
+    /// The layers that would serve nobody if a volume and its snapshots were gone: children before their parents.
+    pub fn needed_only_by(&self, volume: &str) -> Vec<LayerId> {
+        let active = self.volumes.get(volume).map(|row| row.active);
+        let named = self.snapshots_of(volume).into_iter().map(|row| row.layer);
+        let mut next: Vec<LayerId> = active.into_iter().chain(named).collect();
+        let mut freed_children: HashMap<LayerId, usize> = HashMap::new();
+        let mut freed = Vec::new();
         let mut seen = BTreeSet::new();
-        let mut next = Some(top);
-        while let Some(row) = next.and_then(|id| self.layers.get(&id)) {
-            if !seen.insert(row.id) {
+        while let Some(layer) = next.pop() {
+            let children = freed_children.get(&layer).copied().unwrap_or(0);
+            let others = self
+                .active_of(layer)
+                .is_some_and(|other| other.name != volume)
+                || self.names_of(layer).any(|row| row.volume != volume);
+            if others || children < self.child_count(layer) || !seen.insert(layer) {
+                continue;
+            }
+            freed.push(layer);
+            if let Some(parent) = self.layers.get(&layer).and_then(|row| row.parent) {
+                *freed_children.entry(parent).or_default() += 1;
+                next.push(parent);
+            }
+        }
+        freed
+    }
+}
+
+/// How deep layers lie, and what is at the bottom, found once for each: for who asks for many.
+#[derive(Debug, Default)]
+pub struct Depths {
+    /// How many layers there are from this one down, and the last of them.
+    known: HashMap<LayerId, (usize, LayerId)>,
+}
+
+impl Depths {
+    /// As `CatalogState::depth`.
+    pub fn of(&mut self, state: &CatalogState, layer: LayerId) -> (usize, LayerId) {
+        let mut path = Vec::new();
+        let mut below = (0, layer);
+        for row in state.walk(Some(layer)) {
+            if let Some(known) = self.known.get(&row.id) {
+                below = *known;
                 break;
             }
-            chain.push(row);
-            next = row.parent;
+            path.push(row.id);
+            below = (0, row.id);
         }
-        chain
-    }
-
-    /// The state after these changes.
-    ///
-    /// # Errors
-    /// `Invalid`: a change contradicts the state, or the result breaks a rule.
-    pub(super) fn after(&self, changes: &[Change]) -> Result<Self> {
-        let invalid = |what| Error::Invalid {
-            field: "catalog change",
-            what,
-        };
-        let mut next = self.clone();
-        for change in changes {
-            next.apply(change).map_err(invalid)?;
+        for id in path.into_iter().rev() {
+            below.0 += 1;
+            self.known.insert(id, below);
         }
-        next.verify().map_err(invalid)?;
-        Ok(next)
-    }
-
-    /// Makes one change; the rules between rows are checked at the end only.
-    fn apply(&mut self, change: &Change) -> Result<(), String> {
-        match change {
-            Change::AddLayer(row) => match self.layers.insert(row.id, row.clone()) {
-                None => Ok(()),
-                Some(_) => Err(format!("layer {} exists already", row.id)),
-            },
-            Change::SetLayerState { layer, state } => {
-                let row = self.layers.get_mut(layer).ok_or_else(|| no_layer(*layer))?;
-                if *state <= row.state {
-                    return Err(format!(
-                        "layer {layer} cannot go from {:?} to {state:?}",
-                        row.state
-                    ));
-                }
-                row.state = *state;
-                Ok(())
-            }
-            Change::SetParent { layer, parent } => {
-                let row = self.layers.get_mut(layer).ok_or_else(|| no_layer(*layer))?;
-                row.parent = *parent;
-                Ok(())
-            }
-            Change::SetBase { layer, base } => {
-                let row = self.layers.get_mut(layer).ok_or_else(|| no_layer(*layer))?;
-                row.base = Some(base.clone());
-                Ok(())
-            }
-            Change::RemoveLayer(layer) => {
-                self.layers.remove(layer).ok_or_else(|| no_layer(*layer))?;
-                self.doomed.insert(*layer);
-                Ok(())
-            }
-            Change::Removed(layer) => match self.doomed.remove(layer) {
-                true => Ok(()),
-                false => Err(format!("layer {layer} is not doomed")),
-            },
-            Change::SetSize { volume, size } => {
-                let row = self
-                    .volumes
-                    .get_mut(volume)
-                    .ok_or_else(|| no_volume(volume))?;
-                row.size = *size;
-                let active = row.active;
-                let layer = self
-                    .layers
-                    .get_mut(&active)
-                    .ok_or_else(|| no_layer(active))?;
-                layer.size = *size;
-                Ok(())
-            }
-            Change::SetKind { volume, kind } => {
-                let row = self
-                    .volumes
-                    .get_mut(volume)
-                    .ok_or_else(|| no_volume(volume))?;
-                row.kind = *kind;
-                Ok(())
-            }
-            Change::SetArmed { volume, armed } => {
-                let row = self
-                    .volumes
-                    .get_mut(volume)
-                    .ok_or_else(|| no_volume(volume))?;
-                row.armed = *armed;
-                Ok(())
-            }
-            Change::SetAttachedFrom { volume, from } => {
-                let row = self
-                    .volumes
-                    .get_mut(volume)
-                    .ok_or_else(|| no_volume(volume))?;
-                row.attached_from.clone_from(from);
-                Ok(())
-            }
-            Change::AddJob(row) => {
-                if row.id.0 != self.next_job {
-                    return Err(format!("job {} is not the next one", row.id.0));
-                }
-                self.next_job += 1;
-                self.jobs.insert(row.id, row.clone());
-                Ok(())
-            }
-            Change::SetJob {
-                id,
-                state,
-                error,
-                rate,
-            } => {
-                let row = self.jobs.get_mut(id).ok_or_else(|| no_job(*id))?;
-                row.state = *state;
-                row.error.clone_from(error);
-                row.rate = *rate;
-                Ok(())
-            }
-            Change::RemoveJob(id) => self.jobs.remove(id).map(drop).ok_or_else(|| no_job(*id)),
-            Change::AddVolume(row) => match self.volumes.insert(row.name.clone(), row.clone()) {
-                None => Ok(()),
-                Some(_) => Err(format!("volume {:?} exists already", row.name)),
-            },
-            Change::SetActive { volume, layer } => {
-                let row = self
-                    .volumes
-                    .get_mut(volume)
-                    .ok_or_else(|| no_volume(volume))?;
-                row.active = *layer;
-                Ok(())
-            }
-            Change::SetAttachment { volume, attachment } => {
-                let row = self
-                    .volumes
-                    .get_mut(volume)
-                    .ok_or_else(|| no_volume(volume))?;
-                row.attachment.clone_from(attachment);
-                Ok(())
-            }
-            Change::RemoveVolume(name) => self
-                .volumes
-                .remove(name)
-                .map(drop)
-                .ok_or_else(|| no_volume(name)),
-            Change::AddSnapshot(row) => {
-                if self.snapshot(&row.volume, &row.name).is_some() {
-                    return Err(format!(
-                        "snapshot {}@{} exists already",
-                        row.volume, row.name
-                    ));
-                }
-                let key = order(row);
-                let at = self.snapshots.partition_point(|other| order(other) < key);
-                self.snapshots.insert(at, row.clone());
-                Ok(())
-            }
-            Change::RemoveSnapshot { volume, name } => {
-                let before = self.snapshots.len();
-                self.snapshots
-                    .retain(|row| row.volume != *volume || row.name != *name);
-                if self.snapshots.len() == before {
-                    return Err(format!("there is no snapshot {volume}@{name}"));
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Checks every rule of `FORMAT.md`.
-    ///
-    /// # Errors
-    /// The first that is broken, in words.
-    pub(crate) fn verify(&self) -> Result<(), String> {
-        if self.store.0.is_nil() {
-            return Err("the store's uuid is nil".into());
-        }
-        let mut parents = BTreeSet::new();
-        for (id, row) in &self.layers {
-            if *id != row.id {
-                return Err(format!("layer {} is listed as {id}", row.id));
-            }
-            self.verify_layer(row)?;
-            parents.extend(row.parent);
-        }
-        self.verify_acyclic()?;
-        let mut actives = BTreeSet::new();
-        for (name, row) in &self.volumes {
-            if *name != row.name {
-                return Err(format!("volume {:?} is listed as {name:?}", row.name));
-            }
-            verify_name("volume", name)?;
-            verify_size(&format!("volume {name:?}"), row.size)?;
-            verify_time(&format!("volume {name:?}"), row.created_ns)?;
-            let layer = self.layers.get(&row.active).ok_or_else(|| {
-                format!(
-                    "volume {name:?} refers to layer {}, which does not exist",
-                    row.active
-                )
-            })?;
-            if layer.state != LayerState::Active || parents.contains(&row.active) {
-                return Err(format!(
-                    "volume {name:?} has layer {} as its active one, which is {:?} or has children",
-                    row.active, layer.state
-                ));
-            }
-            if layer.size != row.size {
-                return Err(format!(
-                    "volume {name:?} has {} sectors, its active layer {} has {}",
-                    row.size, row.active, layer.size
-                ));
-            }
-            if !actives.insert(row.active) {
-                return Err(format!(
-                    "layer {} is the active one of two volumes",
-                    row.active
-                ));
-            }
-            if let Some(attachment) = &row.attachment
-                && (attachment.queues == 0 || attachment.socket.as_os_str().is_empty())
-            {
-                return Err(format!(
-                    "volume {name:?} is attached without queues or without a socket"
-                ));
-            }
-        }
-        let mut names = BTreeSet::new();
-        for row in &self.snapshots {
-            let what = format!("snapshot {}@{}", row.volume, row.name);
-            verify_name("snapshot", &row.name)?;
-            verify_size(&what, row.size)?;
-            verify_time(&what, row.created_ns)?;
-            if !names.insert((&row.volume, &row.name)) {
-                return Err(format!("there are two of {what}"));
-            }
-            if !self.volumes.contains_key(&row.volume) {
-                return Err(format!("{what} is of a volume that does not exist"));
-            }
-            match self.layers.get(&row.layer) {
-                None => {
-                    return Err(format!(
-                        "{what} refers to layer {}, which does not exist",
-                        row.layer
-                    ));
-                }
-                Some(layer) if layer.state == LayerState::Active => {
-                    return Err(format!(
-                        "{what} refers to layer {}, which is still active",
-                        row.layer
-                    ));
-                }
-                Some(layer) if layer.size != row.size => {
-                    return Err(format!(
-                        "{what} has {} sectors, its layer {} has {}",
-                        row.size, row.layer, layer.size
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
-        if !self
-            .snapshots
-            .is_sorted_by(|one, other| order(one) <= order(other))
-        {
-            return Err("the snapshots are not in order".into());
-        }
-        Ok(())
-    }
-
-    /// The rules of one layer.
-    fn verify_layer(&self, row: &LayerRow) -> Result<(), String> {
-        let what = format!("layer {}", row.id);
-        if row.id.0.is_nil() {
-            return Err("a layer's uuid is nil".into());
-        }
-        verify_size(&what, row.size)?;
-        verify_time(&what, row.created_ns)?;
-        if let Some(parent) = row.parent {
-            let parent = self
-                .layers
-                .get(&parent)
-                .ok_or_else(|| format!("{what} has parent {parent}, which does not exist"))?;
-            if parent.state == LayerState::Active {
-                return Err(format!(
-                    "{what} has parent {}, which is still active",
-                    parent.id
-                ));
-            }
-        }
-        if let Some(base) = &row.base {
-            if row.parent.is_some() || row.state != LayerState::Sealed {
-                return Err(format!(
-                    "{what} is a raw base and has a parent, or is not sealed"
-                ));
-            }
-            if row.size.bytes() != Some(base.len) {
-                return Err(format!(
-                    "{what} has {} sectors, its base {} has {} bytes",
-                    row.size,
-                    base.path.display(),
-                    base.len
-                ));
-            }
-            if !base.path.is_absolute() || base.path.as_os_str().len() > BASE_PATH_BYTES_MAX {
-                return Err(format!(
-                    "{what} has base {}, which is not an absolute path of at most {BASE_PATH_BYTES_MAX} bytes",
-                    base.path.display()
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Following the parents comes to an end from every layer. Each layer is visited once.
-    fn verify_acyclic(&self) -> Result<(), String> {
-        let mut grounded = BTreeSet::new();
-        for id in self.layers.keys() {
-            let mut path = BTreeSet::new();
-            let mut next = Some(*id);
-            while let Some(layer) = next {
-                if grounded.contains(&layer) {
-                    break;
-                }
-                if !path.insert(layer) {
-                    return Err(format!("layer {layer} is its own ancestor"));
-                }
-                next = self.layers.get(&layer).and_then(|row| row.parent);
-            }
-            grounded.extend(path);
-        }
-        Ok(())
-    }
-
-    /// The changes that make this state from an empty one.
-    pub(super) fn as_changes(&self) -> Vec<Change> {
-        let layers = self.layers.values().cloned().map(Change::AddLayer);
-        let volumes = self.volumes.values().cloned().map(Change::AddVolume);
-        let snapshots = self.snapshots.iter().cloned().map(Change::AddSnapshot);
-        layers.chain(volumes).chain(snapshots).collect()
-    }
-}
-
-/// Snapshots are in this order: oldest first, and then so that it is always the same.
-fn order(row: &SnapshotRow) -> (u64, &str, &str) {
-    (row.created_ns, &row.volume, &row.name)
-}
-
-/// There is no such layer.
-fn no_layer(layer: LayerId) -> String {
-    format!("there is no layer {layer}")
-}
-
-/// There is no such job.
-fn no_job(id: JobId) -> String {
-    format!("there is no job {}", id.0)
-}
-
-/// There is no such volume.
-fn no_volume(name: &str) -> String {
-    format!("there is no volume {name:?}")
-}
-
-/// A name has 1 to 64 bytes, none of them zero.
-fn verify_name(kind: &str, name: &str) -> Result<(), String> {
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains('\0') {
-        return Err(format!(
-            "{kind} name {name:?} is empty, has more than {NAME_BYTES_MAX} bytes, or a zero byte"
-        ));
-    }
-    Ok(())
-}
-
-/// A disk has 1 to 2^37 sectors.
-fn verify_size(what: &str, size: Sector) -> Result<(), String> {
-    if !(DISK_SECTORS_MIN..=DISK_SECTORS_MAX).contains(&size.0) {
-        return Err(format!(
-            "{what} has {size} sectors (possible: {DISK_SECTORS_MIN} to {DISK_SECTORS_MAX})"
-        ));
-    }
-    Ok(())
-}
-
-/// Times fit in the database's signed integers: until the year 2262.
-fn verify_time(what: &str, time_ns: u64) -> Result<(), String> {
-    match i64::try_from(time_ns) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(format!("{what} is from after the year 2262")),
+        below
     }
 }

@@ -2,13 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+mod lifecycle;
+mod many;
+mod random;
+
 use std::fs;
 use std::path::Path;
 
 use uuid::Uuid;
 
 use super::memory::{CommitPoint, MemoryCatalog, MemoryDisk};
-use super::sqlite::{CATALOG_NAME, SCHEMA, SqliteCatalog, journal_of};
+use super::sqlite::{CATALOG_NAME, SCHEMA, SCHEMA_VERSION, SqliteCatalog, journal_of};
 use super::*;
 use crate::error::Error;
 
@@ -365,7 +369,8 @@ fn a_newer_catalog_and_a_damaged_one_are_told_apart() {
     let path = dir.path().join(CATALOG_NAME);
     let whole = fs::read(&path).unwrap();
     let db = rusqlite::Connection::open(&path).unwrap();
-    db.pragma_update(None, "user_version", 2).unwrap();
+    db.pragma_update(None, "user_version", SCHEMA_VERSION + 1)
+        .unwrap();
     drop(db);
     let error = SqliteCatalog::open(dir.path()).unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");

@@ -11,10 +11,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Report, layer_directories, lock_store};
+use super::{Report, layer_directories, lock_store, shared};
 use crate::catalog::sqlite::{CATALOG_NAME, SqliteCatalog, io_error, journal_of, sync_dir};
 use crate::catalog::{
-    Catalog, CatalogState, LayerRow, LayerState, SnapshotRow, VolumeKind, VolumeRow,
+    Catalog, CatalogState, LayerRow, LayerState, Rows, SnapshotRow, VolumeKind, VolumeRow,
 };
 use crate::error::{Error, Result};
 use crate::file::Media;
@@ -46,7 +46,7 @@ pub fn rebuild_catalog(dir: &Path, media: &Arc<dyn Media>) -> Result<Rebuilt> {
     let _lock = lock_store(dir)?;
     let mut rebuilt = Rebuilt::default();
     let headers = read_headers(media, &mut rebuilt.notes)?;
-    let state = assemble(&headers, &mut rebuilt.notes).map_err(|what| Error::Corrupt {
+    let state = assemble(dir, &headers, &mut rebuilt.notes).map_err(|what| Error::Corrupt {
         path: media.display_path(Path::new(LAYERS_DIR)),
         what,
     })?;
@@ -57,7 +57,9 @@ pub fn rebuild_catalog(dir: &Path, media: &Arc<dyn Media>) -> Result<Rebuilt> {
     rebuilt.snapshots = catalog.state().snapshots.len();
     rebuilt
         .notes
-        .push("attachments are not in the layers: attach each volume again".into());
+        .push(
+            "attachments and types are not in the layers: every volume is a normal one; attach each again".into(),
+        );
     Ok(rebuilt)
 }
 
@@ -95,6 +97,7 @@ fn read_headers(
 
 /// The catalog that these headers describe.
 fn assemble(
+    dir: &Path,
     headers: &BTreeMap<LayerId, MapHeader>,
     notes: &mut Vec<String>,
 ) -> Result<CatalogState, String> {
@@ -102,7 +105,7 @@ fn assemble(
         Some(first) => first.store,
         None => return Err("there is no layer".into()),
     };
-    let mut state = CatalogState::empty(store);
+    let mut rows = Rows::empty(store);
     let parents: BTreeSet<LayerId> = headers
         .values()
         .filter_map(|header| header.parent)
@@ -136,7 +139,7 @@ fn assemble(
             LayerKind::Differencing => None,
             LayerKind::RawBase(base) => Some(base.clone()),
         };
-        state.layers.insert(
+        rows.layers.insert(
             header.layer,
             LayerRow {
                 id: header.layer,
@@ -148,23 +151,19 @@ fn assemble(
             },
         );
         if layer_state == LayerState::Active {
-            add_volume(&mut state, header, notes)?;
+            add_volume(&mut rows, header, notes)?;
         }
     }
-    for volume in state.volumes.values_mut() {
+    for volume in rows.volumes.values_mut() {
         volume.created_ns = oldest(headers, volume);
     }
-    add_snapshots(&mut state, headers, notes)?;
-    state.verify()?;
-    Ok(state)
+    add_snapshots(&mut rows, headers, notes)?;
+    shared::add_jobs(dir, &mut rows, notes);
+    CatalogState::new(rows)
 }
 
 /// The volume of an active layer.
-fn add_volume(
-    state: &mut CatalogState,
-    header: &MapHeader,
-    notes: &mut Vec<String>,
-) -> Result<(), String> {
+fn add_volume(rows: &mut Rows, header: &MapHeader, notes: &mut Vec<String>) -> Result<(), String> {
     if header.volume.is_empty() {
         notes.push(format!(
             "layer {} is active and belongs to no volume",
@@ -172,7 +171,7 @@ fn add_volume(
         ));
         return Ok(());
     }
-    match state.volumes.entry(header.volume.clone()) {
+    match rows.volumes.entry(header.volume.clone()) {
         Entry::Occupied(other) => Err(format!(
             "layers {} and {} both say that they are the active layer of volume {:?} \
              (created at {} and {} ns since 1970); move away the directory of the one that is a leftover",
@@ -218,7 +217,7 @@ fn oldest(headers: &BTreeMap<LayerId, MapHeader>, volume: &VolumeRow) -> u64 {
 
 /// The snapshots that name sealed layers.
 fn add_snapshots(
-    state: &mut CatalogState,
+    rows: &mut Rows,
     headers: &BTreeMap<LayerId, MapHeader>,
     notes: &mut Vec<String>,
 ) -> Result<(), String> {
@@ -231,7 +230,7 @@ fn add_snapshots(
             continue;
         }
         let full = format!("{}@{}", header.volume, header.snapshot);
-        if !state.volumes.contains_key(&header.volume) {
+        if !rows.volumes.contains_key(&header.volume) {
             notes.push(format!(
                 "layer {} was snapshot {full}, whose volume is gone: it stays, without a name",
                 header.layer
@@ -283,7 +282,7 @@ fn add_snapshots(
             &other.name,
         ))
     });
-    state.snapshots = snapshots;
+    rows.snapshots = snapshots;
     Ok(())
 }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::{Finding, Severity, lock_store};
 use crate::cache::arena::Place;
 use crate::cache::arena::look::look;
+use crate::catalog::LayerState;
 use crate::catalog::sqlite::SqliteCatalog;
-use crate::catalog::{Catalog, LayerState};
 use crate::error::{Error, Result};
 
 /// How many clusters of a store are in the cache in `cache_dir` and not in the files yet, with a finding if there are any.
@@ -17,16 +17,16 @@ use crate::error::{Error, Result};
 /// `Busy` while the store is in use; `Invalid` if there is no store; `Io`.
 pub fn unwritten(dir: &Path, cache_dir: PathBuf) -> Result<(u64, Option<Finding>)> {
     let _lock = lock_store(dir)?;
-    let Ok(catalog) = SqliteCatalog::open(dir) else {
+    let Ok(state) = SqliteCatalog::look(dir) else {
         return Ok((0, None));
     };
-    let place = Place::new(dir, catalog.state().store, Some(cache_dir))?;
+    let place = Place::new(dir, state.store, Some(cache_dir))?;
     let left = match look(&place) {
         Ok(Some(left)) => left,
         Ok(None) => return Ok((0, None)),
         Err(error) => return Ok((0, Some(unreadable(&place, &error)))),
     };
-    let layers = &catalog.state().layers;
+    let layers = &state.layers;
     let clusters = left
         .dirty
         .iter()

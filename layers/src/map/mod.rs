@@ -22,7 +22,7 @@ mod radix;
 pub mod record;
 #[cfg(test)]
 mod scenarios;
-mod sectors;
+pub(crate) mod sectors;
 pub mod set;
 mod table;
 

@@ -22,7 +22,7 @@ impl Store {
 
     /// As `checkpoint_volume`, for a caller who holds the command lock.
     pub(crate) fn checkpoint(&self, volume: &Volume) -> Result<()> {
-        volume.flushes().lead_blocking();
+        volume.lead_blocking();
         let result = volume
             .lead_flush()
             .and_then(|()| self.checkpoint_active(volume));
@@ -31,7 +31,7 @@ impl Store {
     }
 
     /// Writes the checkpoint; the caller leads the flushes, so that nobody appends to the journal.
-    fn checkpoint_active(&self, volume: &Volume) -> Result<()> {
+    pub(crate) fn checkpoint_active(&self, volume: &Volume) -> Result<()> {
         let chain = volume.newest_chain();
         let Some(layer) = chain.active().filter(|layer| !layer.is_sealed()) else {
             return Ok(());

@@ -1,7 +1,9 @@
-//! Creating a volume: an empty disk, a disk over a raw base, or a clone of a snapshot.
+//! Creating a volume: an empty disk, a disk over a raw base, or a clone of a snapshot or of another volume.
 //!
 //! DURABILITY: the files of the new layers are written and synced, with their directories, before the one catalog
 //! transaction that names them. A crash before it leaves layers that nobody names; they are removed at the next start.
+//! A clone of a volume seals that one's active layer first, as a snapshot without a name; a crash in between leaves that
+//! layer, which the next start joins with the one above.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use uuid::Uuid;
 
 use crate::catalog::{Change, LayerRow, LayerState, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
-use crate::file::OpenMode;
+use crate::file::{File, OpenMode};
 use crate::layer::Layer;
 use crate::limits::{BASE_PATH_BYTES_MAX, DISK_SECTORS_MAX};
 use crate::map::{ActiveMap, SectorSet};
@@ -20,6 +22,7 @@ use crate::mapfile::{
 use crate::store::{Store, VolumeInfo, VolumeSource, now_ns};
 use crate::units::{CLUSTER_BYTES, LayerId, SECTOR_BYTES, Sector};
 
+use super::kind::starts_anew;
 use super::names;
 use super::open::{base_set, clusters};
 
@@ -54,6 +57,9 @@ impl Store {
         let result = self.create_volume_files(name, source, kind, &mut made);
         if let Err(error) = result {
             self.unmake(&made);
+            if let VolumeSource::Volume(volume) = source {
+                self.collect_sealed(volume);
+            }
             return Err(error);
         }
         self.volume_info(name)
@@ -79,11 +85,19 @@ impl Store {
                 self.check_base_of(layer)?;
                 (Some(layer), size)
             }
-            VolumeSource::Volume(_) => {
-                return Err(Error::Busy {
-                    what: "not there yet".into(),
-                });
+            VolumeSource::Volume(volume) => {
+                let (layer, size) = self.seal_for_clone(volume)?;
+                (Some(layer), size)
             }
+        };
+        let parent = match parent {
+            None if starts_anew(kind) => {
+                let row = self.make_empty_layer(name, size, made)?;
+                let id = row.id;
+                changes.push(Change::AddLayer(row));
+                Some(id)
+            }
+            parent => parent,
         };
         let (layer, row) = self.make_active_layer(name, parent, size, made)?;
         changes.push(Change::AddLayer(row));
@@ -94,7 +108,7 @@ impl Store {
             created_ns: now_ns(),
             attachment: None,
             kind,
-            armed: false,
+            armed: kind == VolumeKind::Immutable,
             attached_from: None,
         }));
         self.inner().catalog.commit(&changes)
@@ -159,7 +173,7 @@ impl Store {
         self.media
             .open(&path, OpenMode::ReadOnly, false)
             .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?;
-        let id = LayerId(Uuid::new_v4());
+        let id = LayerId(self.media.fresh_id());
         let mut header = self.new_header(id, None, size, "");
         header.kind = LayerKind::RawBase(base.clone());
         header.state = MapState::Sealed;
@@ -186,19 +200,10 @@ impl Store {
         size: Sector,
         made: &mut Made,
     ) -> Result<(Arc<Layer>, LayerRow)> {
-        let id = LayerId(Uuid::new_v4());
+        let id = LayerId(self.media.fresh_id());
         let header = self.new_header(id, parent, size, volume);
         made.layers.push(id);
-        self.make_dir(id)?;
-        let path = data_path(id);
-        let data = self
-            .media
-            .open(&path, OpenMode::CreateNew, self.options.direct_io)
-            .map_err(self.io("create", &path))?;
-        // The length is durable from the start, so that syncing data never has to write it.
-        data.set_len(clusters(size) * CLUSTER_BYTES)
-            .map_err(self.io("set the length of", &path))?;
-        data.sync_data().map_err(self.io("sync", &path))?;
+        let data = self.make_data(id, size)?;
         let journal = MapFile::create(&self.media, &header, &SectorSet::empty())?;
         self.sync_layers_dir()?;
         let number = self.cache.number(id)?;
@@ -218,6 +223,84 @@ impl Store {
             journal,
         );
         Ok((Arc::new(layer), row))
+    }
+
+    /// As `make_active_layer`, with another name of an existing file as its data. The map says nothing about it yet.
+    pub(crate) fn make_linked_layer(
+        &self,
+        volume: &str,
+        parent: LayerId,
+        size: Sector,
+        file: &Path,
+        made: &mut Made,
+    ) -> Result<(Arc<Layer>, LayerRow)> {
+        let id = LayerId(self.media.fresh_id());
+        made.layers.push(id);
+        self.make_dir(id)?;
+        let path = data_path(id);
+        self.media
+            .link(file, &path)
+            .map_err(self.io("link", &path))?;
+        self.open_new_layer(self.new_header(id, Some(parent), size, volume))
+    }
+
+    /// The second half of making an active layer: its data file exists.
+    fn open_new_layer(&self, header: MapHeader) -> Result<(Arc<Layer>, LayerRow)> {
+        let (id, size) = (header.layer, header.size);
+        let path = data_path(id);
+        let data = self
+            .media
+            .open(&path, OpenMode::ReadWrite, self.options.direct_io)
+            .map_err(self.io("open", &path))?;
+        let journal = MapFile::create(&self.media, &header, &SectorSet::empty())?;
+        self.sync_layers_dir()?;
+        let row = LayerRow {
+            id,
+            parent: header.parent,
+            size,
+            state: LayerState::Active,
+            base: None,
+            created_ns: header.created_ns,
+        };
+        let number = self.cache.number(id)?;
+        let map = ActiveMap::new(clusters(size));
+        let layer = Layer::active(header, number, data, map, journal);
+        Ok((Arc::new(layer), row))
+    }
+
+    /// Makes the files of a sealed layer that holds nothing, durable on return: what a volume starts from that has to start
+    /// from something.
+    fn make_empty_layer(&self, volume: &str, size: Sector, made: &mut Made) -> Result<LayerRow> {
+        let id = LayerId(self.media.fresh_id());
+        let mut header = self.new_header(id, None, size, volume);
+        header.state = MapState::Sealed;
+        made.layers.push(id);
+        self.make_data(id, size)?;
+        MapFile::create(&self.media, &header, &SectorSet::empty())?;
+        self.sync_layers_dir()?;
+        Ok(LayerRow {
+            id,
+            parent: None,
+            size,
+            state: LayerState::Sealed,
+            base: None,
+            created_ns: header.created_ns,
+        })
+    }
+
+    /// Makes the directory of a layer and its data file, which is as long as the disk and takes no space.
+    fn make_data(&self, id: LayerId, size: Sector) -> Result<Arc<dyn File>> {
+        self.make_dir(id)?;
+        let path = data_path(id);
+        let data = self
+            .media
+            .open(&path, OpenMode::CreateNew, self.options.direct_io)
+            .map_err(self.io("create", &path))?;
+        // The length is durable from the start, so that syncing data never has to write it.
+        data.set_len(clusters(size) * CLUSTER_BYTES)
+            .map_err(self.io("set the length of", &path))?;
+        data.sync_data().map_err(self.io("sync", &path))?;
+        Ok(data)
     }
 
     /// The header of a new differencing layer.
@@ -288,7 +371,7 @@ pub(crate) struct Made {
 }
 
 /// The size of a disk of so many bytes.
-fn disk_size(field: &'static str, bytes: u64) -> Result<Sector> {
+pub(crate) fn disk_size(field: &'static str, bytes: u64) -> Result<Sector> {
     let sectors = bytes / SECTOR_BYTES;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(Error::Invalid {

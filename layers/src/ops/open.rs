@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use crate::catalog::{Change, LayerRow, LayerState};
+use crate::catalog::{Change, JobKind, LayerRow, LayerState};
 use crate::chain::Chain;
 use crate::check::base_change;
 use crate::error::{Error, Result};
@@ -19,6 +19,7 @@ use crate::mapfile::{
     LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, RawBase, data_path, layer_dir, map_path,
     sync_name,
 };
+use crate::ops::merge::parent_after;
 use crate::store::{Inner, Store};
 use crate::units::{CLUSTER_SECTORS, LayerId, LayerSlot, SECTOR_BYTES, Sector};
 use crate::volume::{Shared, Volume};
@@ -43,7 +44,11 @@ impl Store {
             let state = inner.catalog.state();
             let row = state.volume(name)?.clone();
             let rows: Vec<LayerRow> = state.chain_of(row.active).into_iter().cloned().collect();
-            (row, rows, inner.layers.clone())
+            let known: HashMap<LayerId, Weak<Layer>> = rows
+                .iter()
+                .filter_map(|row| Some((row.id, Weak::clone(inner.layers.get(&row.id)?))))
+                .collect();
+            (row, rows, known)
         };
         for row in &rows {
             self.settle_left(row)?;
@@ -68,7 +73,7 @@ impl Store {
         ));
         self.write_back.add(&volume);
         let mut inner = self.inner();
-        inner.layers = known;
+        inner.layers.extend(known);
         inner.open.insert(name.to_owned(), Arc::clone(&volume));
         Ok(volume)
     }
@@ -120,6 +125,7 @@ impl Store {
     /// Opens the files of a layer.
     pub(crate) fn load_layer(&self, row: &LayerRow) -> Result<Layer> {
         let (journal, header, set, recovery) = MapFile::open(&self.media, row.id)?;
+        let (journal, header, set) = self.fit(row, journal, header, set)?;
         self.check_header(row, &header)?;
         let number = self.cache.number(row.id)?;
         if let LayerKind::RawBase(base) = &header.kind {
@@ -174,7 +180,7 @@ impl Store {
                 header.layer, row.id
             )));
         }
-        if header.parent != row.parent {
+        if header.parent != row.parent && !self.is_end_of_job(row.id, header.parent) {
             return Err(mismatch(
                 "its parent is not the one that the catalog names".into(),
             ));
@@ -188,6 +194,14 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a job gives this parent to a layer at its end: the map says so before the catalog does.
+    fn is_end_of_job(&self, layer: LayerId, parent: Option<LayerId>) -> bool {
+        let inner = self.inner();
+        let state = inner.catalog.state();
+        let mut jobs = state.jobs.values().filter(|job| job.target == layer);
+        jobs.any(|job| parent_after(state, job) == parent)
+    }
+
     /// Opens a raw base, which must be the file that the store remembers.
     fn open_base(&self, layer: LayerId, base: &RawBase) -> Result<Arc<dyn File>> {
         self.check_base(layer, base)?;
@@ -198,6 +212,14 @@ impl Store {
 
     /// Refuses a raw base that is not the file that the store remembers.
     fn check_base(&self, layer: LayerId, base: &RawBase) -> Result<()> {
+        {
+            // The store itself is writing to it, or was.
+            let inner = self.inner();
+            let mut jobs = inner.catalog.state().jobs.values();
+            if jobs.any(|job| job.kind == JobKind::IntoBase && job.source == layer) {
+                return Ok(());
+            }
+        }
         let stat = self
             .media
             .stat(&base.path)
@@ -246,12 +268,15 @@ impl Store {
         for row in sealing {
             self.finish_sealing(&row);
         }
-        self.remove_remains()
+        self.remove_doomed();
+        self.remove_remains()?;
+        self.collect_at_start();
+        Ok(())
     }
 
     /// Seals a layer whose snapshot was committed before the crash. If that cannot be done now, it stays as it is: its
     /// volumes refuse to open or go on with it unsealed, and the others go on.
-    fn finish_sealing(&self, row: &LayerRow) {
+    pub(crate) fn finish_sealing(&self, row: &LayerRow) {
         if let Err(error) = self.try_finish_sealing(row) {
             self.maintenance
                 .note(format!("layer {} cannot be sealed now: {error}", row.id));
@@ -260,9 +285,10 @@ impl Store {
 
     /// DURABILITY: data that a killed daemon left in the host's page cache is synced before a map says for good that it is
     /// there.
-    fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
+    pub(crate) fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
         self.settle_left(row)?;
         let (map, header, set, recovery) = MapFile::open(&self.media, row.id)?;
+        let (map, header, set) = self.fit(row, map, header, set)?;
         self.check_header(row, &header)?;
         if header.state != MapState::Sealed {
             if recovery.dropped_bytes > 0 {
@@ -285,15 +311,21 @@ impl Store {
             layer: row.id,
             state: LayerState::Sealed,
         };
-        self.inner().catalog.commit(&[change])
+        let mut inner = self.inner();
+        inner.catalog.commit(&[change])?;
+        // A job may still know it from when it took writes.
+        let known = inner.layers.get(&row.id).and_then(Weak::upgrade);
+        if let Some(layer) = known.filter(|layer| !layer.is_sealed()) {
+            layer.seal(set);
+        }
+        Ok(())
     }
 
     /// The header of a layer once it is sealed: it carries the name of the snapshot that it stands for.
     pub(crate) fn sealed_header(&self, mut header: MapHeader) -> MapHeader {
         header.state = MapState::Sealed;
         let inner = self.inner();
-        let snapshots = &inner.catalog.state().snapshots;
-        if let Some(row) = snapshots.iter().find(|row| row.layer == header.layer) {
+        if let Some(row) = inner.catalog.state().names_of(header.layer).next() {
             header.volume.clone_from(&row.volume);
             header.snapshot.clone_from(&row.name);
             header.group = row.group;
@@ -315,7 +347,12 @@ impl Store {
             let Some(id) = id.ok().filter(|id| id.to_string() == name) else {
                 continue;
             };
-            if self.inner().catalog.state().layers.contains_key(&id) {
+            let known = {
+                let inner = self.inner();
+                let state = inner.catalog.state();
+                state.layers.contains_key(&id) || state.doomed.contains(&id)
+            };
+            if known {
                 continue;
             }
             let empty = if self.exists(&map_path(id)) {

@@ -13,19 +13,19 @@
 //! A crash between 2 and 5 leaves layers in the state Sealing, which the next start completes from what is durable. That
 //! is sound because a flush covers all unsealed layers of a chain, oldest first, so nothing newer is durable and
 //! acknowledged without them.
+//!
+//! The same without a name seals what a volume holds for a clone of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
-use crate::catalog::{Change, LayerState, SnapshotRow, VolumeRow};
+use crate::catalog::{Change, LayerState, SnapshotRow, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerMap};
 use crate::mapfile::{MapFile, ReplaceError};
 use crate::store::{Selection, SnapshotReport, Store, now_ns};
-use crate::units::Generation;
+use crate::units::{Generation, LayerId};
 use crate::volume::Volume;
 
 use super::create::Made;
@@ -67,15 +67,40 @@ impl Store {
     /// is that the catalog cannot be written any more it may be there, whole.)
     pub fn snapshot(&self, name: &str, selection: &Selection) -> Result<SnapshotReport> {
         let _command = self.command();
-        let mut pending = self.begin_snapshot_in_command(name, selection)?;
+        let pending = self.begin_snapshot_in_command(name, selection)?;
+        // Layers that an earlier snapshot could not seal, and that nobody names, can be joined once they are sealed.
+        let late: Vec<LayerId> = (pending.members.iter())
+            .filter(|member| member.layers.len() > 1)
+            .flat_map(|member| member.layers.iter().map(|layer| layer.id()))
+            .collect();
+        let report = self.end_snapshot(pending);
+        self.collect_after(&late);
+        report
+    }
+
+    /// Seals what a volume holds now, while guests run, without a name for it.
+    pub(crate) fn seal_running(&self, row: &VolumeRow) -> Result<()> {
+        let pending = self.begin_sealing(None, std::slice::from_ref(row))?;
+        self.end_snapshot(pending).map(drop)
+    }
+
+    /// Waits until no request of before a generation can change a layer any more. Nobody waits for this but the caller of a
+    /// command, who must not lead flushes.
+    pub(crate) fn drain_changes(&self, generation: Generation) {
         let mut pause = Duration::from_micros(20);
-        while !self.snapshot_drained(&pending) {
-            // Requests under way take their time; nobody waits for this loop but the caller of the command.
-            std::thread::sleep(pause);
+        while !self.clock.quiescent(generation) {
+            if !self.media.go_on() {
+                std::thread::sleep(pause);
+            }
             pause = (pause * 2).min(Duration::from_millis(2));
         }
+    }
+
+    /// The rest of a snapshot after its instant, by a caller whom nobody waits for but its own.
+    fn end_snapshot(&self, mut pending: PendingSnapshot) -> Result<SnapshotReport> {
+        self.drain_changes(pending.generation);
         for member in &mut pending.members {
-            member.volume.flushes().lead_blocking();
+            member.volume.lead_blocking();
             self.sync_member(member);
             member.volume.flushes().finish_blocking();
         }
@@ -141,11 +166,16 @@ impl Store {
         name: &str,
         selection: &Selection,
     ) -> Result<PendingSnapshot> {
-        let began = Instant::now();
         names::check("snapshot", name)?;
         let volumes = self.select(name, selection)?;
+        self.begin_sealing(Some(name), &volumes)
+    }
+
+    /// Steps 1 to 3 for these volumes; without a name the layers are sealed and no snapshot is added.
+    fn begin_sealing(&self, name: Option<&str>, volumes: &[VolumeRow]) -> Result<PendingSnapshot> {
+        let began = Instant::now();
         let mut open = Vec::with_capacity(volumes.len());
-        for row in &volumes {
+        for row in volumes {
             let volume = self.open_volume_in_command(&row.name)?;
             volume.check_failure()?;
             // Before anything is made: once the catalog knows the new layers they must fit.
@@ -154,7 +184,7 @@ impl Store {
             open.push(volume);
         }
         let mut made = Made::default();
-        let committed = self.commit_snapshot(name, &volumes, &mut made);
+        let committed = self.commit_snapshot(name, volumes, &mut made);
         let (rows, actives) = match committed {
             Ok(done) => done,
             Err(error) => {
@@ -188,6 +218,67 @@ impl Store {
         })
     }
 
+    /// As `sync_snapshot`, waiting for the flushes under way.
+    pub(crate) fn sync_snapshot_blocking(&self, pending: &mut PendingSnapshot) {
+        for member in pending.members.iter_mut().filter(|member| !member.synced) {
+            member.volume.lead_blocking();
+            self.sync_member(member);
+            member.volume.flushes().finish_blocking();
+        }
+    }
+
+    /// Step 3 of a snapshot without a name of one volume, whose new active layer the catalog knows already. The caller holds
+    /// the command lock.
+    pub(crate) fn begin_unnamed(
+        &self,
+        volume: Arc<Volume>,
+        active: Arc<Layer>,
+    ) -> Result<PendingSnapshot> {
+        let generation = Generation(self.clock.now().0 + 1);
+        let chain = volume.newest_chain();
+        self.inner()
+            .layers
+            .insert(active.id(), Arc::downgrade(&active));
+        let next = chain.with_active(generation, active)?;
+        let pending = self.pending_unnamed(Arc::clone(&volume), generation);
+        volume.publish(next);
+        let reached = self.clock.advance();
+        debug_assert_eq!(reached, generation);
+        Ok(pending)
+    }
+
+    /// The rest of a snapshot without a name, whose instant was `generation`: all layers of the volume are sealed but the
+    /// active one of that time and newer ones.
+    pub(crate) fn pending_unnamed(
+        &self,
+        volume: Arc<Volume>,
+        generation: Generation,
+    ) -> PendingSnapshot {
+        let chain = volume.newest_chain();
+        let active = {
+            let inner = self.inner();
+            let row = inner.catalog.state().volumes.get(volume.name());
+            row.map(|row| row.active)
+        };
+        let layers = chain
+            .unsealed()
+            .filter(|layer| !layer.is_sealed() && Some(layer.id()) != active)
+            .cloned()
+            .collect();
+        let member = Member {
+            volume,
+            layers,
+            synced: false,
+            full_disk: None,
+        };
+        PendingSnapshot {
+            generation,
+            members: vec![member],
+            rows: Vec::new(),
+            began: Instant::now(),
+        }
+    }
+
     /// Steps 4 and 5, and the report.
     ///
     /// # Errors
@@ -213,10 +304,13 @@ impl Store {
                         break;
                     }
                 }
-                changes.push(Change::SetLayerState {
-                    layer: layer.id(),
-                    state: LayerState::Sealed,
-                });
+                // Another snapshot may have come in between, or the beginning of a merge.
+                if self.is_sealing(layer.id()) {
+                    changes.push(Change::SetLayerState {
+                        layer: layer.id(),
+                        state: LayerState::Sealed,
+                    });
+                }
             }
         }
         if failure.is_some() {
@@ -251,12 +345,24 @@ impl Store {
         })
     }
 
+    /// Whether the catalog waits for a layer to be sealed.
+    fn is_sealing(&self, layer: LayerId) -> bool {
+        let inner = self.inner();
+        let row = inner.catalog.state().layers.get(&layer);
+        row.is_some_and(|row| row.state == LayerState::Sealing)
+    }
+
     /// The volumes to take a snapshot of, each once.
     fn select(&self, name: &str, selection: &Selection) -> Result<Vec<VolumeRow>> {
         let inner = self.inner();
         let state = inner.catalog.state();
         let rows: Vec<VolumeRow> = match selection {
-            Selection::All => state.volumes.values().cloned().collect(),
+            Selection::All => state
+                .volumes
+                .values()
+                .filter(|row| left_out(row.kind).is_none())
+                .cloned()
+                .collect(),
             Selection::Volumes(names) => {
                 let names: BTreeSet<&String> = names.iter().collect();
                 names
@@ -266,16 +372,31 @@ impl Store {
             }
         };
         if rows.is_empty() {
+            let what = if state.volumes.is_empty() {
+                "there is no volume to take a snapshot of; name one or create one first"
+            } else {
+                "all volumes are of types that snapshots leave out (writethrough, readonly, multiattach); change the type of \
+                 one first (stratablk volume set NAME --type normal)"
+            };
             return Err(Error::Invalid {
                 field: "volumes",
-                what: "there is no volume to take a snapshot of; name one or create one first"
-                    .into(),
+                what: what.into(),
             });
         }
-        let taken = state
-            .snapshots
+        if let Some((row, why)) = rows
             .iter()
-            .find(|has| has.name == name && rows.iter().any(|row| row.name == has.volume));
+            .find_map(|row| left_out(row.kind).map(|why| (row, why)))
+        {
+            let name = &row.name;
+            return Err(Error::Invalid {
+                field: "volumes",
+                what: format!(
+                    "{name} is of type {why}, so there is no snapshot of it; leave it out, or make it normal first \
+                     (stratablk volume set {name} --type normal)"
+                ),
+            });
+        }
+        let taken = rows.iter().find_map(|row| state.snapshot(&row.name, name));
         match taken {
             Some(has) => Err(Error::Exists {
                 kind: "snapshot",
@@ -288,11 +409,11 @@ impl Store {
     /// Steps 1 and 2: returns the new rows and the new active layers, in the order of `volumes`.
     fn commit_snapshot(
         &self,
-        name: &str,
+        name: Option<&str>,
         volumes: &[VolumeRow],
         made: &mut Made,
     ) -> Result<(Vec<SnapshotRow>, Vec<Arc<Layer>>)> {
-        let group = Uuid::new_v4();
+        let group = self.media.fresh_id();
         let created_ns = now_ns();
         let mut changes = Vec::new();
         let mut rows = Vec::new();
@@ -309,16 +430,18 @@ impl Store {
                 volume: volume.name.clone(),
                 layer: active.id(),
             });
-            let row = SnapshotRow {
-                volume: volume.name.clone(),
-                name: name.to_owned(),
-                layer: volume.active,
-                group,
-                created_ns,
-                size: volume.size,
-            };
-            changes.push(Change::AddSnapshot(row.clone()));
-            rows.push(row);
+            if let Some(name) = name {
+                let row = SnapshotRow {
+                    volume: volume.name.clone(),
+                    name: name.to_owned(),
+                    layer: volume.active,
+                    group,
+                    created_ns,
+                    size: volume.size,
+                };
+                changes.push(Change::AddSnapshot(row.clone()));
+                rows.push(row);
+            }
             actives.push(active);
         }
         self.inner().catalog.commit(&changes)?;
@@ -358,6 +481,18 @@ impl Store {
                 }
                 Err(failure.error)
             }
+        }
+    }
+}
+
+/// Why snapshots leave out volumes of a type, if they do.
+fn left_out(kind: VolumeKind) -> Option<&'static str> {
+    match kind {
+        VolumeKind::Normal | VolumeKind::Immutable => None,
+        VolumeKind::Writethrough => Some("writethrough, which snapshots leave alone"),
+        VolumeKind::Readonly => Some("readonly, which never changes"),
+        VolumeKind::Multiattach => {
+            Some("multiattach, which never changes (its attachments can have snapshots)")
         }
     }
 }

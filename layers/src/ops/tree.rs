@@ -1,7 +1,5 @@
 //! The tree of layers, for people.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use crate::catalog::{CatalogState, LayerRow};
 use crate::error::Result;
 use crate::store::{Store, TreeNode};
@@ -13,72 +11,63 @@ impl Store {
     /// # Errors
     /// `NotFound` for an unknown volume.
     pub fn tree(&self, volume: Option<&str>) -> Result<Vec<TreeNode>> {
-        let inner = self.inner();
-        let state = inner.catalog.state();
-        let root = match volume {
-            None => None,
+        // The host is asked about every file: with nobody waiting.
+        let state = self.inner().catalog.share();
+        let roots = match volume {
+            None => state
+                .layers
+                .values()
+                .filter(|row| row.parent.is_none())
+                .collect(),
             Some(name) => {
                 let active = state.volume(name)?.active;
-                state.chain_of(active).first().map(|layer| layer.id)
+                state.chain(active).pop().into_iter().collect()
             }
         };
-        Ok(in_order(state, root)
-            .into_iter()
-            .map(|row| self.node(state, row))
-            .collect())
+        let rows = in_order(&state, roots);
+        Ok(rows.into_iter().map(|row| self.node(&state, row)).collect())
     }
 
     /// One layer of the tree.
     fn node(&self, state: &CatalogState, row: &LayerRow) -> TreeNode {
-        let snapshots = state.snapshots.iter().filter(|has| has.layer == row.id);
         TreeNode {
             layer: row.id,
             parent: row.parent,
             base: row.base.as_ref().map(|base| base.path.clone()),
-            snapshots: snapshots
+            snapshots: state
+                .names_of(row.id)
                 .map(|has| (has.volume.clone(), has.name.clone()))
                 .collect(),
-            active_of: state
-                .volumes
-                .values()
-                .find(|volume| volume.active == row.id)
-                .map(|volume| volume.name.clone()),
-            job: state
-                .jobs
-                .values()
-                .find(|job| job.source == row.id || job.target == row.id)
-                .map(|job| job.id),
-            size_bytes: row.size.0 * SECTOR_BYTES,
-            allocated_bytes: match &row.base {
-                Some(base) => self.media.stat(&base.path).map_or(0, |stat| stat.allocated),
-                None => self.allocated(row.id),
-            },
+            active_of: state.active_of(row.id).map(|volume| volume.name.clone()),
+            job: state.jobs_of(row.id).next().map(|job| job.id),
+            size_bytes: row.size.0.saturating_mul(SECTOR_BYTES),
+            allocated_bytes: self.taken_by(row),
             created_ns: row.created_ns,
+        }
+    }
+
+    /// Bytes that a layer, or the base that it stands for, takes on the host; 0 where that cannot be told.
+    pub(super) fn taken_by(&self, row: &LayerRow) -> u64 {
+        match &row.base {
+            Some(base) => self.media.stat(&base.path).map_or(0, |stat| stat.allocated),
+            None => self.allocated(row.id),
         }
     }
 }
 
-/// Layers from a root (or all roots), depth first, siblings by age.
-fn in_order(state: &CatalogState, root: Option<LayerId>) -> Vec<&LayerRow> {
-    let mut children: BTreeMap<Option<LayerId>, Vec<&LayerRow>> = BTreeMap::new();
-    for row in state.layers.values() {
-        children.entry(row.parent).or_default().push(row);
-    }
-    for siblings in children.values_mut() {
-        siblings.sort_by_key(|row| (row.created_ns, row.id));
-    }
-    let roots = match root {
-        Some(id) => state.layers.get(&id).into_iter().collect(),
-        None => children.get(&None).cloned().unwrap_or_default(),
-    };
+/// The layers over these roots, depth first, siblings by age.
+fn in_order<'a>(state: &'a CatalogState, mut roots: Vec<&'a LayerRow>) -> Vec<&'a LayerRow> {
+    let age = |row: &&LayerRow| -> (u64, LayerId) { (row.created_ns, row.id) };
+    roots.sort_by_key(age);
     let mut order = Vec::new();
-    let mut seen = BTreeSet::new();
-    let mut stack: Vec<&LayerRow> = roots.into_iter().rev().collect();
+    roots.reverse();
+    let mut stack = roots;
+    // Each layer has one parent, so it comes up once.
     while let Some(row) = stack.pop() {
-        if seen.insert(row.id) {
-            order.push(row);
-            stack.extend(children.get(&Some(row.id)).into_iter().flatten().rev());
-        }
+        order.push(row);
+        let mut children: Vec<&LayerRow> = state.children(row.id).collect();
+        children.sort_by_key(age);
+        stack.extend(children.into_iter().rev());
     }
     order
 }

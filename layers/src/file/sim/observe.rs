@@ -27,6 +27,8 @@ pub enum Event {
     SyncDirBegun,
     /// A sync of a directory has ended, well or not.
     SyncDirEnded,
+    /// Somebody waits for requests under way, which nobody but the observer can let go on.
+    Waiting,
     /// Something outside of the media, told by [`SimMedia::mark`]: a commit of the catalog.
     Marked(&'static str),
 }

@@ -1,0 +1,171 @@
+//! Jobs: what is done in the background.
+
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+
+use super::super::timestamp::Timestamp;
+
+/// What a job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// Joins a layer that has no name any more with its only child.
+    Merge,
+    /// Copies a layer that has no name any more into one of its children.
+    PushDown,
+    /// Makes a volume independent of the layers below its active one.
+    Flatten,
+    /// Makes a volume independent of the image that it was imported from.
+    Import,
+    /// Moves the data of a layer into the raw image below it.
+    IntoBase,
+}
+
+/// Which way the data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// From the lower layer into the upper one.
+    Up,
+    /// From the upper layer into the file of the lower one.
+    Down,
+    /// The upper layer goes on in the file of the lower one; only what lies between is copied.
+    InPlace,
+    /// Copied upwards; the lower layers stay as they are.
+    Copy,
+}
+
+impl Direction {
+    /// Its name, as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::InPlace => "in-place",
+            Self::Copy => "copy",
+        }
+    }
+}
+
+/// Where a job has got to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// Waits for its turn.
+    Queued,
+    /// At work.
+    Running,
+    /// Rests until it is resumed.
+    Paused,
+    /// Has ended well.
+    Done,
+    /// Was cancelled.
+    Cancelled,
+    /// Has failed; resuming it tries again.
+    Failed,
+}
+
+impl JobState {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Queued,
+        Self::Running,
+        Self::Paused,
+        Self::Done,
+        Self::Cancelled,
+        Self::Failed,
+    ];
+
+    /// Its name, as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether nothing more happens unless somebody resumes it.
+    pub const fn has_ended(self) -> bool {
+        matches!(self, Self::Done | Self::Cancelled | Self::Failed)
+    }
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Job {
+    /// Its number; never used twice in a store.
+    pub id: u64,
+    /// What it is for.
+    pub kind: JobKind,
+    /// What it works on: `VOLUME@SNAPSHOT`, or a volume.
+    pub subject: String,
+    /// Which way the data goes.
+    pub way: Direction,
+    /// Where it has got to.
+    pub state: JobState,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Bytes that it has copied since it began, or since the daemon started.
+    pub bytes_done: u64,
+    /// Bytes to be copied in all, as far as is known.
+    pub bytes_total: u64,
+    /// Bytes a second, lately.
+    pub bytes_per_s: u64,
+    /// At most so many bytes a second; `null`: no limit.
+    pub rate_bytes_per_s: Option<u64>,
+    /// Seconds until it ends, as far as can be told.
+    pub remaining_s: Option<u64>,
+    /// When it was created.
+    #[schema(value_type = String, format = DateTime)]
+    pub created: Timestamp,
+    /// When it ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub ended: Option<Timestamp>,
+}
+
+impl Job {
+    /// How far it is, in percent: 100 only when it is done.
+    pub fn percent(&self) -> u64 {
+        if self.state == JobState::Done {
+            return 100;
+        }
+        let done = u128::from(self.bytes_done) * 100;
+        let percent = done.checked_div(u128::from(self.bytes_total)).unwrap_or(0);
+        u64::try_from(percent).unwrap_or(99).min(99)
+    }
+}
+
+/// The jobs that have not ended, and those that ended lately, by number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobList {
+    /// The jobs.
+    pub jobs: Vec<Job>,
+}
+
+/// A change of a job.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobChange {
+    /// At most so many bytes a second; `null`: no limit.
+    #[serde(deserialize_with = "given")]
+    #[schema(required = true)]
+    pub rate_bytes_per_s: Option<u64>,
+}
+
+/// A value that may be `null` but must be there.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Option::deserialize(deserializer)
+}
+
+/// The options of a command that begins a job.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JobOptions {
+    /// The job's limit in bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_bytes_per_s: Option<u64>,
+}

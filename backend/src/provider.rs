@@ -1,0 +1,121 @@
+//! The disks that the daemon serves: volumes of its store, opened while rings run.
+//!
+//! The store keeps a volume in memory after it was let go, until somebody wants to change what it holds. So a machine that
+//! stops and starts its rings finds its disk as it left it and at once, and a command that changes the disk finds out by
+//! the store that nobody uses it: it is the store that says no to one of the two when they come together.
+//!
+//! # Immutable volumes
+//! Such a volume is reset when a machine starts ([`MachineStart::Fresh`]) if it is *armed*, which the store remembers. It is
+//! armed when it is given its type, attached or detached, and whenever a machine leaves. It is disarmed when a machine
+//! starts or goes on. So while a machine runs it is disarmed, and stays so if this process is killed or stops:
+//! whoever is served next by the new one cannot be told from the machine that ran, and nothing is thrown away.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use stratablk_layers::Error;
+use stratablk_layers::catalog::VolumeKind;
+use stratablk_layers::store::Store;
+use stratablk_layers::units::Sector;
+use stratablk_layers::volume::Volume;
+
+use crate::worker::provider::{DiskProvider, MachineStart};
+
+/// A volume of the store.
+#[derive(Debug)]
+pub struct StoredDisk {
+    /// The store.
+    store: Arc<Store>,
+    /// The volume.
+    name: String,
+    /// Its size when it was last asked for, in sectors.
+    capacity: AtomicU64,
+}
+
+impl StoredDisk {
+    /// A volume of that name, which has been opened before to see whether it can be.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn new(store: Arc<Store>, name: &str) -> Result<Self, Error> {
+        let capacity = store.volume_facts(name)?.size.0;
+        Ok(Self {
+            store,
+            name: name.to_owned(),
+            capacity: AtomicU64::new(capacity),
+        })
+    }
+
+    /// Why the volume takes no more writes, whether or not rings run.
+    pub fn failure(&self) -> Option<String> {
+        self.store.volume_facts(&self.name).ok()?.failure
+    }
+
+    /// Its type. One that is not there any more is not to be written.
+    fn kind(&self) -> VolumeKind {
+        let facts = self.store.volume_facts(&self.name);
+        facts.map_or(VolumeKind::Readonly, |facts| facts.kind)
+    }
+
+    /// Resets or disarms an immutable volume, as the start of this machine demands.
+    fn settle(&self, start: MachineStart) -> Result<(), Error> {
+        let facts = self.store.volume_facts(&self.name)?;
+        if facts.kind != VolumeKind::Immutable || !facts.armed {
+            return Ok(());
+        }
+        let volume = &self.name;
+        match start {
+            MachineStart::Fresh => {
+                if self.store.machine_starts(volume)? {
+                    tracing::info!(%volume, "reset, since a machine starts");
+                }
+            }
+            MachineStart::Continued => {
+                self.store.arm(volume, false)?;
+                tracing::info!(%volume, "not reset, since the machine goes on");
+            }
+            MachineStart::Again => {}
+        }
+        Ok(())
+    }
+}
+
+impl DiskProvider for StoredDisk {
+    type Disk = Volume;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn capacity(&self) -> Sector {
+        if let Ok(facts) = self.store.volume_facts(&self.name) {
+            self.capacity.store(facts.size.0, Ordering::Relaxed);
+        }
+        Sector(self.capacity.load(Ordering::Relaxed))
+    }
+
+    fn read_only(&self) -> bool {
+        matches!(self.kind(), VolumeKind::Readonly | VolumeKind::Multiattach)
+    }
+
+    fn open(&self, start: MachineStart) -> io::Result<Arc<Volume>> {
+        self.settle(start)
+            .and_then(|()| self.store.open_volume(&self.name))
+            .map_err(io::Error::other)
+    }
+
+    fn closed(&self) {
+        tracing::debug!(volume = %self.name, "no ring runs");
+    }
+
+    fn machine_left(&self) {
+        let volume = &self.name;
+        let facts = self.store.volume_facts(volume);
+        if facts.is_ok_and(|facts| facts.kind == VolumeKind::Immutable && !facts.armed)
+            && let Err(error) = self.store.arm(volume, true)
+        {
+            tracing::error!(%volume, %error, "the next start of a machine will not reset it");
+        }
+    }
+}

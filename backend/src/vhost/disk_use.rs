@@ -1,0 +1,126 @@
+//! A session's use of its disk: opened when its first ring starts, let go when the last one has stopped.
+//!
+//! # When a machine starts
+//! A disk may be one that begins anew with every start of its machine. The protocol does not say when a machine starts; it
+//! has to be told from what comes before the first ring of a connection runs.
+//!
+//! | what happens                                    | connection | first ring begins at             | is a start |
+//! |-------------------------------------------------|------------|----------------------------------|------------|
+//! | a machine is switched on                        | new        | entry 0 of a ring never used     | yes        |
+//! | firmware hands over to an operating system      | the same   | entry 0                          | no         |
+//! | a guest reboots, and its front-end keeps the connection | the same | entry 0                    | no         |
+//! | a guest reboots, and its front-end connects anew | new       | entry 0 of a ring never used     | yes        |
+//! | we were restarted, or the connection was lost   | new        | another entry, or a ring in use  | no         |
+//! | a machine is restored from a file, or migrated  | new        | another entry, or a loaded state | no         |
+//!
+//! A ring in use is told by the used ring, which its driver has zeroed at the beginning and into which only a device writes.
+//! So also a ring that was left at entry 65,536, which is 0 again, is no new one.
+//!
+//! What remains: a machine that has made no request at all cannot be told from one that starts, but it cannot tell what its
+//! disk held before either. A front-end that enables each ring before it says anything of the next is judged by
+//! the first alone; none that is known does so with a first ring that was never used. And a driver that does not zero its
+//! rings is taken for one that goes on: nothing is thrown away that somebody may need.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use stratablk_layers::units::Sector;
+
+use super::memory::GuestMemory;
+use super::vring::Vring;
+use crate::worker::disk::DiskSource;
+use crate::worker::provider::{DiskProvider, MachineStart};
+
+/// The use of a disk by one session. Dropping it lets the disk go.
+pub struct DiskUse<P: DiskProvider> {
+    /// Gives the disk out.
+    provider: Arc<P>,
+    /// Whether the session began with a disk that may not be changed: what its front-end was told by the features.
+    read_only: bool,
+    /// The disk, while rings run.
+    disk: Option<Arc<P::Disk>>,
+    /// Whether rings have run in this session; also for who outlives it.
+    begun: Arc<AtomicBool>,
+}
+
+impl<P: DiskProvider> DiskUse<P> {
+    /// A session begins. `read_only`: whether it may not change the disk even if others may. `begun` is set when
+    /// the disk is first opened.
+    pub fn new(provider: Arc<P>, read_only: bool, begun: Arc<AtomicBool>) -> Self {
+        begun.store(false, Ordering::Relaxed);
+        Self {
+            read_only: read_only || provider.read_only(),
+            provider,
+            disk: None,
+            begun,
+        }
+    }
+
+    /// Whether the front-end is told that the disk is read-only.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether the disk may not be changed now. It may have become so since the front-end was told otherwise.
+    pub fn may_not_change(&self) -> bool {
+        self.read_only || self.provider.read_only()
+    }
+
+    /// The size of the disk now.
+    pub fn capacity(&self) -> Sector {
+        // A disk that grows has its new size once requests may use it.
+        let open = self.disk.as_ref().map(|disk| disk.capacity());
+        open.unwrap_or_else(|| self.provider.capacity())
+    }
+
+    /// The disk, for a ring that starts; opened if none of the others runs. These are all rings of the session, in this memory.
+    ///
+    /// # Errors
+    /// Why it cannot be opened.
+    pub fn open(&mut self, rings: &[Vring], memory: &GuestMemory) -> io::Result<Arc<P::Disk>> {
+        if let Some(disk) = &self.disk {
+            return Ok(Arc::clone(disk));
+        }
+        let start = if self.begun.load(Ordering::Relaxed) {
+            MachineStart::Again
+        } else if was_in_use(rings, memory) {
+            MachineStart::Continued
+        } else {
+            MachineStart::Fresh
+        };
+        let disk = self.provider.open(start).inspect_err(|error| {
+            tracing::error!(volume = self.provider.name(), %error, "cannot be opened; no ring starts");
+        })?;
+        self.begun.store(true, Ordering::Relaxed);
+        self.disk = Some(Arc::clone(&disk));
+        Ok(disk)
+    }
+
+    /// Lets the disk go. No worker has it any more.
+    pub fn release(&mut self) {
+        if let Some(disk) = self.disk.take() {
+            drop(disk);
+            self.provider.closed();
+        }
+    }
+}
+
+impl<P: DiskProvider> Drop for DiskUse<P> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Whether the machine has used the disk before this session.
+///
+/// A state that was loaded, and a buffer of requests under way that an earlier session was given, would tell it as well: a
+/// device that offers DEVICE_STATE or INFLIGHT_SHMFD has to ask for them here.
+fn was_in_use(rings: &[Vring], memory: &GuestMemory) -> bool {
+    rings.iter().any(|ring| {
+        ring.base() != 0
+            || ring
+                .locate(memory)
+                .is_some_and(|layout| layout.was_written())
+    })
+}

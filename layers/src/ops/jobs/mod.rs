@@ -1,0 +1,256 @@
+//! Jobs: what takes long, done in the background, step by step, and resumed after a crash.
+//!
+//! DURABILITY: a job's row says what is to be done and whether it is to be done now. How far it is nobody writes down: the maps
+//! of its layers say it.
+
+pub(crate) mod info;
+mod rate;
+mod run;
+
+use std::path::Path;
+
+use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, Way};
+use crate::error::{Error, Result};
+use crate::lifecycle::{JobInfo, Phase};
+use crate::store::{Store, VolumeSource, now_ns};
+use crate::units::LayerId;
+
+pub(crate) use info::Jobs;
+
+impl Store {
+    /// The change that adds a job, the `nth` (from 0) that a transaction adds. `source` lies below `target`; a target that is
+    /// active may be given with `Way::InPlace`, which then begins with a snapshot without a name.
+    pub(crate) fn job_change(
+        &self,
+        nth: u64,
+        kind: JobKind,
+        subject: String,
+        source: LayerId,
+        target: LayerId,
+        way: Way,
+    ) -> Change {
+        let next = self.inner().catalog.state().next_job;
+        Change::AddJob(JobRow {
+            id: JobId(next.saturating_add(nth)),
+            kind,
+            subject,
+            source,
+            target,
+            way,
+            state: JobState::Queued,
+            error: None,
+            rate: None,
+            created_ns: now_ns(),
+        })
+    }
+
+    /// The jobs that have not ended, and those that ended since the store was opened (the last 100), by number.
+    pub fn jobs(&self) -> Vec<JobInfo> {
+        let rows: Vec<JobRow> = {
+            let inner = self.inner();
+            inner.catalog.state().jobs.values().cloned().collect()
+        };
+        let board = self.jobs.board();
+        let mut jobs: Vec<JobInfo> = board.all_ended().cloned().collect();
+        jobs.extend(rows.iter().map(|row| board.describe(row)));
+        jobs.sort_by_key(|job| job.id);
+        jobs.dedup_by_key(|job| job.id);
+        jobs
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn job(&self, id: JobId) -> Result<JobInfo> {
+        self.jobs()
+            .into_iter()
+            .find(|job| job.id == id)
+            .ok_or_else(|| Error::NotFound {
+                kind: "job",
+                name: id.0.to_string(),
+            })
+    }
+
+    /// Lets a job rest, durably, until it is resumed. One that has ended cannot be paused.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`.
+    pub fn pause_job(&self, id: JobId) -> Result<JobInfo> {
+        self.set_job(id, |row| match row.state {
+            JobState::Queued | JobState::Paused => {
+                row.state = JobState::Paused;
+                Ok(())
+            }
+            JobState::Stopped => Err(invalid(id, "has stopped; resume it or leave it")),
+        })
+    }
+
+    /// Lets a job that rests, was cancelled or failed go on.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`.
+    pub fn resume_job(&self, id: JobId) -> Result<JobInfo> {
+        self.set_job(id, |row| {
+            row.state = JobState::Queued;
+            row.error = None;
+            Ok(())
+        })
+    }
+
+    /// Stops a job for good. What it has moved stays moved: every disk reads the same whether or not it ends. The layer it
+    /// worked on stays, without a name, until somebody resumes the job. A copy is not resumed but begun anew.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` if it has ended; `Busy` if it cannot be left half done (then pause it).
+    pub fn cancel_job(&self, id: JobId) -> Result<JobInfo> {
+        let command = self.command();
+        let row = self.job_row(id)?;
+        if self.is_begun_in_place(&row) {
+            return Err(Error::Busy {
+                what: format!(
+                    "job {} has begun to move data in place and cannot be left half done; pause it instead \
+                     (stratablk job pause {})",
+                    id.0, id.0
+                ),
+            });
+        }
+        if row.way == Way::Copy && !self.is_finished_in_map(&row) {
+            // Nothing waits for it: what it was to free is freed when there is nothing left to copy, or by another one.
+            self.inner().catalog.commit(&[Change::RemoveJob(id)])?;
+            self.jobs.board().ended_row(&row, Phase::Cancelled);
+            self.jobs.wake();
+            return self.job(id);
+        }
+        drop(command);
+        self.set_job(id, |row| {
+            row.state = JobState::Stopped;
+            row.error = None;
+            Ok(())
+        })
+    }
+
+    /// Limits a job to so many bytes a second, or no longer.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`.
+    pub fn limit_job(&self, id: JobId, rate: Option<u64>) -> Result<JobInfo> {
+        self.set_job(id, |row| {
+            row.rate = rate.filter(|rate| *rate > 0);
+            Ok(())
+        })
+    }
+
+    /// Makes a volume independent of all layers below its active one, as a job. Its snapshots stay what they are.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` if nothing lies below it; `Busy` if its layers are being merged already.
+    pub fn flatten(&self, volume: &str) -> Result<JobInfo> {
+        let _command = self.command();
+        self.add_flatten(JobKind::Flatten, volume)
+    }
+
+    /// Creates a volume with the content of a raw image, which can be used at once; a job makes it independent of the image.
+    ///
+    /// # Errors
+    /// As `create_volume`.
+    pub fn import(&self, name: &str, image: &Path) -> Result<JobInfo> {
+        self.create_volume(name, &VolumeSource::Base(image.to_owned()))?;
+        let _command = self.command();
+        self.add_flatten(JobKind::Import, name)
+    }
+
+    /// Adds a job that copies all that lies below a volume's active layer into it.
+    fn add_flatten(&self, kind: JobKind, volume: &str) -> Result<JobInfo> {
+        let (target, source) = {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            let active = state.volume(volume)?.active;
+            let chain = state.chain_of(active);
+            if let Some(job) = jobs_of(state, &chain.iter().map(|row| row.id).collect::<Vec<_>>()) {
+                return Err(Error::Busy {
+                    what: format!(
+                        "job {} works on layers of volume {volume:?}; wait for it (stratablk job wait {}) and try again",
+                        job.id.0, job.id.0
+                    ),
+                });
+            }
+            let root = chain.first().map(|row| row.id);
+            let root = root.filter(|root| *root != active);
+            let root = root.ok_or_else(|| Error::Invalid {
+                field: "volume",
+                what: format!(
+                    "{volume:?} is independent already: nothing lies below its active layer"
+                ),
+            })?;
+            (active, root)
+        };
+        let change = self.job_change(0, kind, volume.to_owned(), source, target, Way::Copy);
+        let Change::AddJob(row) = &change else {
+            unreachable!("a job is added");
+        };
+        let id = row.id;
+        self.inner().catalog.commit(&[change])?;
+        self.jobs.wake();
+        self.job(id)
+    }
+
+    /// A job that has not ended.
+    fn job_row(&self, id: JobId) -> Result<JobRow> {
+        let row = self.inner().catalog.state().jobs.get(&id).cloned();
+        match row {
+            Some(row) => Ok(row),
+            None => {
+                self.job(id)?;
+                Err(invalid(id, "has ended"))
+            }
+        }
+    }
+
+    /// Changes how a job stands, durably.
+    fn set_job(
+        &self,
+        id: JobId,
+        change: impl FnOnce(&mut JobRow) -> Result<()>,
+    ) -> Result<JobInfo> {
+        let _command = self.command();
+        let before = self.job_row(id)?;
+        let mut row = before.clone();
+        change(&mut row)?;
+        if row != before {
+            self.inner().catalog.commit(&[Change::SetJob {
+                id,
+                state: row.state,
+                error: row.error,
+                rate: row.rate,
+            }])?;
+        }
+        self.jobs.wake();
+        self.job(id)
+    }
+
+    /// Whether a job's target has the source's file: it cannot be left half done then.
+    fn is_begun_in_place(&self, row: &JobRow) -> bool {
+        let inner = self.inner();
+        let target = inner.catalog.state().layers.get(&row.target);
+        // Before its beginning the target lies directly over the source.
+        row.way == Way::InPlace && target.is_some_and(|target| target.parent != Some(row.source))
+    }
+}
+
+/// A job on any of these layers, stopped ones left out.
+fn jobs_of<'a>(state: &'a CatalogState, layers: &[LayerId]) -> Option<&'a JobRow> {
+    let works = |job: &&JobRow| {
+        job.state != JobState::Stopped
+            && (layers.contains(&job.target) && layers.contains(&job.source))
+    };
+    state.jobs.values().find(works)
+}
+
+/// A job that cannot do this.
+fn invalid(id: JobId, what: &str) -> Error {
+    Error::Invalid {
+        field: "job",
+        what: format!("job {} {what}", id.0),
+    }
+}

@@ -1,0 +1,254 @@
+//! Taking a job up: its layers, as they are now, and what is left to be done.
+
+use std::sync::Arc;
+
+use crate::catalog::{CatalogState, JobKind, JobRow, LayerRow, LayerState, Way};
+use crate::error::{Error, Result};
+use crate::file::{File, OpenMode};
+use crate::layer::Layer;
+use crate::mapfile::{MapFile, data_path};
+use crate::store::Store;
+use crate::units::LayerId;
+
+use super::Kind;
+use super::begin::Begin;
+use super::down::Down;
+use super::gather::{Gather, Into, SealedTarget};
+use super::walk::{Sources, table_of};
+
+/// What came of taking a job up.
+#[derive(Debug)]
+pub(super) enum Loaded {
+    /// It can go on.
+    Work(Kind),
+    /// It has to wait for a snapshot.
+    NotYet,
+    /// There is nothing to do, for this reason.
+    Obsolete(String),
+}
+
+/// The parent that a job's target has at its end.
+pub(crate) fn parent_after(state: &CatalogState, job: &JobRow) -> Option<LayerId> {
+    match job.kind {
+        JobKind::Flatten | JobKind::Import => None,
+        JobKind::IntoBase => Some(job.source),
+        JobKind::Merge | JobKind::PushDown => {
+            state.layers.get(&job.source).and_then(|row| row.parent)
+        }
+    }
+}
+
+/// The layers of a job from its target down to the lowest that it takes from; `None` if they are not there or do not lie so.
+fn span(state: &CatalogState, job: &JobRow) -> Option<Vec<LayerRow>> {
+    let whole = matches!(job.kind, JobKind::Flatten | JobKind::Import);
+    let mut span = Vec::new();
+    // From the bottom.
+    for row in state.chain_of(job.target).into_iter().rev() {
+        span.push(row.clone());
+        if row.id == job.source && !whole {
+            break;
+        }
+    }
+    let reached = whole || span.last().is_some_and(|row| row.id == job.source);
+    (reached && span.len() > 1).then_some(span)
+}
+
+/// Why two layers must not be joined now.
+fn not_joinable(state: &CatalogState, source: &LayerRow) -> Option<String> {
+    if state.children(source.id).count() != 1 {
+        return Some(format!("layer {} has several children", source.id));
+    }
+    if let Some(row) = state.snapshots.iter().find(|row| row.layer == source.id) {
+        let (volume, name) = (&row.volume, &row.name);
+        return Some(format!(
+            "snapshot {volume}@{name} names layer {}",
+            source.id
+        ));
+    }
+    None
+}
+
+impl Store {
+    /// Takes a job up.
+    pub(super) fn load_job(&self, row: &JobRow) -> Result<Loaded> {
+        let _command = self.command();
+        let (span, obstacle, volume) = {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            let span = span(state, row);
+            let source = span.as_ref().and_then(|span| span.last());
+            let obstacle = source
+                .filter(|_| matches!(row.kind, JobKind::Merge | JobKind::IntoBase))
+                .and_then(|source| not_joinable(state, source));
+            let active = state
+                .volumes
+                .values()
+                .find(|volume| volume.active == row.target);
+            (span, obstacle, active.map(|volume| volume.name.clone()))
+        };
+        let in_place = row.way == Way::InPlace;
+        let begun = in_place && span.as_ref().is_some_and(|span| span.len() > 2);
+        let (Some(span), None) = (span, &obstacle) else {
+            let why = obstacle.unwrap_or_else(|| "its layers are gone".into());
+            if begun {
+                // The target has the source's file: nothing else may be done with them.
+                return Err(Error::Busy { what: why });
+            }
+            return Ok(Loaded::Obsolete(why));
+        };
+        let (Some(target), Some(source)) = (span.first(), span.last()) else {
+            return Ok(Loaded::Obsolete("its layers are gone".into()));
+        };
+        if target.state == LayerState::Sealing {
+            return Ok(Loaded::NotYet);
+        }
+        if let Some(sealing) = span
+            .iter()
+            .skip(1)
+            .find(|row| row.state != LayerState::Sealed)
+        {
+            return self.seal_again(sealing).map(|begin| {
+                begin.map_or(Loaded::NotYet, |begin| Loaded::Work(Kind::Begin(begin)))
+            });
+        }
+        let mixed = span.len() != 2 || target.size != source.size;
+        let active = target.state == LayerState::Active;
+        let kind = match (row.kind, row.way) {
+            (JobKind::IntoBase, _) if active => {
+                return Ok(Loaded::Obsolete("the layer takes writes".into()));
+            }
+            (JobKind::IntoBase, _) => Kind::Down(Box::new(self.load_down(row, target, source)?)),
+            (_, Way::InPlace) if active && !mixed => {
+                Kind::Begin(Begin::new(target.clone(), source.clone()))
+            }
+            // A snapshot was quicker.
+            (_, Way::InPlace | Way::Down) if !active && !mixed => {
+                Kind::Down(Box::new(self.load_down(row, target, source)?))
+            }
+            _ => {
+                let gather = self.load_gather(row, &span, volume.as_deref(), begun)?;
+                Kind::Gather(Box::new(gather))
+            }
+        };
+        let left = match &kind {
+            Kind::Begin(_) => self.allocated(target.id),
+            Kind::Gather(gather) => gather.bytes_left(),
+            Kind::Down(down) => down.bytes_left(),
+        };
+        self.jobs.board().began(row, left);
+        Ok(Loaded::Work(kind))
+    }
+
+    /// A layer of a job.
+    fn job_layer(&self, row: &LayerRow) -> Result<Arc<Layer>> {
+        self.settle_left(row)?;
+        let mut known = self.inner().layers.clone();
+        let layer = self.layer(row, &mut known)?;
+        self.inner().layers.insert(row.id, Arc::downgrade(&layer));
+        Ok(layer)
+    }
+
+    /// The data of a layer, to be written to.
+    fn job_file(&self, layer: LayerId) -> Result<Arc<dyn File>> {
+        let path = data_path(layer);
+        self.media
+            .open(&path, OpenMode::ReadWrite, self.options.direct_io)
+            .map_err(self.io("open", &path))
+    }
+
+    /// A job that moves data up.
+    fn load_gather(
+        &self,
+        row: &JobRow,
+        span: &[LayerRow],
+        volume: Option<&str>,
+        begun_in_place: bool,
+    ) -> Result<Gather> {
+        let Some((target_row, below)) = span.split_first() else {
+            return Err(gone(row));
+        };
+        let mut layers = below
+            .iter()
+            .map(|row| self.job_layer(row))
+            .collect::<Result<Vec<_>>>()?;
+        let punched = match row.way {
+            Way::Copy => Vec::new(),
+            // All but the one whose file the target has.
+            Way::InPlace if begun_in_place => below
+                .iter()
+                .take(below.len().saturating_sub(1))
+                .map(|row| self.job_file(row.id))
+                .collect::<Result<Vec<_>>>()?,
+            Way::Up | Way::Down | Way::InPlace => below
+                .iter()
+                .map(|row| self.job_file(row.id))
+                .collect::<Result<Vec<_>>>()?,
+        };
+        layers.reverse();
+        let sources = Sources::new(target_row.size, layers);
+        let (target, into) = match volume {
+            Some(name) => {
+                let volume = self.open_volume_in_command(name)?;
+                volume.check_failure()?;
+                let chain = volume.newest_chain();
+                let target = chain.active().filter(|layer| layer.id() == row.target);
+                let target = Arc::clone(target.ok_or_else(|| gone(row))?);
+                (target, Into::Active(Arc::downgrade(&volume)))
+            }
+            None => {
+                let target = self.job_layer(target_row)?;
+                let (map, header, set, _) = MapFile::open(&self.media, row.target)?;
+                let sealed = SealedTarget {
+                    file: self.job_file(row.target)?,
+                    header,
+                    incarnation: map.incarnation(),
+                    table: table_of(sources.clusters(), &set),
+                    records: Vec::new(),
+                };
+                (target, Into::Sealed(Box::new(sealed)))
+            }
+        };
+        Ok(Gather::new(
+            span.iter().map(|row| row.id).collect(),
+            sources,
+            begun_in_place.then_some(0),
+            target,
+            into,
+            punched,
+        ))
+    }
+
+    /// A job that moves data down.
+    fn load_down(&self, row: &JobRow, upper: &LayerRow, lower: &LayerRow) -> Result<Down> {
+        let upper_layer = self.job_layer(upper)?;
+        let lower_layer = self.job_layer(lower)?;
+        let (upper_map, upper_header, ..) = MapFile::open(&self.media, upper.id)?;
+        let (lower_map, lower_header, ..) = MapFile::open(&self.media, lower.id)?;
+        let into_base = row.kind == JobKind::IntoBase;
+        let (lower_file, upper_file) = match &lower.base {
+            Some(base) if into_base => {
+                let file = self
+                    .media
+                    .open(&base.path, OpenMode::ReadWrite, self.options.direct_io)
+                    .map_err(self.io("open base", &base.path))?;
+                (file, self.job_file(upper.id)?)
+            }
+            None if !into_base => (self.job_file(lower.id)?, self.job_file(upper.id)?),
+            _ => return Err(gone(row)),
+        };
+        Ok(Down::new(
+            upper_layer,
+            (upper_file, upper_header, upper_map.incarnation()),
+            lower_layer,
+            (lower_file, lower_header, lower_map.incarnation()),
+            upper.size,
+        ))
+    }
+}
+
+/// The layers of a job are not what it needs.
+pub(super) fn gone(row: &JobRow) -> Error {
+    Error::Busy {
+        what: format!("the layers of job {} are not what they were", row.id.0),
+    }
+}

@@ -1,0 +1,162 @@
+//! The same commands on real files and the real catalog, which are checked after each.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use stratablk_layers::catalog::VolumeKind;
+use stratablk_layers::check::{CheckOptions, Severity, check};
+use stratablk_layers::file::Media;
+use stratablk_layers::file::host::{HostMedia, HostOptions};
+use stratablk_layers::lifecycle::{DeleteOptions, Fate, RestoreOptions};
+use stratablk_layers::store::{Selection, Store, StoreOptions, VolumeSource};
+use stratablk_layers::units::{SECTOR_BYTES, Sector};
+use stratablk_layers::volume::Operation;
+
+use crate::disk::Queue;
+use crate::oracle::{Value, stamp};
+use crate::world::SECTORS;
+use crate::{over, stamps};
+
+/// A store in a folder of its own.
+struct Host {
+    /// The folder; the store is in a part of it.
+    dir: tempfile::TempDir,
+    /// The store, open.
+    store: Option<Store>,
+}
+
+impl Host {
+    /// An empty one.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Some(Self::open(dir.path()));
+        Self { dir, store }
+    }
+
+    /// Where the store is.
+    fn path(dir: &Path) -> PathBuf {
+        dir.join("store")
+    }
+
+    /// Opens it.
+    fn open(dir: &Path) -> Store {
+        Store::open(&Self::path(dir), StoreOptions::default()).unwrap()
+    }
+
+    /// The store.
+    fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    /// Ends the daemon, checks the store, and starts the daemon again.
+    #[track_caller]
+    fn restart(&mut self) {
+        self.store().finish().unwrap();
+        self.store = None;
+        let path = Self::path(self.dir.path());
+        let media = HostMedia::new(path.clone(), HostOptions { io_uring: false }).unwrap();
+        let media: Arc<dyn Media> = Arc::new(media);
+        let report = check(&path, &media, CheckOptions::default()).unwrap();
+        let found: Vec<_> = report
+            .findings
+            .iter()
+            .filter(|finding| finding.severity > Severity::Note)
+            .collect();
+        assert!(found.is_empty(), "{found:#?}");
+        self.store = Some(Self::open(self.dir.path()));
+        assert_eq!(self.store().notes(), Vec::<String>::new());
+    }
+
+    /// Writes the stamp of write `id` to a run of sectors.
+    fn write(&self, volume: &str, start: u64, count: u64, id: u64) {
+        let bytes = (start..start + count)
+            .flat_map(|sector| stamp(7, sector, id))
+            .collect();
+        let volume = self.store().open_volume(volume).unwrap();
+        let mut queue = Queue::new(volume.context(false).unwrap());
+        queue.run(Operation::Write(Sector(start)), bytes).0.unwrap();
+    }
+
+    /// What a volume reads.
+    fn values(&self, volume: &str) -> Vec<Value> {
+        let volume = self.store().open_volume(volume).unwrap();
+        let mut queue = Queue::new(volume.context(false).unwrap());
+        queue.read_all(7, SECTORS).unwrap()
+    }
+
+    /// Directories of layers.
+    fn directories(&self) -> usize {
+        let layers = Self::path(self.dir.path()).join("layers");
+        std::fs::read_dir(layers).unwrap().count()
+    }
+}
+
+#[test]
+fn a_life_on_real_files() {
+    let mut host = Host::new();
+    let image = host.dir.path().join("base.raw");
+    let bytes: Vec<u8> = (0..SECTORS)
+        .flat_map(|sector| stamp(7, sector, 1))
+        .collect();
+    std::fs::write(&image, &bytes).unwrap();
+    let based = stamps(&[(0, 64, 1)]);
+    let base = VolumeSource::Base(image.clone());
+    host.store().create_volume("a", &base).unwrap();
+    let size = VolumeSource::Size(SECTORS * SECTOR_BYTES);
+    host.store().create_volume("b", &size).unwrap();
+    host.write("a", 0, 8, 2);
+    host.write("b", 0, 8, 3);
+    host.store().snapshot("s", &Selection::All).unwrap();
+    host.write("a", 4, 8, 4);
+    host.write("b", 4, 8, 5);
+    host.restart();
+    let keep = RestoreOptions {
+        keep: Some("later".into()),
+        only: false,
+    };
+    let report = host.store().restore("a", "s", &keep).unwrap();
+    assert_eq!(report.volumes, ["a", "b"]);
+    host.restart();
+    assert_eq!(host.values("a"), over(&based, &[(0, 8, 2)]));
+    assert_eq!(host.values("b"), stamps(&[(0, 8, 3)]));
+    let options = RestoreOptions::default();
+    host.store().restore("b", "later", &options).unwrap();
+    host.restart();
+    let later = over(&based, &[(0, 8, 2), (4, 8, 4)]);
+    assert_eq!(host.values("a"), later);
+    assert_eq!(host.values("b"), stamps(&[(0, 8, 3), (4, 8, 5)]));
+    let clone = VolumeSource::Volume("a".into());
+    host.write("a", 20, 1, 6);
+    host.store()
+        .create_volume_of("gold", &clone, VolumeKind::Multiattach)
+        .unwrap();
+    host.store().give_attachment("gold", None).unwrap();
+    host.write("gold-1", 30, 1, 7);
+    host.restart();
+    let cloned = over(&later, &[(20, 1, 6)]);
+    assert_eq!(host.values("gold-1"), over(&cloned, &[(30, 1, 7)]));
+    host.store()
+        .take_attachment("gold-1", Some("mine"))
+        .unwrap();
+    host.store().set_kind("b", VolumeKind::Immutable).unwrap();
+    host.write("b", 50, 4, 8);
+    host.restart();
+    assert!(host.store().machine_starts("b").unwrap());
+    host.restart();
+    assert_eq!(host.values("b"), stamps(&[(0, 8, 3), (4, 8, 5)]));
+    assert_eq!(host.values("mine"), over(&cloned, &[(30, 1, 7)]));
+    let options = DeleteOptions::default();
+    let report = host.store().delete_snapshot("a", "s", options).unwrap();
+    assert!(matches!(report.fate, Fate::Joined { .. }), "{report:?}");
+    host.restart();
+    for name in ["a", "gold", "b"] {
+        host.store().delete_volume(name).unwrap();
+        host.restart();
+        assert_eq!(host.values("mine"), over(&cloned, &[(30, 1, 7)]));
+    }
+    assert_eq!(host.directories(), host.store().tree(None).unwrap().len());
+    host.store().delete_volume("mine").unwrap();
+    host.restart();
+    assert_eq!(host.directories(), 0);
+    assert_eq!(std::fs::read(&image).unwrap(), bytes);
+}
