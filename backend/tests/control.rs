@@ -98,6 +98,21 @@ impl Server {
         )
     }
 
+    /// Waits until no job is under way.
+    #[track_caller]
+    fn idle(&self) {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        loop {
+            let (_, list) = self.ask("GET", "/v1/jobs", "");
+            let jobs = list["jobs"].as_array().unwrap();
+            let at_work = |job: &Value| job["state"] == "queued" || job["state"] == "running";
+            if !jobs.iter().any(at_work) {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{list}");
+        }
+    }
+
     /// Sends a request that must be refused with this status, for this field, and change nothing. Returns the message.
     #[track_caller]
     fn refused(&self, request: (&str, &str, &str), status: u16, field: Option<&str>) -> String {
@@ -717,6 +732,8 @@ fn types_and_sizes_by_hand() {
         "{volume}"
     );
 
+    // What it started from is joined with it.
+    s.idle();
     let (status, volume) = s.ask("PATCH", "/v1/volumes/web", r#"{"size_bytes":2097152}"#);
     assert_eq!(
         (status, &volume["size_bytes"]),

@@ -402,15 +402,17 @@ fn compare(state: &CatalogState, row: &LayerRow, header: &MapHeader, report: &mu
     if !state.may_have_parent(row.id, header.parent) {
         differences.push(("parent", text(row.parent), text(header.parent)));
     }
-    if row.size != header.size && row.state == LayerState::Active {
+    // Of a layer that takes writes the catalog is right, and the map follows it.
+    let resizing = row.size != header.size && row.state == LayerState::Active;
+    if resizing {
         report.add(
             Severity::Note,
             Some(row.id),
             format!(
-                "size in sectors: the catalog says {}, the map's header says {}: a change of size was interrupted",
+                "its disk got {} sectors, and its map still says {}",
                 row.size, header.size
             ),
-            "nothing; the catalog is right, and the map follows when the volume is next opened",
+            "nothing; it is finished when the volume is next opened",
         );
     } else if row.size != header.size {
         differences.push((

@@ -219,7 +219,7 @@ fn damages() -> Vec<(Harm, Severity, Option<u128>, &'static str)> {
             },
             Note,
             Some(3),
-            "size in sectors: the catalog says 1003, the map's header says 1008",
+            "its disk got 1003 sectors, and its map still says 1008",
         ),
         (
             |f| {

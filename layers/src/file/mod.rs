@@ -118,6 +118,10 @@ pub trait Media: Send + Sync + std::fmt::Debug {
     fn display_path(&self, path: &Path) -> PathBuf;
     /// A new engine for one queue context; `depth` operations at most are under way at once.
     fn engine(&self, depth: u32) -> io::Result<Box<dyn Engine>>;
+    /// A name that nothing has: random, but in a simulation the same in every run of a seed.
+    fn fresh_id(&self) -> uuid::Uuid {
+        uuid::Uuid::new_v4()
+    }
     /// Lets go on whatever else there is, where nothing happens by itself: in a simulation on one thread, whose commands would
     /// else wait forever for requests that it has under way. Returns whether this is one; if not, the caller waits.
     fn go_on(&self) -> bool {

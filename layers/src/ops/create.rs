@@ -1,9 +1,9 @@
 //! Creating a volume: an empty disk, a disk over a raw base, or a clone of a snapshot or of another volume.
 //!
 //! DURABILITY: the files of the new layers are written and synced, with their directories, before the one catalog
-//! transaction that names them. A crash before it leaves layers that nobody names; they are removed at the next start. A clone of
-//! a volume seals that one's active layer first, as a snapshot without a name; a crash in between leaves that layer, which the
-//! next start joins with the one above.
+//! transaction that names them. A crash before it leaves layers that nobody names; they are removed at the next start.
+//! A clone of a volume seals that one's active layer first, as a snapshot without a name; a crash in between leaves that
+//! layer, which the next start joins with the one above.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -173,7 +173,7 @@ impl Store {
         self.media
             .open(&path, OpenMode::ReadOnly, false)
             .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?;
-        let id = LayerId(Uuid::new_v4());
+        let id = LayerId(self.media.fresh_id());
         let mut header = self.new_header(id, None, size, "");
         header.kind = LayerKind::RawBase(base.clone());
         header.state = MapState::Sealed;
@@ -200,7 +200,7 @@ impl Store {
         size: Sector,
         made: &mut Made,
     ) -> Result<(Arc<Layer>, LayerRow)> {
-        let id = LayerId(Uuid::new_v4());
+        let id = LayerId(self.media.fresh_id());
         let header = self.new_header(id, parent, size, volume);
         made.layers.push(id);
         let data = self.make_data(id, size)?;
@@ -234,7 +234,7 @@ impl Store {
         file: &Path,
         made: &mut Made,
     ) -> Result<(Arc<Layer>, LayerRow)> {
-        let id = LayerId(Uuid::new_v4());
+        let id = LayerId(self.media.fresh_id());
         made.layers.push(id);
         self.make_dir(id)?;
         let path = data_path(id);
@@ -271,7 +271,7 @@ impl Store {
     /// Makes the files of a sealed layer that holds nothing, durable on return: what a volume starts from that has to start
     /// from something.
     fn make_empty_layer(&self, volume: &str, size: Sector, made: &mut Made) -> Result<LayerRow> {
-        let id = LayerId(Uuid::new_v4());
+        let id = LayerId(self.media.fresh_id());
         let mut header = self.new_header(id, None, size, volume);
         header.state = MapState::Sealed;
         made.layers.push(id);

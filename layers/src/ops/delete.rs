@@ -1,8 +1,8 @@
 //! Deleting a volume with its snapshots.
 //!
-//! DURABILITY: one catalog transaction forgets the volume and its snapshots, dooms every layer that nothing else needs, and ends
-//! the jobs that give to those; only then are the files removed. A crash before it leaves the volume as it was; after it
-//! the next start removes the files that are left. What is needed by one other layer only is then joined with that.
+//! DURABILITY: one catalog transaction forgets the volume and its snapshots, dooms every layer that nothing else needs, and
+//! ends the jobs that give to those; only then are the files removed. A crash before it leaves the volume as it was; after
+//! it the next start removes the files that are left. What is needed by one other layer only is then joined with that.
 
 use crate::catalog::Change;
 use crate::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! Deleting a snapshot: its name goes at once, its data when it is not needed any more.
 //!
-//! DURABILITY: one catalog transaction takes the name, and with it dooms the layers that nobody needs without it, or adds the jobs
-//! that move its data. A crash before it leaves the snapshot, whole; after it the name is gone, the next start removes
+//! DURABILITY: one catalog transaction takes the name, and with it dooms the layers that nobody needs without it, or adds
+//! the jobs that move its data. A crash before it leaves the snapshot, whole; after it the name is gone, the next start removes
 //! what is doomed, and the jobs go on. No disk reads differently at any time.
 
 use crate::catalog::{

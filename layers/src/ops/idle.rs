@@ -138,10 +138,9 @@ impl Store {
                 self.cache.forget(*id);
             }
         }
-        self.jobs.wake();
         let of_jobs = |change: &Change| matches!(change, Change::AddJob(_) | Change::RemoveJob(_));
         if changes.iter().any(of_jobs) {
-            self.wake_jobs();
+            self.jobs.wake();
         }
         if !gone.is_empty() {
             self.remove_doomed();

@@ -1,7 +1,7 @@
 //! Attachments of a multiattach volume: each has a volume of its own over what the multiattach volume holds.
 //!
-//! DURABILITY: giving one is creating a volume. Taking one is deleting a volume; or it is kept: flushed first, and then renamed in
-//! one catalog transaction, with its snapshots. Its layers stay what they are.
+//! DURABILITY: giving one is creating a volume. Taking one is deleting a volume; or it is kept: flushed first, and then
+//! renamed in one catalog transaction, with its snapshots. Its layers stay what they are.
 
 use crate::catalog::{Change, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};

@@ -2,16 +2,14 @@
 //!
 //! DURABILITY, in this order:
 //! 1. what is to be kept is flushed; the files of the new active layers are written and synced, with their directories;
-//! 2. one catalog transaction, for all volumes: the new layers become active; the old ones are doomed, with the jobs that give to
-//!    them, or are marked as sealing and get the name to be kept. From here on the restore is whole;
+//! 2. one catalog transaction, for all volumes: the new layers become active; the old ones are doomed, with the jobs that
+//!    give to them, or are marked as sealing and get the name to be kept. From here on the restore is whole;
 //! 3. the layers that were kept are sealed as by a snapshot; what nobody needs any more is removed.
 //!
 //! A crash before 2 leaves empty layers that the next start removes; after it the next start does 3.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
-
-use uuid::Uuid;
 
 use crate::catalog::{Change, SnapshotRow, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
@@ -129,7 +127,7 @@ impl Store {
         keep: Option<&str>,
         made: &mut Made,
     ) -> Result<Vec<SnapshotRow>> {
-        let group = Uuid::new_v4();
+        let group = self.media.fresh_id();
         let created_ns = now_ns();
         let old = match keep {
             Some(_) => Replaced::Sealed,

@@ -20,8 +20,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use crate::catalog::{Change, LayerState, SnapshotRow, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerMap};
@@ -306,10 +304,13 @@ impl Store {
                         break;
                     }
                 }
-                changes.push(Change::SetLayerState {
-                    layer: layer.id(),
-                    state: LayerState::Sealed,
-                });
+                // Another snapshot may have come in between, or the beginning of a merge.
+                if self.is_sealing(layer.id()) {
+                    changes.push(Change::SetLayerState {
+                        layer: layer.id(),
+                        state: LayerState::Sealed,
+                    });
+                }
             }
         }
         if failure.is_some() {
@@ -342,6 +343,13 @@ impl Store {
             elapsed: pending.began.elapsed(),
             bytes_written,
         })
+    }
+
+    /// Whether the catalog waits for a layer to be sealed.
+    fn is_sealing(&self, layer: LayerId) -> bool {
+        let inner = self.inner();
+        let row = inner.catalog.state().layers.get(&layer);
+        row.is_some_and(|row| row.state == LayerState::Sealing)
     }
 
     /// The volumes to take a snapshot of, each once.
@@ -405,7 +413,7 @@ impl Store {
         volumes: &[VolumeRow],
         made: &mut Made,
     ) -> Result<(Vec<SnapshotRow>, Vec<Arc<Layer>>)> {
-        let group = Uuid::new_v4();
+        let group = self.media.fresh_id();
         let created_ns = now_ns();
         let mut changes = Vec::new();
         let mut rows = Vec::new();

@@ -10,13 +10,18 @@
     reason = "shares the guest and the oracle of the crash tests and uses a part of them"
 )]
 
+mod crash;
 #[path = "../crash/disk.rs"]
 mod disk;
 #[path = "../crash/oracle.rs"]
 mod oracle;
 mod world;
 
+use oracle::Value;
 use stratablk_layers::catalog::Way;
+use stratablk_layers::file::Media;
+use stratablk_layers::file::sim::{Fault, FaultEffect, FaultPoint};
+use stratablk_layers::lifecycle::{DeleteOptions, Phase};
 use stratablk_layers::store::VolumeSource;
 use stratablk_layers::units::SECTOR_BYTES;
 
@@ -84,5 +89,372 @@ fn a_layer_joins_one_that_takes_writes_in_both_directions() {
             world.restart();
             world.check();
         }
+    }
+}
+
+#[test]
+fn layers_are_copied_into_their_children() {
+    for seed in 0..40 {
+        let mut world = tree(seed);
+        world.create("clone", &clone_of("b"));
+        world.create("other", &clone_of("b"));
+        world.attach("v");
+        world.attach("clone");
+        let options = DeleteOptions {
+            push_down: true,
+            ..DeleteOptions::default()
+        };
+        world.delete_with("v", "b", options);
+        world.run_jobs();
+        world.check();
+        let job = world.store().flatten("v").unwrap();
+        world.run_jobs();
+        assert_eq!(world.store().job(job.id).unwrap().phase, Phase::Done);
+        world.check();
+        world.detach("v");
+        world.restart();
+        assert_eq!(world.store().volume_info("v").unwrap().depth, 1);
+        world.check();
+    }
+}
+
+#[test]
+fn an_image_is_imported_while_it_is_used() {
+    for seed in 0..20 {
+        let mut world = World::new(seed);
+        let VolumeSource::Base(image) = world.install_base() else {
+            unreachable!("a base");
+        };
+        let job = world.store().import("v", &image).unwrap();
+        world.know("v", vec![Value::Stamp(1); SECTORS as usize]);
+        world.attach("v");
+        world.run_jobs();
+        assert_eq!(world.store().job(job.id).unwrap().phase, Phase::Done);
+        world.check();
+        assert_eq!(world.layers(), 1, "the base is needed no more");
+        world.media.remove(&image).unwrap();
+        world.detach("v");
+        world.restart();
+        world.check();
+    }
+}
+
+#[test]
+fn a_layer_is_moved_into_the_users_base() {
+    for seed in 0..30 {
+        let mut world = tree(seed * 2);
+        world.attach("v");
+        for snapshot in ["a", "b"] {
+            let options = DeleteOptions {
+                into_base: true,
+                ..DeleteOptions::default()
+            };
+            world.delete_with("v", snapshot, options);
+            world.run_jobs();
+            world.check();
+        }
+        world.detach("v");
+        world.restart();
+        world.check();
+    }
+}
+
+#[test]
+fn a_snapshot_in_the_middle_of_a_job_changes_nothing() {
+    for seed in 0..60 {
+        for way in [Way::Up, Way::InPlace] {
+            let mut world = tree(seed);
+            world.set_step(4096);
+            world.attach("v");
+            world.delete("v", "c", Some(way));
+            for _ in 0..1 + world.random.below(12) {
+                world.step();
+            }
+            world.snapshot("v", "later");
+            world.run_jobs();
+            world.check();
+            world.delete("v", "later", None);
+            world.run_jobs();
+            world.check();
+        }
+    }
+}
+
+#[test]
+fn the_store_is_closed_between_any_two_steps() {
+    for seed in 0..40 {
+        for (snapshot, way) in WAYS {
+            let mut world = tree(seed);
+            world.set_step(4096);
+            let layers = world.layers();
+            world.delete("v", snapshot, Some(way));
+            while !world.durable.state().jobs.is_empty() {
+                world.attach("v");
+                for _ in 0..1 + world.random.below(4) {
+                    world.step();
+                }
+                world.restart();
+            }
+            world.run_jobs();
+            world.check();
+            assert_eq!(world.layers(), layers - 1);
+        }
+    }
+}
+
+/// Every way that joins two layers, with a snapshot that it can be taken for.
+const WAYS: [(&str, Way); 5] = [
+    ("a", Way::Up),
+    ("a", Way::Down),
+    ("b", Way::Down),
+    ("c", Way::Up),
+    ("c", Way::InPlace),
+];
+
+/// Cuts the power, or kills the daemon, in the middle of jobs. Returns what was wrong.
+fn crashes(seeds: std::ops::Range<u64>, share: u64, ways: &[(&str, Way)]) -> Vec<String> {
+    let mut images = 0;
+    for seed in seeds {
+        for (snapshot, way) in ways {
+            let mut world = tree(seed);
+            world.set_step(8192);
+            world.attach("v");
+            world.attach("v");
+            let seen = crash::watch(&world, seed, share);
+            world.delete("v", snapshot, Some(*way));
+            world.run_jobs();
+            world.media.clear_observer();
+            let mut seen = seen.lock().unwrap();
+            images += seen.images;
+            if !seen.violations.is_empty() {
+                return std::mem::take(&mut seen.violations);
+            }
+            drop(seen);
+            world.check();
+        }
+    }
+    println!("{images} images");
+    Vec::new()
+}
+
+#[test]
+fn crashes_at_every_step_lose_nothing_and_the_job_ends_afterwards() {
+    let violations = crashes(0..24, 40, &WAYS);
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+#[test]
+fn crashes_while_layers_are_copied_lose_nothing() {
+    for seed in 0..8 {
+        let mut world = tree(seed);
+        world.set_step(8192);
+        world.attach("v");
+        let seen = crash::watch(&world, seed, 40);
+        world.store().flatten("v").unwrap();
+        world.run_jobs();
+        world.media.clear_observer();
+        let seen = seen.lock().unwrap();
+        assert!(seen.violations.is_empty(), "{}", seen.violations.join("\n"));
+    }
+}
+
+#[test]
+fn crashes_while_the_base_is_written_lose_nothing() {
+    for seed in 0..8 {
+        let mut world = tree(seed * 2);
+        world.set_step(8192);
+        world.attach("v");
+        let seen = crash::watch(&world, seed, 40);
+        let options = DeleteOptions {
+            into_base: true,
+            ..DeleteOptions::default()
+        };
+        world.delete_with("v", "a", options);
+        world.run_jobs();
+        world.media.clear_observer();
+        let seen = seen.lock().unwrap();
+        assert!(seen.violations.is_empty(), "{}", seen.violations.join("\n"));
+    }
+}
+
+#[test]
+fn the_extra_space_of_a_job_is_a_step() {
+    for seed in 0..30 {
+        for (snapshot, way) in WAYS {
+            if way == Way::InPlace {
+                // Two names of one file would be counted twice.
+                continue;
+            }
+            let mut world = tree(seed);
+            let step = 8192;
+            world.set_step(step);
+            world.store().flush_all().unwrap();
+            world.delete("v", snapshot, Some(way));
+            let before = world.allocated();
+            let mut most = before;
+            while world.store().job_step() {
+                most = most.max(world.allocated());
+            }
+            assert!(
+                most <= before + step + 4096,
+                "seed {seed}, {way:?}: {before} bytes before, {most} at most"
+            );
+            assert!(world.allocated() <= before);
+            world.check();
+        }
+    }
+}
+
+#[test]
+fn jobs_rest_go_on_and_stop() {
+    let mut world = tree(5);
+    world.set_step(4096);
+    let jobs = world.delete("v", "a", Some(Way::Up));
+    let job = world.store().jobs().last().unwrap().id;
+    assert!(jobs.is_empty() || jobs == [job]);
+    let store = std::sync::Arc::clone(world.store());
+    store.job_step();
+    assert_eq!(store.pause_job(job).unwrap().phase, Phase::Paused);
+    assert!(!store.job_step());
+    assert_eq!(store.limit_job(job, Some(1000)).unwrap().rate, Some(1000));
+    assert_eq!(store.limit_job(job, None).unwrap().rate, None);
+    store.resume_job(job).unwrap();
+    for _ in 0..3 {
+        store.job_step();
+    }
+    assert_eq!(store.job(job).unwrap().phase, Phase::Running);
+    assert_eq!(store.cancel_job(job).unwrap().phase, Phase::Cancelled);
+    assert!(!store.job_step());
+    drop(store);
+    world.check();
+    world.restart();
+    let store = std::sync::Arc::clone(world.store());
+    assert_eq!(store.job(job).unwrap().phase, Phase::Cancelled);
+    assert!(!store.job_step(), "a cancelled job is not begun anew");
+    store.resume_job(job).unwrap();
+    drop(store);
+    world.run_jobs();
+    let done = world.store().job(job).unwrap();
+    assert_eq!(done.phase, Phase::Done);
+    assert_eq!(done.bytes_done, done.bytes_total);
+    assert!(done.ended_ns.is_some());
+    assert!(world.store().pause_job(job).is_err());
+    assert!(
+        world
+            .store()
+            .job(stratablk_layers::catalog::JobId(99))
+            .is_err()
+    );
+    world.check();
+}
+
+#[test]
+fn a_merge_in_place_is_not_cancelled_but_paused() {
+    let mut world = tree(3);
+    world.set_step(4096);
+    world.attach("v");
+    world.delete("v", "c", Some(Way::InPlace));
+    let job = world.store().jobs().last().unwrap().id;
+    for _ in 0..3 {
+        world.step();
+    }
+    world.settle_guests();
+    let refused = world.store().cancel_job(job).unwrap_err().to_string();
+    assert!(refused.contains("pause"), "{refused}");
+    world.store().pause_job(job).unwrap();
+    world.check();
+    world.store().resume_job(job).unwrap();
+    world.run_jobs();
+    world.check();
+}
+
+#[test]
+fn a_full_disk_or_a_failing_one_stops_a_job_and_harms_no_disk() {
+    let failures = [
+        (FaultPoint::Write, "data", FaultEffect::NoSpace),
+        (FaultPoint::Write, "data", FaultEffect::Error),
+        (FaultPoint::Write, "map.new", FaultEffect::NoSpace),
+        (FaultPoint::SyncData, "data", FaultEffect::Error),
+        (FaultPoint::SyncData, "map.new", FaultEffect::Error),
+        (FaultPoint::Rename, "map", FaultEffect::Error),
+        (FaultPoint::Read, "data", FaultEffect::Error),
+        (FaultPoint::Punch, "data", FaultEffect::Error),
+    ];
+    let mut stopped = 0;
+    for seed in 0..12 {
+        for (point, name, effect) in failures {
+            for (snapshot, way) in [("a", Way::Up), ("a", Way::Down)] {
+                let mut world = tree(seed);
+                world.set_step(4096);
+                world.delete("v", snapshot, Some(way));
+                world.media.inject(Fault {
+                    point,
+                    name: Some(name.to_owned()),
+                    after: seed % 5,
+                    times: 1,
+                    effect,
+                });
+                for _ in 0..10_000 {
+                    if !world.store().job_step() {
+                        break;
+                    }
+                }
+                world.media.clear_faults();
+                for job in world.store().jobs() {
+                    if job.phase == Phase::Failed {
+                        stopped += 1;
+                        assert!(job.error.is_some());
+                        world.store().resume_job(job.id).unwrap();
+                    }
+                }
+                world.check();
+                world.run_jobs();
+                world.check();
+            }
+        }
+    }
+    assert!(stopped > 50, "{stopped}");
+}
+
+#[cfg(feature = "canary")]
+mod canaries {
+    use super::*;
+    use stratablk_layers::canary::{Canary, set};
+
+    /// Whether crashes show that something is broken.
+    fn rings(canary: Canary) {
+        set(Some(canary));
+        let violations = crashes(0..24, 60, &WAYS);
+        set(None);
+        println!("{canary:?}: {violations:?}");
+        assert!(!violations.is_empty(), "{canary:?}, and nobody noticed");
+    }
+
+    #[test]
+    fn canary_places_given_back_too_early_are_noticed() {
+        rings(Canary::PunchBeforeCommit);
+    }
+
+    #[test]
+    fn canary_a_missing_sync_is_noticed() {
+        rings(Canary::SkipSync);
+    }
+
+    #[test]
+    fn canary_a_write_to_the_file_without_the_lead_is_noticed() {
+        let run = || {
+            set(Some(Canary::LoseGuestWrite));
+            for seed in 0..40 {
+                let mut world = tree(seed);
+                world.attach("v");
+                world.attach("v");
+                world.delete("v", "c", Some(Way::Up));
+                world.run_jobs();
+                world.check();
+            }
+        };
+        let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        set(None);
+        assert!(run.is_err(), "a guest's write was lost, and nobody noticed");
     }
 }

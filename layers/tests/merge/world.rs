@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use stratablk_layers::catalog::memory::{MemoryCatalog, MemoryDisk};
 use stratablk_layers::catalog::{CatalogState, JobId, Way};
@@ -14,7 +14,7 @@ use stratablk_layers::units::{SECTOR_BYTES, Sector, SectorRange, StoreId};
 use stratablk_layers::volume::{Durability, Operation};
 
 use crate::disk::Queue;
-use crate::oracle::{Value, stamp};
+use crate::oracle::{Disk, Marks, Value, stamp};
 
 /// Sectors of a disk: not whole clusters, on purpose.
 pub const SECTORS: u64 = 331;
@@ -30,6 +30,8 @@ struct Doing {
     range: SectorRange,
     /// What it leaves there; `None` for a read.
     value: Option<Value>,
+    /// When it was issued.
+    issued: u64,
 }
 
 /// A guest: one queue of a volume.
@@ -40,8 +42,19 @@ pub struct Guest {
     queue: Queue,
     /// Requests under way.
     under_way: HashMap<u64, Doing>,
+    /// Flushes under way, with what they cover.
+    flushes: HashMap<u64, Marks>,
     /// The next request.
     next: u64,
+}
+
+/// What may be found after a crash.
+#[derive(Default)]
+pub struct Known {
+    /// Every volume.
+    pub disks: BTreeMap<String, Disk>,
+    /// Every snapshot.
+    pub snapshots: BTreeMap<(String, String), Vec<Value>>,
 }
 
 /// A store, its guests, and what must be read.
@@ -58,6 +71,8 @@ pub struct World {
     pub volumes: BTreeMap<String, Vec<Value>>,
     /// What every snapshot holds, by volume and name.
     pub snapshots: BTreeMap<(String, String), Vec<Value>>,
+    /// What may be found of them after a crash, for who watches.
+    pub known: Arc<Mutex<Known>>,
     /// Guests at work.
     guests: Vec<Guest>,
     /// Chance.
@@ -85,6 +100,7 @@ impl World {
             store: None,
             volumes: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            known: Arc::default(),
             guests: Vec::new(),
             random,
             stamp: 10,
@@ -135,7 +151,19 @@ impl World {
             }
             VolumeSource::Volume(volume) => self.volumes[volume].clone(),
         };
+        self.know(name, values);
+    }
+
+    /// A volume that is there holds this.
+    pub fn know(&mut self, name: &str, values: Vec<Value>) {
+        let disk = Disk::new(NUMBER, values.clone());
+        self.known().disks.insert(name.to_owned(), disk);
         self.volumes.insert(name.to_owned(), values);
+    }
+
+    /// What may be found after a crash.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap()
     }
 
     /// Puts a raw image.
@@ -155,6 +183,7 @@ impl World {
             name: name.to_owned(),
             queue: Queue::new(volume.context(false).unwrap()),
             under_way: HashMap::new(),
+            flushes: HashMap::new(),
             next: 1,
         });
     }
@@ -171,8 +200,9 @@ impl World {
         let selection = Selection::Volumes(vec![volume.to_owned()]);
         self.store().snapshot(name, &selection).unwrap();
         let values = self.volumes[volume].clone();
-        self.snapshots
-            .insert((volume.to_owned(), name.to_owned()), values);
+        let key = (volume.to_owned(), name.to_owned());
+        self.known().snapshots.insert(key.clone(), values.clone());
+        self.snapshots.insert(key, values);
     }
 
     /// Takes a snapshot's name away; its data goes this way.
@@ -186,8 +216,10 @@ impl World {
 
     /// The same, in any way.
     pub fn delete_with(&mut self, volume: &str, name: &str, options: DeleteOptions) -> Vec<JobId> {
+        let key = (volume.to_owned(), name.to_owned());
+        self.known().snapshots.remove(&key);
         let report = self.store().delete_snapshot(volume, name, options).unwrap();
-        self.snapshots.remove(&(volume.to_owned(), name.to_owned()));
+        self.snapshots.remove(&key);
         report.jobs
     }
 
@@ -260,10 +292,28 @@ impl World {
         } else {
             range
         };
+        let mut issued = 0;
+        let mut covers = None;
+        {
+            let mut known = self.known.lock().unwrap();
+            let disk = known.disks.get_mut(&name).unwrap();
+            if let Some(value) = value {
+                let sectors = start..start + count;
+                issued = disk.issue(sectors.map(|sector| (sector, value)));
+            } else if kind == 7 {
+                covers = Some(disk.marks());
+            }
+        }
         let guest = &mut self.guests[at];
         let token = guest.next;
         guest.next += 1;
-        guest.under_way.insert(token, Doing { range, value });
+        let doing = Doing {
+            range,
+            value,
+            issued,
+        };
+        guest.under_way.insert(token, doing);
+        guest.flushes.extend(covers.map(|marks| (token, marks)));
         guest.queue.context().begin_batch();
         guest
             .queue
@@ -278,6 +328,16 @@ impl World {
             for (token, result, memory) in guest.queue.poll() {
                 let doing = guest.under_way.remove(&token).unwrap();
                 result.unwrap();
+                let mut known = self.known.lock().unwrap();
+                let disk = known.disks.get_mut(&guest.name).unwrap();
+                if doing.value.is_some() {
+                    let sectors = doing.range.start.0..doing.range.end().0;
+                    disk.end(doing.issued, sectors, true, false);
+                }
+                if let Some(marks) = guest.flushes.remove(&token) {
+                    disk.flushed(&marks);
+                }
+                drop(known);
                 let first = doing.range.start.0;
                 let range = first as usize..doing.range.end().0 as usize;
                 match doing.value {

@@ -44,6 +44,7 @@ impl World {
         world.names = names;
         world.disks = disks;
         world.next_inode = self.next_inode;
+        world.ids = self.ids;
         world.clock_ns = self.clock_ns;
         world
     }
@@ -56,6 +57,7 @@ impl World {
         world.names = self.names.clone();
         world.disks = self.disks.clone();
         world.next_inode = self.next_inode;
+        world.ids = self.ids;
         world.clock_ns = self.clock_ns;
         let mut flights: Vec<&Flight> = self.flights.values().collect();
         for end in (1..flights.len()).rev() {

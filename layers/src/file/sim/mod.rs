@@ -270,6 +270,10 @@ impl Media for SimMedia {
         Path::new("/simulated/store").join(path)
     }
 
+    fn fresh_id(&self) -> uuid::Uuid {
+        self.world().ids.fresh()
+    }
+
     fn go_on(&self) -> bool {
         self.point(Event::Waiting, "".into());
         true

@@ -23,6 +23,24 @@ pub(super) struct OpenFile {
     pub(super) writable: bool,
 }
 
+/// Names that look random.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ids {
+    seed: u64,
+    given: u64,
+}
+
+impl Ids {
+    /// One that was not given out before, nor will be after a crash.
+    pub(super) fn fresh(&mut self) -> uuid::Uuid {
+        self.given += 1;
+        let mut random = Random::new(self.seed ^ self.given.rotate_left(32));
+        let [high, low] = [random.number(), random.number()];
+        uuid::Builder::from_random_bytes(*uuid::Uuid::from_u64_pair(high, low).as_bytes())
+            .into_uuid()
+    }
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct World {
@@ -31,6 +49,8 @@ pub(super) struct World {
     pub(super) names: Names,
     pub(super) disks: BTreeMap<Inode, Disk>,
     pub(super) next_inode: Inode,
+    /// Where names for layers come from: the same ones in every run of a seed.
+    pub(super) ids: Ids,
     pub(super) open: BTreeMap<i32, OpenFile>,
     next_token: i32,
     pub(super) flights: BTreeMap<u64, Flight>,
@@ -55,6 +75,7 @@ impl World {
             names: Names::new(),
             disks: BTreeMap::new(),
             next_inode: FIRST_INODE,
+            ids: Ids { seed, given: 0 },
             open: BTreeMap::new(),
             next_token: 0,
             flights: BTreeMap::new(),

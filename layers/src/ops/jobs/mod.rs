@@ -9,7 +9,7 @@ mod run;
 
 use std::path::Path;
 
-use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, LayerState, Way};
+use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, Way};
 use crate::error::{Error, Result};
 use crate::lifecycle::{JobInfo, Phase};
 use crate::store::{Store, VolumeSource, now_ns};
@@ -253,10 +253,4 @@ fn invalid(id: JobId, what: &str) -> Error {
         field: "job",
         what: format!("job {} {what}", id.0),
     }
-}
-
-/// Whether a layer takes no more writes.
-pub(crate) fn is_sealed(state: &CatalogState, layer: LayerId) -> bool {
-    let row = state.layers.get(&layer);
-    row.is_some_and(|row| row.state == LayerState::Sealed)
 }

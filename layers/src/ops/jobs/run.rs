@@ -55,9 +55,4 @@ impl Store {
     pub fn set_job_step_bytes(&self, bytes: u64) {
         self.jobs.board().step_bytes = bytes.max(1);
     }
-
-    /// Jobs were added or ended by a command.
-    pub(crate) fn wake_jobs(&self) {
-        self.jobs.wake();
-    }
 }

@@ -28,8 +28,8 @@ use super::gather::failed;
 use super::piece::{Gain, Piece, runs_of};
 use super::walk::{Held, Sources};
 
-/// Sectors that are copied at once: 4 MiB.
-const PIECE_SECTORS: u64 = 8192;
+/// Bytes that are copied at once.
+const PIECE_BYTES: u64 = 4 << 20;
 
 /// A layer of the pair.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub(super) struct Down {
     at: u64,
     /// The first cluster that was not given back.
     given_back: u64,
-    /// Bytes moved since the last commit.
+    /// Bytes of clusters moved since the last commit.
     uncommitted: u64,
     /// What comes next.
     phase: Stage,
@@ -141,8 +141,8 @@ impl Down {
     }
 
     /// Looks for the next piece.
-    fn look(&self, at: u64, sectors_max: u64) -> Piece {
-        Piece::next(&self.sources, &Held::Nothing, at, sectors_max, None)
+    fn look(&self, at: u64, space_max: u64) -> Piece {
+        Piece::next(&self.sources, &Held::Nothing, at, space_max, None)
     }
 
     /// The layers, from the top down.
@@ -186,8 +186,7 @@ impl Store {
     /// Moves a piece. Nobody reads what it changes.
     fn down_move(&self, down: &mut Down) -> Result<Step> {
         let step_bytes = self.jobs.board().step_bytes;
-        let most = PIECE_SECTORS.min((step_bytes / SECTOR_BYTES).max(1));
-        let piece = down.look(down.at, most);
+        let piece = down.look(down.at, PIECE_BYTES.min(step_bytes));
         let mut bytes = Vec::new();
         for copy in &piece.copies {
             let len = usize::try_from(copy.range.count * SECTOR_BYTES).unwrap_or(0);
@@ -207,7 +206,7 @@ impl Store {
         }
         let moved = piece.sectors * SECTOR_BYTES;
         down.at = piece.end;
-        down.uncommitted += moved;
+        down.uncommitted += piece.space;
         if down.uncommitted >= step_bytes || down.at >= down.sources.clusters() {
             down.phase = Stage::Commit;
         }
@@ -255,16 +254,11 @@ impl Store {
             let chain = down.chain();
             replace(self, &mut down.upper, smaller)?;
             // Volumes over the upper one have both.
-            self.lead_down(&down.lower.layer, &chain, first, count);
+            self.lead_to(&down.lower.layer, &chain, first, count);
         }
         down.uncommitted = 0;
         down.phase = Stage::Settle(self.clock.advance());
         Ok(Step::Moved(0))
-    }
-
-    /// Lets the words of all tables that lead to the upper layer lead to the lower one.
-    fn lead_down(&self, lower: &Layer, chain: &[LayerId; 2], first: Cluster, count: u64) {
-        self.lead_to(lower, chain, first, count);
     }
 
     /// Gives the upper one's places back.

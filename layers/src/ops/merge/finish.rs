@@ -168,25 +168,42 @@ impl Store {
             .inspect_err(|_| down.upper.header.parent = Some(lower))?;
             down.upper.incarnation = map.incarnation();
         }
-        // From here on the upper layer is this one for all that open it.
-        let path = data_path(upper);
+        // As it was loaded after a crash at this place, or as it was before: then it holds nothing.
+        let known = sealed_set(&down.upper.layer);
+        let as_it_is = known.data_sectors() > 0 || known.zero_sectors() > 0;
+        let layer = if as_it_is {
+            Arc::clone(&down.upper.layer)
+        } else {
+            self.taken_over(down)?
+        };
+        self.commit_end(row, parent, &[lower])?;
+        self.inner().layers.insert(upper, Arc::downgrade(&layer));
+        for volume in self.volumes_over(upper) {
+            let newest = volume.newest_chain();
+            let next = match newest.slot_of(lower) {
+                Some(slot) if !as_it_is => {
+                    // Words lead to the lower one's place, whose file it has.
+                    newest.without(&[upper]).with_replaced(slot, &layer)
+                }
+                _ => newest.without(&[lower]),
+            };
+            volume.exchange(next);
+        }
+        self.retire_later(runner, &[lower]);
+        Ok(Step::Finish)
+    }
+
+    /// The upper layer with the lower one's file, for all that open it from here on.
+    fn taken_over(&self, down: &Down) -> Result<Arc<Layer>> {
+        let path = data_path(down.upper.layer.id());
         let data = self
             .media
             .open(&path, OpenMode::ReadOnly, self.options.direct_io)
             .map_err(self.io("open", &path))?;
         let set = sealed_set(&down.lower.layer);
         let number = down.upper.layer.number();
-        let layer = Arc::new(Layer::sealed(down.upper.header.clone(), number, data, set));
-        self.commit_end(row, parent, &[lower])?;
-        self.inner().layers.insert(upper, Arc::downgrade(&layer));
-        for volume in self.volumes_over(upper) {
-            let newest = volume.newest_chain();
-            if let Some(slot) = newest.slot_of(lower) {
-                volume.exchange(newest.without(&[upper]).with_replaced(slot, &layer));
-            }
-        }
-        self.retire_later(runner, &[lower]);
-        Ok(Step::Finish)
+        let header = down.upper.header.clone();
+        Ok(Arc::new(Layer::sealed(header, number, data, set)))
     }
 
     /// Step 1 of the way down.

@@ -34,10 +34,10 @@ use super::piece::{Copy, Piece};
 use super::walk::{Held, Sources};
 use super::{Patience, Step};
 
-/// Sectors that are copied while flushes of a volume wait: 256 KiB.
-const LED_SECTORS: u64 = 512;
-/// Sectors that are copied at once between sealed layers: 4 MiB.
-const SEALED_SECTORS: u64 = 8192;
+/// Bytes that are copied while flushes of a volume wait.
+const LED_BYTES: u64 = 256 << 10;
+/// Bytes that are copied at once between sealed layers.
+const SEALED_BYTES: u64 = 4 << 20;
 /// Records that a step may gather before it is committed.
 const RECORDS_MAX: usize = 1 << 18;
 
@@ -60,7 +60,7 @@ pub(super) struct Gather {
     at: u64,
     /// The first cluster that was not given back.
     given_back: u64,
-    /// Bytes moved since the last commit.
+    /// Bytes of clusters moved since the last commit.
     uncommitted: u64,
     /// What comes next.
     pub phase: Stage,
@@ -155,7 +155,7 @@ impl Gather {
     }
 
     /// Looks for the next piece.
-    fn look(&self, at: u64, sectors_max: u64) -> Piece {
+    fn look(&self, at: u64, space_max: u64) -> Piece {
         let map = self.target.map();
         let held = match (&**map, &self.into) {
             (LayerMap::Active(map), _) => Held::Active(map),
@@ -163,7 +163,7 @@ impl Gather {
             // Sealed since: found out before anything is written.
             (LayerMap::Sealed(_), Into::Active(_)) => return self.nothing(),
         };
-        Piece::next(&self.sources, &held, at, sectors_max, self.in_place)
+        Piece::next(&self.sources, &held, at, space_max, self.in_place)
     }
 
     /// The piece at the end.
@@ -242,10 +242,9 @@ impl Store {
     /// Moves a piece.
     fn gather_move(&self, row: &JobRow, gather: &mut Gather, patience: Patience) -> Result<Step> {
         let active = matches!(gather.into, Into::Active(_));
-        let most = if active { LED_SECTORS } else { SEALED_SECTORS };
+        let most = if active { LED_BYTES } else { SEALED_BYTES };
         let step_bytes = self.jobs.board().step_bytes;
-        let most = most.min((step_bytes / SECTOR_BYTES).max(1));
-        let piece = gather.look(gather.at, most);
+        let piece = gather.look(gather.at, most.min(step_bytes));
         if active {
             let Some(step) = self.hand_over(row, gather, &piece, patience)? else {
                 return Ok(Step::Again);
@@ -258,7 +257,7 @@ impl Store {
         }
         let bytes = piece.sectors * SECTOR_BYTES;
         gather.at = piece.end;
-        gather.uncommitted += bytes;
+        gather.uncommitted += piece.space;
         let records = match &gather.into {
             Into::Active(_) => 0,
             Into::Sealed(sealed) => sealed.records.len(),

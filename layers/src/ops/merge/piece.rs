@@ -1,7 +1,7 @@
 //! What is moved at once: which sectors of which source, and what the target says afterwards.
 
 use crate::map::{ClusterState, MapRecord, RecordKind};
-use crate::units::{CLUSTER_SECTORS, Cluster, Sector, SectorMask, SectorRange};
+use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, Sector, SectorMask, SectorRange};
 
 use super::walk::{Composed, Content, Held, Sources};
 
@@ -109,18 +109,20 @@ pub(super) struct Piece {
     pub gains: Vec<Gain>,
     /// Sectors that are copied.
     pub sectors: u64,
+    /// Bytes of clusters that are copied, if only in part: the space that it may take.
+    pub space: u64,
     /// The first cluster behind it: all before it is done once this is.
     pub end: u64,
 }
 
 impl Piece {
-    /// Looks for what the target lacks from cluster `at` on, up to about so many sectors to be copied. What lies in `in_place`
-    /// need not be copied: the target's file is that source's.
+    /// Looks for what the target lacks from cluster `at` on, up to so many bytes of clusters to be copied (at least one). What
+    /// lies in `in_place` need not be copied: the target's file is that source's.
     pub(super) fn next(
         sources: &Sources,
         held: &Held<'_>,
         at: u64,
-        sectors_max: u64,
+        space_max: u64,
         in_place: Option<usize>,
     ) -> Self {
         let end = sources.clusters();
@@ -129,7 +131,7 @@ impl Piece {
             ..Self::default()
         };
         for _ in 0..RUNS_MAX {
-            if piece.end >= end || piece.sectors >= sectors_max || piece.copies.len() >= RUNS_MAX {
+            if piece.end >= end || piece.space >= space_max || piece.copies.len() >= RUNS_MAX {
                 break;
             }
             let first = Cluster(piece.end);
@@ -139,7 +141,6 @@ impl Piece {
                 continue;
             }
             let (alike, target) = held.run(first, first.0 + count);
-            let room = (sectors_max - piece.sectors).div_ceil(CLUSTER_SECTORS);
             let mut count = count.min(alike);
             let composed = match content {
                 Content::Whole(_) | Content::Mixed => sources.cluster(first),
@@ -152,9 +153,12 @@ impl Piece {
                 target,
             };
             if gain.is_any() {
-                if gain.data() != SectorMask::NONE {
+                let stays = in_place.map_or(0, |source| composed.data_of(source).0);
+                if gain.data().0 & !stays != 0 {
+                    let room = space_max.saturating_sub(piece.space) / CLUSTER_BYTES;
                     count = count.min(room.max(1));
                     gain.count = count;
+                    piece.space += count * CLUSTER_BYTES;
                 }
                 piece.add(gain, &composed, sources.layers().len(), in_place);
             }
