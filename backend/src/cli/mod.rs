@@ -1,8 +1,8 @@
 //! The command line: parses it, does what it says, prints the result, and turns it all into an exit code.
 //!
 //! Results go to stdout, as text or (`--json`) as exactly one JSON document. Errors go to stderr, as a line or as
-//! `{"error": {...}}`. The exit code is 0 if it was done, 1 if it was refused or failed, 2 if it was not understood (and 130 if a
-//! wait was interrupted).
+//! `{"error": {...}}`. The exit code is 0 if it was done, 1 if it was refused or failed, 2 if it was not understood, 130 if
+//! a wait was interrupted.
 
 pub mod args;
 mod cache;

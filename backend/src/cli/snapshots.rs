@@ -164,7 +164,7 @@ fn costs(ways: &[WayCost]) -> String {
         let what = match cost.way {
             Direction::Up => "up: its data goes into that layer",
             Direction::Down => "down: that layer's data goes into its file",
-            Direction::InPlace => "in place: only what lies between is copied",
+            Direction::InPlace => "in place: as down, while a guest uses that layer",
             Direction::Copy => "copy: into each layer over it",
         };
         [
