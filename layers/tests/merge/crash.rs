@@ -117,7 +117,11 @@ fn look(found: Found, known: &Known) -> Result<(), String> {
     }
     for (name, before) in first {
         let values = read(&store, name, before.len() as u64)?;
-        if let Some(sector) = values.iter().zip(&before).position(|(now, then)| now != then) {
+        if let Some(sector) = values
+            .iter()
+            .zip(&before)
+            .position(|(now, then)| now != then)
+        {
             return Err(format!(
                 "{name}: sector {sector} was {:?} and is {:?} after the job",
                 before[sector], values[sector]
@@ -126,9 +130,16 @@ fn look(found: Found, known: &Known) -> Result<(), String> {
     }
     check_snapshots(&store, known)?;
     let rows = found.catalog.state();
-    let there = found.media.list(Path::new("layers")).map_err(|error| error.to_string())?;
+    let there = found
+        .media
+        .list(Path::new("layers"))
+        .map_err(|error| error.to_string())?;
     if there.len() != rows.layers.len() || !rows.doomed.is_empty() {
-        return Err(format!("{} directories, {} layers", there.len(), rows.layers.len()));
+        return Err(format!(
+            "{} directories, {} layers",
+            there.len(),
+            rows.layers.len()
+        ));
     }
     Ok(())
 }

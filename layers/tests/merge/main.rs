@@ -339,7 +339,12 @@ fn jobs_rest_go_on_and_stop() {
     assert_eq!(done.bytes_done, done.bytes_total);
     assert!(done.ended_ns.is_some());
     assert!(world.store().pause_job(job).is_err());
-    assert!(world.store().job(stratablk_layers::catalog::JobId(99)).is_err());
+    assert!(
+        world
+            .store()
+            .job(stratablk_layers::catalog::JobId(99))
+            .is_err()
+    );
     world.check();
 }
 

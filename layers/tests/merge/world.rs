@@ -215,12 +215,7 @@ impl World {
     }
 
     /// The same, in any way.
-    pub fn delete_with(
-        &mut self,
-        volume: &str,
-        name: &str,
-        options: DeleteOptions,
-    ) -> Vec<JobId> {
+    pub fn delete_with(&mut self, volume: &str, name: &str, options: DeleteOptions) -> Vec<JobId> {
         let key = (volume.to_owned(), name.to_owned());
         self.known().snapshots.remove(&key);
         let report = self.store().delete_snapshot(volume, name, options).unwrap();
@@ -275,10 +270,13 @@ impl World {
             2..7 => {
                 self.stamp += 1;
                 let id = self.stamp;
-                let bytes =
-                    (start..start + count).flat_map(|sector| stamp(NUMBER, sector, id));
+                let bytes = (start..start + count).flat_map(|sector| stamp(NUMBER, sector, id));
                 let memory = bytes.collect();
-                (Operation::Write(range.start), Some(Value::Stamp(id)), memory)
+                (
+                    Operation::Write(range.start),
+                    Some(Value::Stamp(id)),
+                    memory,
+                )
             }
             7 => (Operation::Flush, None, Vec::new()),
             _ => {
@@ -442,7 +440,9 @@ impl World {
             {
                 let look = store.open_volume("look").unwrap();
                 let mut queue = Queue::new(look.context(true).unwrap());
-                let found = queue.read_in_pieces(NUMBER, values.len() as u64, 64).unwrap();
+                let found = queue
+                    .read_in_pieces(NUMBER, values.len() as u64, 64)
+                    .unwrap();
                 same(&format!("{volume}@{snapshot}"), &found, values);
             }
             store.delete_volume("look").unwrap();

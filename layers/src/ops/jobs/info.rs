@@ -221,6 +221,12 @@ impl Board {
         Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX))
     }
 
+    /// Jobs that are at their end: the catalog does not know them any more, and nobody has said how they ended.
+    pub(crate) fn ending(&self, known: impl Fn(JobId) -> bool) -> impl Iterator<Item = JobInfo> {
+        let progress = self.progress.iter().filter(move |(id, _)| !known(**id));
+        progress.map(|(id, progress)| describe(&progress.row, Some(progress), Some(*id)))
+    }
+
     /// Jobs that are told of and that the catalog does not know: somebody has ended them.
     pub(crate) fn lost(&self, known: impl Fn(JobId) -> bool) -> Vec<JobId> {
         let mut lost: Vec<JobId> = self

@@ -53,6 +53,8 @@ impl Store {
         let board = self.jobs.board();
         let mut jobs: Vec<JobInfo> = board.all_ended().cloned().collect();
         jobs.extend(rows.iter().map(|row| board.describe(row)));
+        // Out of the catalog, and not told to have ended yet: a moment later it is.
+        jobs.extend(board.ending(|id| rows.iter().any(|row| row.id == id)));
         jobs.sort_by_key(|job| job.id);
         jobs.dedup_by_key(|job| job.id);
         jobs
@@ -117,8 +119,11 @@ impl Store {
         }
         if row.way == Way::Copy && !self.is_finished_in_map(&row) {
             // Nothing waits for it: what it was to free is freed when there is nothing left to copy, or by another one.
-            self.inner().catalog.commit(&[Change::RemoveJob(id)])?;
+            // Held for both, so that nobody finds the job in neither place.
+            let mut inner = self.inner();
+            inner.catalog.commit(&[Change::RemoveJob(id)])?;
             self.jobs.board().ended_row(&row, Phase::Cancelled);
+            drop(inner);
             self.jobs.wake();
             return self.job(id);
         }

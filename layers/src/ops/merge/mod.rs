@@ -221,16 +221,17 @@ impl Store {
     fn drop_job(&self, row: &JobRow, why: &str) -> Result<()> {
         let _command = self.command();
         {
+            // Held for both, so that nobody finds the job in neither place.
             let mut inner = self.inner();
             if inner.catalog.state().jobs.contains_key(&row.id) {
                 inner.catalog.commit(&[Change::RemoveJob(row.id)])?;
             }
+            self.jobs.board().ended_row(row, Phase::Cancelled);
         }
         self.maintenance.note(format!(
             "job {} ({}) has nothing to do: {why}",
             row.id.0, row.subject
         ));
-        self.jobs.board().ended_row(row, Phase::Cancelled);
         self.collect_unnamed()
     }
 
