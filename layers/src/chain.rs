@@ -231,13 +231,6 @@ impl Chain {
             .collect();
         Self::of(self.generation, layers, self.slots.clone(), self.last)
     }
-
-    /// This chain, to be in force from another generation on.
-    #[must_use]
-    pub fn in_force_from(mut self, generation: Generation) -> Self {
-        self.generation = generation;
-        self
-    }
 }
 
 /// The chain in force and the one that the clock will bring into force. Both are the same most of the time.

@@ -6,6 +6,7 @@
 
 mod jobs;
 mod rebuild;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod unwritten;
@@ -126,6 +127,9 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
         }
     };
     check_layers(state.as_ref(), media, options, &mut report)?;
+    if let Some(state) = &state {
+        shared::check(dir, state, &mut report);
+    }
     leftovers(dir, &mut report)?;
     Ok(report)
 }
@@ -319,6 +323,12 @@ fn check_layer(
                 Some(layer),
                 "map.new is left from a replacement of the map that was interrupted; the map itself is whole",
                 "nothing; it is removed when the store is next opened",
+            ),
+            "data.new" => report.add(
+                Severity::Note,
+                Some(layer),
+                "data.new is left from a merge that was interrupted; the data itself is whole",
+                "nothing; it is removed when the job goes on",
             ),
             _ => report.add(
                 Severity::Note,

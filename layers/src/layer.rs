@@ -180,10 +180,14 @@ impl Layer {
     /// Another set for a layer that is sealed: what a merge has given it or taken from it. Readers see the old one or the
     /// new one, whole.
     ///
-    /// What is gained must be in the data file, and no frame of this layer may hold something else there. What is lost must be
-    /// said by the neighbour that gained it, and, of the lower one of the two, no request may be under way that began before
-    /// that (`Clock::quiescent_for_reads`). The data stays in the file until the tables have followed and no such request
-    /// is under way. See section 8 of `CONCURRENCY.md`.
+    /// What is gained must be in the data file, and no frame of this layer may hold something else there. When the neighbour
+    /// has gained what this one is to lose, and the tables have followed, the order depends on which of them is the upper one,
+    /// since readers ask the upper one first:
+    /// - upwards: advance the clock; wait until no request of before is under way (`Clock::quiescent_for_reads`); the lower
+    ///   layer loses it; its place may be given back;
+    /// - downwards: the upper layer loses it; advance the clock; wait; its place may be given back.
+    ///
+    /// See section 8 of `CONCURRENCY.md`.
     pub fn replace_set(&self, set: SectorSet) {
         debug_assert!(
             self.is_sealed(),

@@ -131,8 +131,9 @@ fn resolve_sector(chain: &Chain, slot: LayerSlot, mask: SectorMask, sector: Sect
 /// Asks the maps from `slot` downwards, that layer's own first: it may say that the rest of the cluster is zero.
 ///
 /// A merge between two of these layers may change both maps meanwhile. Going downwards finds what is moved all the same: the
-/// map that gains it says so first, and a lower one that loses it does so only when nobody can have passed the upper one's
-/// older map any more (see `CONCURRENCY.md`, section 8).
+/// map that gains it says so first; a lower one loses it only when nobody can have passed the upper one's older map any more;
+/// an upper one loses it before the clock is advanced, so that whoever may still find it there is waited for (see
+/// `CONCURRENCY.md`, section 8).
 #[cold]
 fn older(chain: &Chain, slot: LayerSlot, cluster: Cluster, bit: SectorMask) -> Source {
     for (below, layer) in chain.downwards(slot) {

@@ -443,7 +443,8 @@ impl Store {
     }
 
     /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
-    /// it). Either arms an immutable volume: what is served next is the start of a machine. Durable on return. Does not touch any socket.
+    /// it). Either arms an immutable volume: what is served next is the start of a machine. Durable on return. Does not touch
+    /// any socket.
     ///
     /// # Errors
     /// `NotFound`; `Busy` if the socket path belongs to another volume; `Failed` if what was written could not be flushed

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use super::index::{Index, order};
-use super::{CatalogState, JobRow, LayerRow, Rows, SnapshotRow, VolumeRow};
+use super::{CatalogState, JobKind, JobRow, LayerRow, Rows, SnapshotRow, VolumeRow};
 use crate::units::{LayerId, StoreId};
 
 impl Rows {
@@ -146,18 +146,20 @@ impl CatalogState {
     /// Whether a layer's map may say that this is its parent: it is, or a job that gives to the layer will end with it.
     pub fn may_have_parent(&self, layer: LayerId, parent: Option<LayerId>) -> bool {
         let now = self.layers.get(&layer).map(|row| row.parent);
-        let mut jobs = self.index.targets.of(&layer);
-        now == Some(parent)
-            || jobs
-                .any(|id| self.jobs.get(id).and_then(|job| self.parent_after(job)) == Some(parent))
+        let jobs = self.index.targets.of(&layer);
+        let mut jobs = jobs.filter_map(|id| self.jobs.get(id));
+        now == Some(parent) || jobs.any(|job| self.parent_after(job) == parent)
     }
 
-    /// The parent that the target of a job has at the end, if the job gives it another.
-    pub fn parent_after(&self, job: &JobRow) -> Option<Option<LayerId>> {
-        if job.kind == super::JobKind::IntoBase {
-            return None;
+    /// The parent that the target of a job has at the end.
+    fn parent_after(&self, job: &JobRow) -> Option<LayerId> {
+        match job.kind {
+            JobKind::Flatten | JobKind::Import => None,
+            JobKind::IntoBase => self.layers.get(&job.target).and_then(|row| row.parent),
+            JobKind::Merge | JobKind::PushDown => {
+                self.layers.get(&job.source).and_then(|row| row.parent)
+            }
         }
-        self.layers.get(&job.source).map(|source| source.parent)
     }
 
     /// A layer and all those below it, from the top down. Ends early at a parent that does not exist or comes up again,

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Report, layer_directories, lock_store};
+use super::{Report, layer_directories, lock_store, shared};
 use crate::catalog::sqlite::{CATALOG_NAME, SqliteCatalog, io_error, journal_of, sync_dir};
 use crate::catalog::{
     Catalog, CatalogState, LayerRow, LayerState, Rows, SnapshotRow, VolumeKind, VolumeRow,
@@ -46,7 +46,7 @@ pub fn rebuild_catalog(dir: &Path, media: &Arc<dyn Media>) -> Result<Rebuilt> {
     let _lock = lock_store(dir)?;
     let mut rebuilt = Rebuilt::default();
     let headers = read_headers(media, &mut rebuilt.notes)?;
-    let state = assemble(&headers, &mut rebuilt.notes).map_err(|what| Error::Corrupt {
+    let state = assemble(dir, &headers, &mut rebuilt.notes).map_err(|what| Error::Corrupt {
         path: media.display_path(Path::new(LAYERS_DIR)),
         what,
     })?;
@@ -57,7 +57,9 @@ pub fn rebuild_catalog(dir: &Path, media: &Arc<dyn Media>) -> Result<Rebuilt> {
     rebuilt.snapshots = catalog.state().snapshots.len();
     rebuilt
         .notes
-        .push("attachments are not in the layers: attach each volume again".into());
+        .push(
+            "attachments and types are not in the layers: every volume is a normal one; attach each again".into(),
+        );
     Ok(rebuilt)
 }
 
@@ -95,6 +97,7 @@ fn read_headers(
 
 /// The catalog that these headers describe.
 fn assemble(
+    dir: &Path,
     headers: &BTreeMap<LayerId, MapHeader>,
     notes: &mut Vec<String>,
 ) -> Result<CatalogState, String> {
@@ -155,6 +158,7 @@ fn assemble(
         volume.created_ns = oldest(headers, volume);
     }
     add_snapshots(&mut rows, headers, notes)?;
+    shared::add_jobs(dir, &mut rows, notes);
     CatalogState::new(rows)
 }
 

@@ -217,9 +217,9 @@ fn damages() -> Vec<(Harm, Severity, Option<u128>, &'static str)> {
                 header.size = Sector(1008);
                 f.remap(&header, &some());
             },
-            Error,
+            Note,
             Some(3),
-            "size in sectors: the catalog says 1003, the map's header says 1008",
+            "its disk got 1003 sectors, and its map still says 1008",
         ),
         (
             |f| {

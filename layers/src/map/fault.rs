@@ -36,8 +36,10 @@ pub(crate) enum Fault {
     HandOverWithoutMark,
     /// A merge lets readers see the new place before the data is there.
     TableBeforeData,
-    /// A merge takes from the lower layer before readers must know that the upper one has it.
-    LoseBeforeQuiescent,
+    /// A merge upwards takes from the lower layer before readers must know that the upper one has it.
+    LoseTooEarly,
+    /// A merge downwards takes from the upper layer only after it has waited for readers.
+    LoseTooLate,
     /// A merge leaves frames of the target as they are.
     MergeWithoutTrim,
     /// A merge into a layer that takes writes does not lead its flushes.

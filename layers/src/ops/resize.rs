@@ -13,8 +13,8 @@
 //! 2. one catalog transaction: the commit point;
 //! 3. the map of the active layer is replaced by what is left of it, and the data file is cut.
 //!
-//! A crash leaves the old or the new size, as the catalog says. Where the map says another, the next to open the layer makes up for
-//! it (`fit`); a data file that is longer than the disk does no harm.
+//! A crash leaves the old or the new size, as the catalog says. Where the map says another, the next to open the layer makes up
+//! for it (`fit`); a data file that is longer than the disk does no harm.
 
 use crate::catalog::{Change, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
@@ -86,8 +86,8 @@ impl Store {
             .and_then(|()| self.grow_led(&volume, row, size));
         volume.flushes().finish_blocking();
         grown?;
-        // A request that was checked by the old size may have taken the last cluster, cut short, for a whole one. It ends before
-        // anybody is told of the new size.
+        // A request that was checked by the old size may have taken the last cluster, cut short, for a whole one. It ends
+        // before anybody is told of the new size.
         self.drain_changes(self.clock.advance());
         Ok(())
     }

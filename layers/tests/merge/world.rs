@@ -457,10 +457,10 @@ impl World {
         layers
     }
 
-    /// Bytes that data files take; two names of one file count twice.
+    /// Bytes that the data files of all layers take; those that are going are another's by then, or empty.
     pub fn allocated(&self) -> u64 {
-        let layers = self.media.list(Path::new("layers")).unwrap();
-        let data = layers.iter().map(|layer| format!("layers/{layer}/data"));
+        let layers = self.durable.state().layers.clone();
+        let data = layers.keys().map(|layer| format!("layers/{layer}/data"));
         data.map(|path| {
             self.media
                 .stat(Path::new(&path))

@@ -94,7 +94,7 @@ fn a_file_that_two_layers_share_may_be_the_longer_one() {
     data.unwrap().set_len(2000 * 512).unwrap();
     assert_eq!(findings_beside_the_job(&fixture), []);
     fixture.commit(&[Change::RemoveJob(JobId(1))]);
-    assert!(!fixture.check().is_sound());
+    assert!(fixture.check().findings[0].what.contains("has room for"));
 }
 
 #[test]
@@ -117,4 +117,59 @@ fn what_is_left_of_a_removed_layer_is_no_orphan() {
     assert_eq!(fixture.check().findings, []);
     fixture.commit(&[Change::Removed(id(4))]);
     assert_eq!(fixture.check().findings, []);
+}
+
+/// Gives the upper layer the file of the lower one.
+fn share(fixture: &Fixture, lower: u128, upper: u128) {
+    let [lower, upper] = [lower, upper].map(|n| fixture.path(&data_path(id(n))));
+    fs::remove_file(&upper).unwrap();
+    fs::hard_link(lower, upper).unwrap();
+}
+
+#[test]
+fn layers_that_share_a_file_need_their_job() {
+    let fixture = Fixture::new();
+    share(&fixture, 2, 3);
+    let report = fixture.check();
+    assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+    assert!(report.findings[0].what.contains("one data file"));
+    assert!(!report.is_sound());
+    fixture.commit(&[job(JobKind::Merge, Way::InPlace, 2, 3)]);
+    assert_eq!(findings_beside_the_job(&fixture), []);
+    // The job of others does not help.
+    share(&fixture, 4, 3);
+    assert!(
+        findings_beside_the_job(&fixture)[0]
+            .what
+            .contains("one data file")
+    );
+}
+
+#[test]
+fn a_rebuilt_catalog_has_the_jobs_of_layers_that_share_a_file() {
+    let fixture = Fixture::new();
+    // Another snapshot between, so that there is a sealed layer over a sealed one.
+    fixture.layer(&header(5, Some(2), "vm", "tuesday"), &some());
+    fixture.remap(&header(3, Some(5), "vm", ""), &some());
+    for (lower, upper, way) in [(2, 5, Way::Down), (2, 3, Way::InPlace)] {
+        share(&fixture, lower, upper);
+        fixture.rebuild().unwrap();
+        let state = fixture.catalog();
+        let jobs: Vec<_> = state.jobs.values().collect();
+        assert_eq!(jobs.len(), 1);
+        assert_eq!((jobs[0].source, jobs[0].target), (id(lower), id(upper)));
+        assert_eq!((jobs[0].kind, jobs[0].way), (JobKind::Merge, way));
+        assert!(fixture.check().is_sound());
+        // A file of its own again.
+        let own = fixture.path(&data_path(id(upper)));
+        fs::remove_file(&own).unwrap();
+        fs::File::create(own)
+            .unwrap()
+            .set_len(SECTORS * 512)
+            .unwrap();
+    }
+    // One that lies beside is no part of a merge any more.
+    share(&fixture, 4, 3);
+    fixture.rebuild().unwrap();
+    assert!(fixture.catalog().jobs.is_empty());
 }

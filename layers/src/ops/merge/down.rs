@@ -189,14 +189,12 @@ impl Store {
         let piece = down.look(down.at, PIECE_BYTES.min(step_bytes));
         let mut bytes = Vec::new();
         for copy in &piece.copies {
-            let len = usize::try_from(copy.range.count * SECTOR_BYTES).unwrap_or(0);
-            let offset = copy.range.start.0 * SECTOR_BYTES;
-            bytes.clear();
-            bytes.resize(len, 0);
-            let read = down.upper.layer.data().read_at(&mut bytes, offset);
-            read.map_err(|error| failed("read", down.upper.layer.id(), error))?;
-            let written = down.lower.file.write_at(&bytes, offset);
-            written.map_err(|error| failed("write", down.lower.layer.id(), error))?;
+            self.copy_range(
+                (down.upper.layer.data(), down.upper.layer.id()),
+                (&down.lower.file, down.lower.layer.id()),
+                copy.range,
+                &mut bytes,
+            )?;
         }
         for gain in piece.gains.iter().filter(|gain| gain.sources.rest_zero) {
             zero(down, gain)?;

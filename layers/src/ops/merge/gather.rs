@@ -38,6 +38,8 @@ use super::{Patience, Step};
 const LED_BYTES: u64 = 256 << 10;
 /// Bytes that are copied at once between sealed layers.
 const SEALED_BYTES: u64 = 4 << 20;
+/// Bytes from which on the host is asked to copy, which it can perhaps do without copying.
+const SHARED_BYTES: u64 = 64 << 10;
 /// Records that a step may gather before it is committed.
 const RECORDS_MAX: usize = 1 << 18;
 
@@ -158,6 +160,7 @@ impl Gather {
     fn look(&self, at: u64, space_max: u64) -> Piece {
         let map = self.target.map();
         let held = match (&**map, &self.into) {
+            (LayerMap::Active(_), _) if canary::is_set(Canary::LoseGuestWrite) => Held::Nothing,
             (LayerMap::Active(map), _) => Held::Active(map),
             (LayerMap::Sealed(set), Into::Sealed(sealed)) => Held::Sealed(set, &sealed.table),
             // Sealed since: found out before anything is written.
@@ -253,7 +256,7 @@ impl Store {
                 return Ok(step);
             }
         } else {
-            copy_sealed(gather, &piece)?;
+            copy_sealed(self, gather, &piece)?;
         }
         let bytes = piece.sectors * SECTOR_BYTES;
         gather.at = piece.end;
@@ -302,6 +305,28 @@ impl Store {
             volume.flushes().finish_blocking();
         }
         result.map(|()| Some(Step::Moved(0)))
+    }
+
+    /// Copies sectors from one layer's file to the same place of another one's.
+    pub(super) fn copy_range(
+        &self,
+        (from, from_id): (&Arc<dyn File>, LayerId),
+        (to, to_id): (&Arc<dyn File>, LayerId),
+        range: SectorRange,
+        bytes: &mut Vec<u8>,
+    ) -> Result<()> {
+        let offset = range.start.0 * SECTOR_BYTES;
+        let len = range.count * SECTOR_BYTES;
+        if len >= SHARED_BYTES {
+            let copied = self.media.copy(from, to, offset, len);
+            return copied.map_err(|error| failed("copy into", to_id, error));
+        }
+        bytes.clear();
+        bytes.resize(usize::try_from(len).unwrap_or(0), 0);
+        let read = from.read_at(bytes, offset);
+        read.map_err(|error| failed("read", from_id, error))?;
+        let written = to.write_at(bytes, offset);
+        written.map_err(|error| failed("write", to_id, error))
     }
 
     /// Commits what was moved, so that it may be given back.
@@ -404,16 +429,20 @@ fn with_records(layer: &Layer, records: &[MapRecord]) -> SectorSet {
 }
 
 /// Copies a piece into a sealed layer's file, where nobody looks.
-fn copy_sealed(gather: &mut Gather, piece: &Piece) -> Result<()> {
+fn copy_sealed(store: &Store, gather: &mut Gather, piece: &Piece) -> Result<()> {
     let mut bytes = Vec::new();
     for copy in &piece.copies {
-        gather.read(*copy, &mut bytes)?;
-        if let Into::Sealed(sealed) = &gather.into {
-            let written = sealed
-                .file
-                .write_at(&bytes, copy.range.start.0 * SECTOR_BYTES);
-            written.map_err(|error| failed("write", gather.target.id(), error))?;
-        }
+        let (Into::Sealed(sealed), Some(source)) =
+            (&gather.into, gather.sources.layers().get(copy.source))
+        else {
+            continue;
+        };
+        store.copy_range(
+            (source.data(), source.id()),
+            (&sealed.file, gather.target.id()),
+            copy.range,
+            &mut bytes,
+        )?;
     }
     let dead = dead_in_place(gather, piece);
     if let Into::Sealed(sealed) = &mut gather.into {

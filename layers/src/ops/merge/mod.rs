@@ -1,8 +1,8 @@
 //! Merging layers while disks are in use. See `docs/decisions/0008-merging-in-place.md`.
 //!
 //! A job is taken up (`load`), moves its data in steps (`gather` for what goes up, `down` for what goes down), and ends
-//! (`finish`). Between any two turns nothing is held: the command lock is free, no flush is led, no volume is kept open. What is
-//! known of the job in memory is checked against the catalog at every turn, and dropped and made anew where they differ.
+//! (`finish`). Between any two turns nothing is held: the command lock is free, no flush is led, no volume is kept open. What
+//! is known of the job in memory is checked against the catalog at every turn, and dropped and made anew where they differ.
 
 mod begin;
 mod cost;

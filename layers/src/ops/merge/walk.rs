@@ -7,6 +7,11 @@ use crate::layer::{Layer, LayerMap};
 use crate::map::{ActiveMap, ClusterState, SectorSet, Table};
 use crate::units::{CLUSTER_SECTORS, Cluster, LayerSlot, Sector, SectorMask};
 
+/// Sectors of a cluster, as a length in memory.
+const SECTORS: usize = 8;
+
+const _: () = assert!(SECTORS as u64 == CLUSTER_SECTORS);
+
 /// What the sources say about a run of clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
@@ -26,7 +31,7 @@ pub(super) struct Composed {
     /// Data and zeroes.
     pub state: ClusterState,
     /// The source of each sector that is data.
-    from: [u32; CLUSTER_SECTORS as usize],
+    from: [u32; SECTORS],
 }
 
 impl Composed {
@@ -34,7 +39,7 @@ impl Composed {
     pub(super) const fn of(state: ClusterState) -> Self {
         Self {
             state,
-            from: [0; CLUSTER_SECTORS as usize],
+            from: [0; SECTORS],
         }
     }
 
@@ -134,7 +139,7 @@ impl Sources {
     /// What they say about one cluster.
     pub(super) fn cluster(&self, cluster: Cluster) -> Composed {
         let mut state = ClusterState::ABSENT;
-        let mut from = [0; CLUSTER_SECTORS as usize];
+        let mut from = [0; SECTORS];
         let top = usize::try_from(self.table.get(cluster).slot.0).unwrap_or(0);
         for index in (0..top.min(self.layers.len())).rev() {
             let Some(layer) = self.layers.get(index) else {

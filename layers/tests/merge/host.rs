@@ -1,0 +1,171 @@
+//! Jobs on real files: a guest writes and reads without a pause while layers below it are joined, on a thread of their own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use stratablk_layers::catalog::Way;
+use stratablk_layers::file::sim::Random;
+use stratablk_layers::lifecycle::{DeleteOptions, Phase};
+use stratablk_layers::store::{Selection, Store, StoreOptions, VolumeSource};
+use stratablk_layers::units::{SECTOR_BYTES, Sector};
+use stratablk_layers::volume::Operation;
+
+use crate::disk::Queue;
+use crate::oracle::{Value, stamp};
+use crate::world::{NUMBER, same};
+
+/// Sectors of the disk: 12 MiB.
+const SECTORS: u64 = 24_576;
+/// Nothing takes longer than this.
+const LONG: Duration = Duration::from_secs(120);
+
+/// A guest on a thread: writes and reads until it is told to stop. Returns what the disk holds.
+fn guest(store: &Store, mut values: Vec<Value>, stop: &AtomicBool, done: &AtomicU64) -> Vec<Value> {
+    let volume = store.open_volume("v").unwrap();
+    let mut queue = Queue::new(volume.context(false).unwrap());
+    let mut random = Random::new(99);
+    let mut id = 1 << 20;
+    while !stop.load(Ordering::Relaxed) {
+        let start = random.below(SECTORS);
+        let count = 1 + random.below((SECTORS - start).min(64));
+        let range = start as usize..(start + count) as usize;
+        if random.chance(100) {
+            id += 1;
+            let bytes = (start..start + count).flat_map(|sector| stamp(NUMBER, sector, id));
+            let (result, _) = queue.run(Operation::Write(Sector(start)), bytes.collect());
+            result.unwrap();
+            values[range].fill(Value::Stamp(id));
+        } else {
+            let memory = vec![0; (count * SECTOR_BYTES) as usize];
+            let (result, memory) = queue.run(Operation::Read(Sector(start)), memory);
+            result.unwrap();
+            let read = memory.chunks_exact(SECTOR_BYTES as usize);
+            for ((sector, bytes), expected) in (start..).zip(read).zip(&values[range]) {
+                let found = crate::oracle::unstamp(NUMBER, sector, bytes);
+                assert_eq!(found.as_ref(), Ok(expected), "sector {sector}");
+            }
+        }
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    values
+}
+
+/// Fills some runs of the disk.
+fn fill(store: &Store, values: &mut [Value], id: u64, every: u64) {
+    let volume = store.open_volume("v").unwrap();
+    let mut queue = Queue::new(volume.context(false).unwrap());
+    for start in (0..SECTORS).step_by(every as usize) {
+        let count = (SECTORS - start).min(64);
+        let bytes = (start..start + count).flat_map(|sector| stamp(NUMBER, sector, id));
+        let (result, _) = queue.run(Operation::Write(Sector(start)), bytes.collect());
+        result.unwrap();
+        values[start as usize..(start + count) as usize].fill(Value::Stamp(id));
+    }
+    queue.run(Operation::Flush, Vec::new()).0.unwrap();
+}
+
+#[test]
+fn a_guest_goes_on_while_layers_are_joined_below_it() {
+    for direct_io in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = StoreOptions {
+            direct_io,
+            ..StoreOptions::default()
+        };
+        options.cache.bytes = 2 << 20;
+        let store = Arc::new(Store::open(&dir.path().join("store"), options).unwrap());
+        store.set_job_step_bytes(1 << 20);
+        let size = SECTORS * SECTOR_BYTES;
+        store.create_volume("v", &VolumeSource::Size(size)).unwrap();
+        let mut values = vec![Value::Zero; SECTORS as usize];
+        for (snapshot, every) in [("a", 80), ("b", 600), ("c", 100), ("d", 1000)] {
+            fill(&store, &mut values, every, every);
+            let selection = Selection::Volumes(vec!["v".into()]);
+            store.snapshot(snapshot, &selection).unwrap();
+        }
+        let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
+        let values = std::thread::scope(|scope| {
+            let runner = scope.spawn(|| while store.run_jobs() {});
+            let at_work = scope.spawn(|| guest(&store, values, &stop, &done));
+            let deletions = [
+                ("b", Some(Way::Down)),
+                ("a", Some(Way::Up)),
+                ("d", Some(Way::InPlace)),
+                ("c", None),
+            ];
+            for (snapshot, way) in deletions {
+                let before = done.load(Ordering::Relaxed);
+                let options = DeleteOptions {
+                    way,
+                    ..DeleteOptions::default()
+                };
+                store.delete_snapshot("v", snapshot, options).unwrap();
+                wait(|| {
+                    let jobs = store.jobs();
+                    assert!(
+                        jobs.iter().all(|job| job.phase != Phase::Failed),
+                        "{jobs:?}"
+                    );
+                    jobs.iter().all(|job| job.phase == Phase::Done)
+                        && done.load(Ordering::Relaxed) > before + 10
+                });
+            }
+            stop.store(true, Ordering::Relaxed);
+            let values = at_work.join().unwrap();
+            store.close();
+            runner.join().unwrap();
+            values
+        });
+        assert_eq!(store.volume_info("v").unwrap().depth, 1);
+        store.finish().unwrap();
+        drop(store);
+        let store = Store::open(&dir.path().join("store"), StoreOptions::default()).unwrap();
+        let volume = store.open_volume("v").unwrap();
+        let mut queue = Queue::new(volume.context(true).unwrap());
+        let found = queue.read_in_pieces(NUMBER, SECTORS, 2048).unwrap();
+        same("v", &found, &values);
+    }
+}
+
+#[test]
+fn a_rate_is_kept_and_lifted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store"), StoreOptions::default()).unwrap();
+    let size = SECTORS * SECTOR_BYTES;
+    store.create_volume("v", &VolumeSource::Size(size)).unwrap();
+    let mut values = vec![Value::Zero; SECTORS as usize];
+    fill(&store, &mut values, 7, 64);
+    let selection = Selection::Volumes(vec!["v".into()]);
+    store.snapshot("a", &selection).unwrap();
+    let options = DeleteOptions {
+        way: Some(Way::Up),
+        ..DeleteOptions::default()
+    };
+    store.delete_snapshot("v", "a", options).unwrap();
+    let job = store.jobs().last().unwrap().id;
+    // A byte a second: nothing happens within the time of this test, but for the first pieces.
+    store.limit_job(job, Some(1)).unwrap();
+    std::thread::scope(|scope| {
+        let runner = scope.spawn(|| while store.run_jobs() {});
+        wait(|| store.job(job).unwrap().bytes_done > 0);
+        assert_ne!(store.job(job).unwrap().phase, Phase::Done);
+        store.limit_job(job, None).unwrap();
+        wait(|| store.job(job).unwrap().phase == Phase::Done);
+        store.close();
+        runner.join().unwrap();
+    });
+    let volume = store.open_volume("v").unwrap();
+    let mut queue = Queue::new(volume.context(true).unwrap());
+    let found = queue.read_in_pieces(NUMBER, SECTORS, 2048).unwrap();
+    same("v", &found, &values);
+}
+
+/// Waits until something is so.
+fn wait(mut so: impl FnMut() -> bool) {
+    let until = Instant::now() + LONG;
+    while !so() {
+        assert!(Instant::now() < until, "it takes too long");
+        std::thread::yield_now();
+    }
+}
