@@ -229,42 +229,37 @@ impl Store {
 
     /// Step 3 of a snapshot without a name of one volume, whose new active layer the catalog knows already. The caller holds
     /// the command lock.
-    pub(crate) fn begin_unnamed(
-        &self,
-        volume: Arc<Volume>,
-        active: Arc<Layer>,
-    ) -> Result<PendingSnapshot> {
+    pub(crate) fn begin_unnamed(&self, volume: &Volume, active: Arc<Layer>) -> Result<Generation> {
         let generation = Generation(self.clock.now().0 + 1);
         let chain = volume.newest_chain();
         self.inner()
             .layers
             .insert(active.id(), Arc::downgrade(&active));
         let next = chain.with_active(generation, active)?;
-        let pending = self.pending_unnamed(Arc::clone(&volume), generation);
         volume.publish(next);
         let reached = self.clock.advance();
         debug_assert_eq!(reached, generation);
-        Ok(pending)
+        Ok(generation)
     }
 
-    /// The rest of a snapshot without a name, whose instant was `generation`: all layers of the volume are sealed but the
-    /// active one of that time and newer ones.
+    /// The rest of a snapshot without a name, whose instant was `generation`: all layers of the volume up to `top`, which was
+    /// active until then, are to be sealed.
     pub(crate) fn pending_unnamed(
         &self,
         volume: Arc<Volume>,
         generation: Generation,
+        top: LayerId,
     ) -> PendingSnapshot {
         let chain = volume.newest_chain();
-        let active = {
-            let inner = self.inner();
-            let row = inner.catalog.state().volumes.get(volume.name());
-            row.map(|row| row.active)
-        };
-        let layers = chain
-            .unsealed()
-            .filter(|layer| !layer.is_sealed() && Some(layer.id()) != active)
-            .cloned()
-            .collect();
+        let mut layers = Vec::new();
+        for layer in chain.unsealed() {
+            if !layer.is_sealed() {
+                layers.push(Arc::clone(layer));
+            }
+            if layer.id() == top {
+                break;
+            }
+        }
         let member = Member {
             volume,
             layers,

@@ -16,11 +16,10 @@ use crate::error::Result;
 use crate::layer::Layer;
 use crate::mapfile::data_path;
 use crate::store::Store;
-use crate::volume::Volume;
 
 use super::{Patience, Step};
 use crate::ops::create::Made;
-use crate::ops::snapshot::PendingSnapshot;
+use crate::units::{Generation, LayerId};
 
 /// The beginning of a job that moves data in place.
 #[derive(Debug)]
@@ -32,8 +31,13 @@ pub(super) enum Begin {
         /// The layer below, whose file the new one gets.
         source: LayerRow,
     },
-    /// The layer between is being sealed.
-    Sealing(Option<PendingSnapshot>),
+    /// The layer between is being sealed. Nothing is held meanwhile: a command that needs the volume for itself may come.
+    Sealing {
+        /// The layer.
+        layer: LayerId,
+        /// The first generation whose requests do not write to it.
+        generation: Generation,
+    },
 }
 
 impl Begin {
@@ -53,41 +57,40 @@ impl Store {
     ) -> Result<Step> {
         match begin {
             Begin::New { target, source } => {
-                let pending = self.begin_in_place(row, target, source)?;
-                if pending.is_none() {
-                    return Ok(Step::Again);
-                }
-                *begin = Begin::Sealing(pending);
-                Ok(Step::Moved(0))
-            }
-            Begin::Sealing(pending) => {
-                let Some(ready) = pending.as_mut() else {
+                let layer = target.id;
+                let Some(generation) = self.begin_in_place(row, target, source)? else {
                     return Ok(Step::Again);
                 };
-                if !self.snapshot_drained(ready) {
-                    return Ok(Step::Waits);
-                }
-                if patience == Patience::Wait {
-                    self.sync_snapshot_blocking(ready);
-                } else if !self.sync_snapshot(ready) {
+                *begin = Begin::Sealing { layer, generation };
+                Ok(Step::Moved(0))
+            }
+            Begin::Sealing { layer, generation } => {
+                if !self.clock.quiescent(*generation) {
                     return Ok(Step::Waits);
                 }
                 let _command = self.command();
-                if let Some(pending) = pending.take() {
-                    self.finish_snapshot(pending)?;
+                let Some(volume) = self.volumes_over(*layer).into_iter().next() else {
+                    return Ok(Step::Again);
+                };
+                let mut pending = self.pending_unnamed(volume, *generation, *layer);
+                if patience == Patience::Wait {
+                    self.sync_snapshot_blocking(&mut pending);
+                } else if !self.sync_snapshot(&mut pending) {
+                    return Ok(Step::Waits);
                 }
+                self.finish_snapshot(pending)?;
                 Ok(Step::Again)
             }
         }
     }
 
-    /// Steps 1 to 3. Returns the snapshot that is to be completed; `None` if it is complete or nothing was done.
+    /// Steps 1 to 3. Returns the first generation that writes to the new layer; `None` if nothing was done.
     fn begin_in_place(
         &self,
         row: &JobRow,
         target: &LayerRow,
         source: &LayerRow,
-    ) -> Result<Option<PendingSnapshot>> {
+    ) -> Result<Option<Generation>> {
         let _command = self.command();
         if !self.is_as_it_was(row, &[target.id, source.id], LayerState::Active) {
             return Ok(None);
@@ -107,7 +110,7 @@ impl Store {
         let mut made = Made::default();
         let committed = self.commit_in_place(row, target, source, &name, &mut made);
         match committed {
-            Ok(active) => Ok(Some(self.begin_unnamed(volume, active)?)),
+            Ok(active) => Ok(Some(self.begin_unnamed(&volume, active)?)),
             Err(error) => {
                 self.unmake(&made);
                 Err(error)
@@ -147,17 +150,13 @@ impl Store {
 
     /// Goes on with a layer that could not be sealed, or was not yet. `None` if a snapshot is at it.
     pub(super) fn seal_again(&self, layer: &LayerRow) -> Result<Option<Begin>> {
-        let open: Option<Arc<Volume>> = self.volumes_over(layer.id).into_iter().next();
-        match open {
-            Some(volume) => {
-                let generation = self.clock.advance();
-                let pending = self.pending_unnamed(volume, generation);
-                Ok(Some(Begin::Sealing(Some(pending))))
-            }
-            None => {
-                self.try_finish_sealing(layer)?;
-                Ok(None)
-            }
+        if self.volumes_over(layer.id).is_empty() {
+            self.try_finish_sealing(layer)?;
+            return Ok(None);
         }
+        Ok(Some(Begin::Sealing {
+            layer: layer.id,
+            generation: self.clock.advance(),
+        }))
     }
 }

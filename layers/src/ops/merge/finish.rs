@@ -272,7 +272,7 @@ impl Store {
             layer: row.target,
             parent,
         }];
-        changes.extend(moved_jobs(inner.catalog.state(), row, gone));
+        changes.extend(moved_jobs(inner.catalog.state(), row, parent, gone));
         changes.extend(gone.iter().map(|layer| Change::RemoveLayer(*layer)));
         changes.push(Change::RemoveJob(row.id));
         // Before anybody can find them doomed.
@@ -314,16 +314,36 @@ impl Store {
     }
 }
 
-/// Other jobs that begin at a layer that goes begin at the one that took it up.
-fn moved_jobs(state: &CatalogState, row: &JobRow, gone: &[LayerId]) -> Vec<Change> {
+/// What becomes of other jobs that name layers that go: the target of this one has taken those up, so they go on with that; and
+/// those that have nothing left below it have ended.
+fn moved_jobs(
+    state: &CatalogState,
+    row: &JobRow,
+    parent: Option<LayerId>,
+    gone: &[LayerId],
+) -> Vec<Change> {
     let others = state.jobs.values().filter(|job| job.id != row.id);
     others
-        .filter(|job| gone.contains(&job.source) && !gone.contains(&job.target))
-        .filter(|job| job.target != row.target)
-        .map(|job| Change::MoveJob {
-            id: job.id,
-            source: row.target,
-            target: job.target,
+        .filter(|job| gone.contains(&job.source) || gone.contains(&job.target))
+        .map(|job| {
+            let target = if gone.contains(&job.target) {
+                row.target
+            } else {
+                job.target
+            };
+            let source = match (gone.contains(&job.source), target == row.target) {
+                (false, _) => Some(job.source),
+                (true, false) => Some(row.target),
+                (true, true) => parent,
+            };
+            match source {
+                Some(source) => Change::MoveJob {
+                    id: job.id,
+                    source,
+                    target,
+                },
+                None => Change::RemoveJob(job.id),
+            }
         })
         .collect()
 }
