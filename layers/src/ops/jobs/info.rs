@@ -55,6 +55,10 @@ pub(crate) struct Board {
     pub retiring: BTreeSet<LayerId>,
     /// The last wait for requests under way.
     pub pause: Duration,
+    /// How many hold new jobs back.
+    pub holders: usize,
+    /// While somebody does: jobs from this one on do not begin.
+    pub held_from: Option<JobId>,
 }
 
 impl Default for Board {
@@ -70,6 +74,8 @@ impl Default for Board {
             bucket: Bucket::default(),
             retiring: BTreeSet::new(),
             pause: Duration::ZERO,
+            holders: 0,
+            held_from: None,
         }
     }
 }

@@ -114,8 +114,12 @@ impl Store {
         self.note_lost_jobs();
         let next = {
             let inner = self.inner();
+            let held_from = self.jobs.board().held_from;
             let mut jobs = inner.catalog.state().jobs.values();
-            jobs.find(|row| row.state == JobState::Queued).cloned()
+            let may_begin = |row: &&JobRow| {
+                row.state == JobState::Queued && held_from.is_none_or(|id| row.id < id)
+            };
+            jobs.find(may_begin).cloned()
         };
         let Some(row) = next else {
             runner.work = None;
