@@ -560,7 +560,7 @@ fn differences_are_lines_of_json() {
             .collect()
     };
     let half = json!({ "offset": 0, "length": 1024 * 512, "zero": false });
-    assert_eq!(lines("diff web@s1 web@s2"), [half.clone()]);
+    assert_eq!(lines("diff web@s1 web@s2"), std::slice::from_ref(&half));
     assert_eq!(lines("diff web@s1 web@s2 --json"), [half]);
     assert_eq!(
         lines("diff web@s2"),
