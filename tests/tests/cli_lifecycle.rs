@@ -112,20 +112,23 @@ impl Fixture {
         path
     }
 
-    /// Waits until no job is under way.
+    /// Waits until no job is under way, and none is about to be.
     #[track_caller]
     fn jobs_done(&self) {
-        let mut jobs = Value::Null;
+        let mut seen = Value::Null;
         let done = until(|| {
-            jobs = self.json("job list");
-            let states = jobs["jobs"]
+            let (jobs, tree) = (self.json("job list"), self.json("tree"));
+            let jobs_done = jobs["jobs"]
                 .as_array()
                 .unwrap()
                 .iter()
-                .map(|job| &job["state"]);
-            states.into_iter().all(|state| state == "done")
+                .all(|job| job["state"] == "done");
+            let mut layers = tree["layers"].as_array().unwrap().iter();
+            let unnamed = layers.any(|layer| layer["kind"] == "unnamed");
+            seen = json!([jobs, tree]);
+            jobs_done && !unnamed
         });
-        assert!(done, "{jobs}");
+        assert!(done, "{seen}");
     }
 }
 
@@ -557,7 +560,7 @@ fn differences_are_lines_of_json() {
             .collect()
     };
     let half = json!({ "offset": 0, "length": 1024 * 512, "zero": false });
-    assert_eq!(lines("diff web@s1 web@s2"), [half.clone()]);
+    assert_eq!(lines("diff web@s1 web@s2"), std::slice::from_ref(&half));
     assert_eq!(lines("diff web@s1 web@s2 --json"), [half]);
     assert_eq!(
         lines("diff web@s2"),

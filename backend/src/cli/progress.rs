@@ -1,13 +1,14 @@
 //! Waiting for jobs: a bar on a terminal, a line now and then elsewhere. Ctrl-C ends the wait and leaves the job alone.
 
 use std::io::{self, IsTerminal};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Client;
 use super::{Failure, jobs, read};
@@ -125,10 +126,11 @@ fn not_done(job: &Job) -> String {
     }
 }
 
-/// Becomes true on Ctrl-C, and wakes this thread. If that cannot be had, Ctrl-C ends the process as ever.
+/// Becomes true on Ctrl-C, and wakes this thread; listens on return. If that cannot be had, Ctrl-C ends the process as ever.
 fn interrupts() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let (raised, waiting) = (Arc::clone(&flag), thread::current());
+    let (listens, ready) = mpsc::channel();
     let listen = move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -136,14 +138,21 @@ fn interrupts() -> Arc<AtomicBool> {
         let Ok(runtime) = runtime else {
             return;
         };
-        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+        runtime.block_on(async {
+            let Ok(mut interrupt) = signal(SignalKind::interrupt()) else {
+                return;
+            };
+            // A receiver less means that nobody waits any more.
+            let _ = listens.send(());
+            interrupt.recv().await;
             // ORDERING: Relaxed; see `wait`.
             raised.store(true, Ordering::Relaxed);
             waiting.unpark();
-        }
+        });
     };
-    if let Err(error) = thread::Builder::new().spawn(listen) {
-        tracing::debug!("Ctrl-C ends the process: {error}");
+    if thread::Builder::new().spawn(listen).is_ok() {
+        // An error says that it does not listen.
+        let _ = ready.recv();
     }
     flag
 }

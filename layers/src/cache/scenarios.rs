@@ -6,7 +6,8 @@
 //! STRATABLK_STRESS_SECONDS=60 cargo test -p stratablk-layers --release --lib cache::scenarios
 //! ```
 //!
-//! This file has frames and files alone, `layered` what they have to do with maps, flushes and snapshots. `crash` ends a
+//! This file has frames and files alone, `layered` what they have to do with maps, flushes and snapshots, `merged`
+//! with merges. `crash` ends a
 //! process before each of its stores, and `stress` lets real threads loose on a real arena.
 //!
 //! The tests named `caught` plant a fault (see `map::fault`) and must fail. `CONCURRENCY.md` says what loom does not see.
@@ -16,6 +17,7 @@
 #[cfg(not(loom))]
 mod crash;
 mod layered;
+mod merged;
 #[cfg(not(loom))]
 mod stress;
 

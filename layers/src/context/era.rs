@@ -20,6 +20,9 @@
 //! frames may have become free, at the latest when the write-back thread says that there are none.
 //! A write-zeroes waits for the lead of its volume's flushes, which ends unless its holder waits for requests to end.
 
+#[cfg(all(test, not(loom)))]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;

@@ -237,7 +237,8 @@ impl QueueContext {
     }
 
     /// Whether a layer that takes writes still holds sectors none of which was found in the cache. If it does, its file has
-    /// them: only a write-zeroes takes them from there, and only a write brings them back, in a frame.
+    /// them: only a write-zeroes takes them from there, and only a write brings them back, in a frame. (A merge brings them
+    /// too, to the file first.)
     fn still_in_file(
         &self,
         chain: &Arc<Chain>,

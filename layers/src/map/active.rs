@@ -277,6 +277,11 @@ impl ActiveMap {
     /// made here comes after the word, without the frame's lock; but nobody collects before the lead is given back,
     /// which comes after the mark.
     pub fn merge_below(&self, first: Cluster, count: u64, below: ClusterState) -> Change {
+        if planted(Fault::HandOverWithoutMark) {
+            let step = |old| Some(word(state(old).over(below)) | old & FLAGS | UNJOURNALED);
+            self.radix.update(first.0, count, step, |_| {});
+            return Change::Words;
+        }
         self.update(first.0, count, |state| state.over(below), |_| {})
     }
 

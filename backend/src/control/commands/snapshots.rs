@@ -139,6 +139,8 @@ impl Commands {
                 MergeWay::Down => layers::catalog::Way::Down,
             }),
         };
+        // A job gets its limit before it begins.
+        let held = query.rate_bytes_per_s.map(|_| self.store.hold_new_jobs());
         let plan = if query.dry_run {
             self.store.plan_delete_snapshot(volume, snapshot, options)
         } else {
@@ -150,6 +152,7 @@ impl Commands {
             // One that has ended long ago, as the list of those is short.
             .filter(|job| !matches!(job, Err(error) if error.detail.kind == ErrorKind::NotFound))
             .collect::<Result<Vec<_>>>()?;
+        drop(held);
         let child = match &plan.fate {
             Fate::Joined { child, .. } => self.name_of(*child, volume),
             _ => String::new(),

@@ -142,6 +142,8 @@ impl Commands {
     /// `NotFound`, `Invalid`; `Busy` if it is being flattened already.
     pub fn flatten(&self, name: &str, options: JobOptions) -> Result<Job> {
         super::jobs::check_rate(options.rate_bytes_per_s)?;
+        // The job gets its limit before it begins.
+        let _held = options.rate_bytes_per_s.map(|_| self.store.hold_new_jobs());
         let job = self.store.flatten(name)?;
         self.job_begun(job.id, options.rate_bytes_per_s)
     }
@@ -153,6 +155,8 @@ impl Commands {
     pub fn import(&self, request: ImportRequest) -> Result<Import> {
         super::jobs::check_rate(request.rate_bytes_per_s)?;
         let image = absolute("image", request.image)?;
+        // The job gets its limit before it begins.
+        let _held = request.rate_bytes_per_s.map(|_| self.store.hold_new_jobs());
         // The layers know an image only as the base that it is at first.
         let job = (self.store.import(&request.name, &image))
             .map_err(|error| ApiError::from(error).renamed("base", "image"))?;

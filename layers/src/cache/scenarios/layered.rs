@@ -13,28 +13,28 @@ use crate::map::{ActiveMap, MapRecord, RecordKind, SectorSet};
 use crate::units::{CLUSTER_SECTORS, SectorRange};
 
 /// The cluster of `HERE`.
-const CLUSTER: Cluster = Cluster(0);
+pub(super) const CLUSTER: Cluster = Cluster(0);
 
 /// The first sectors of it.
-fn range(count: u64) -> SectorRange {
+pub(super) fn range(count: u64) -> SectorRange {
     let start = CLUSTER.first_sector();
     SectorRange { start, count }
 }
 
 /// A layer: its map and its frames.
-struct Layered {
+pub(super) struct Layered {
     /// Frames and file.
-    world: Arc<World>,
+    pub(super) world: Arc<World>,
     /// What the layer holds.
-    map: ActiveMap,
+    pub(super) map: ActiveMap,
 }
 
 /// The layer's journal; who has it leads the flushes.
-struct Journal(SectorSet);
+pub(super) struct Journal(SectorSet);
 
 impl Layered {
     /// A layer that holds nothing.
-    fn new(ways: usize) -> (Arc<Self>, Journal) {
+    pub(super) fn new(ways: usize) -> (Arc<Self>, Journal) {
         let layered = Self {
             world: World::new(ways),
             map: ActiveMap::new(CLUSTER_SECTORS),
@@ -54,7 +54,7 @@ impl Layered {
     }
 
     /// A flush, or a part of one.
-    fn flush(&self, journal: &mut Journal) {
+    pub(super) fn flush(&self, journal: &mut Journal) {
         let collected = self.map.collect(usize::MAX);
         let mut copies = Vec::new();
         for (first, count) in &collected.dirty {
@@ -115,7 +115,7 @@ impl Layered {
 
     /// A read as a worker does it: from the frame, by a fill, or past the cache. `None`: the map has changed, it would look
     /// again.
-    fn read(&self, mask: SectorMask) -> Option<Versions> {
+    pub(super) fn read(&self, mask: SectorMask) -> Option<Versions> {
         let says = || self.map.get(CLUSTER).data.contains(mask);
         match self.world.read(HERE, mask) {
             Ok(found) => return Some(found),
@@ -153,7 +153,7 @@ impl Layered {
     }
 
     /// Once all is quiet: a flush makes everything durable, and frame, file, map and journal agree.
-    fn assert_durable(&self, journal: &mut Journal) {
+    pub(super) fn assert_durable(&self, journal: &mut Journal) {
         let said = self.map.get(CLUSTER).data;
         let dirty = self.dirty();
         assert!(said.contains(dirty), "a zeroed sector is left dirty");
@@ -175,7 +175,7 @@ impl Journal {
     }
 
     /// Whether it says that a sector is data.
-    fn has(&self, mask: SectorMask) -> bool {
+    pub(super) fn has(&self, mask: SectorMask) -> bool {
         self.0.cluster(CLUSTER).0.contains(mask)
     }
 }

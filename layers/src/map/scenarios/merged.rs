@@ -324,8 +324,8 @@ fn writer(way: Way, upper: SectorMask) {
     assert_eq!(disk.read(&worker, HERE, 0), content(HERE, 0));
 }
 
-/// All three at once, and so a reader that goes through the top layer to the sets of the others: it finds the old content of what is being written or the new one, and of its neighbour the only
-/// one there is.
+/// All three at once, and so a reader that goes through the top layer to the sets of the others: it finds the old content of
+/// what is being written or the new one, and of its neighbour the only one there is.
 fn reader_and_writer(way: Way, upper: SectorMask, index: u64) {
     let disk = Disk::new(1, upper);
     let (reading, writing) = (disk.clock.register(), disk.clock.register());
@@ -447,8 +447,8 @@ fn loom_caught_replace_beats_newer() {
     explore_broken(Fault::ReplaceBeatsNewer, Some(3), || writer(Way::Up, ONE));
 }
 
-/// Real threads read and write all over a disk while its layers are merged up and down again; with a fault in the merge. Returns
-/// whether everybody read what the disk holds.
+/// Real threads read and write all over a disk while its layers are merged up and down again; with a fault in the merge.
+/// Returns whether everybody read what the disk holds.
 #[cfg(not(loom))]
 fn stress(rounds: u64, fault: Option<Fault>) -> bool {
     /// Some regions, not whole.

@@ -55,6 +55,10 @@ pub(crate) struct Board {
     pub retiring: BTreeSet<LayerId>,
     /// The last wait for requests under way.
     pub pause: Duration,
+    /// How many hold new jobs back.
+    pub holders: usize,
+    /// While somebody does: jobs from this one on do not begin.
+    pub held_from: Option<JobId>,
 }
 
 impl Default for Board {
@@ -70,6 +74,8 @@ impl Default for Board {
             bucket: Bucket::default(),
             retiring: BTreeSet::new(),
             pause: Duration::ZERO,
+            holders: 0,
+            held_from: None,
         }
     }
 }
@@ -219,6 +225,12 @@ impl Board {
     pub(crate) fn estimate(&self, bytes: u64) -> Duration {
         let milliseconds = u128::from(bytes) * 1000 / u128::from(self.speed.max(1));
         Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX))
+    }
+
+    /// Jobs that are at their end: the catalog does not know them any more, and nobody has said how they ended.
+    pub(crate) fn ending(&self, known: impl Fn(JobId) -> bool) -> impl Iterator<Item = JobInfo> {
+        let progress = self.progress.iter().filter(move |(id, _)| !known(**id));
+        progress.map(|(id, progress)| describe(&progress.row, Some(progress), Some(*id)))
     }
 
     /// Jobs that are told of and that the catalog does not know: somebody has ended them.

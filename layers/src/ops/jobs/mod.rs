@@ -17,7 +17,35 @@ use crate::units::LayerId;
 
 pub(crate) use info::Jobs;
 
+/// Holds back jobs that are added while it is there, so that their limits can be set before they begin.
+#[derive(Debug)]
+#[must_use = "jobs are held back only while it is there"]
+pub struct JobsHeld<'a>(&'a Store);
+
+impl Drop for JobsHeld<'_> {
+    fn drop(&mut self) {
+        {
+            let mut board = self.0.jobs.board();
+            board.holders = board.holders.saturating_sub(1);
+            if board.holders == 0 {
+                board.held_from = None;
+            }
+        }
+        self.0.jobs.wake();
+    }
+}
+
 impl Store {
+    /// Holds back jobs that are added from now on, until what it returns is dropped. Jobs that are there go on.
+    pub fn hold_new_jobs(&self) -> JobsHeld<'_> {
+        let inner = self.inner();
+        let next = JobId(inner.catalog.state().next_job);
+        let mut board = self.jobs.board();
+        board.holders += 1;
+        board.held_from = board.held_from.or(Some(next));
+        JobsHeld(self)
+    }
+
     /// The change that adds a job, the `nth` (from 0) that a transaction adds. `source` lies below `target`; a target that is
     /// active may be given with `Way::InPlace`, which then begins with a snapshot without a name.
     pub(crate) fn job_change(
@@ -53,6 +81,8 @@ impl Store {
         let board = self.jobs.board();
         let mut jobs: Vec<JobInfo> = board.all_ended().cloned().collect();
         jobs.extend(rows.iter().map(|row| board.describe(row)));
+        // Out of the catalog, and not told to have ended yet: a moment later it is.
+        jobs.extend(board.ending(|id| rows.iter().any(|row| row.id == id)));
         jobs.sort_by_key(|job| job.id);
         jobs.dedup_by_key(|job| job.id);
         jobs
@@ -117,8 +147,11 @@ impl Store {
         }
         if row.way == Way::Copy && !self.is_finished_in_map(&row) {
             // Nothing waits for it: what it was to free is freed when there is nothing left to copy, or by another one.
-            self.inner().catalog.commit(&[Change::RemoveJob(id)])?;
+            // Held for both, so that nobody finds the job in neither place.
+            let mut inner = self.inner();
+            inner.catalog.commit(&[Change::RemoveJob(id)])?;
             self.jobs.board().ended_row(&row, Phase::Cancelled);
+            drop(inner);
             self.jobs.wake();
             return self.job(id);
         }

@@ -114,8 +114,12 @@ impl Store {
         self.note_lost_jobs();
         let next = {
             let inner = self.inner();
+            let held_from = self.jobs.board().held_from;
             let mut jobs = inner.catalog.state().jobs.values();
-            jobs.find(|row| row.state == JobState::Queued).cloned()
+            let may_begin = |row: &&JobRow| {
+                row.state == JobState::Queued && held_from.is_none_or(|id| row.id < id)
+            };
+            jobs.find(may_begin).cloned()
         };
         let Some(row) = next else {
             runner.work = None;
@@ -221,16 +225,17 @@ impl Store {
     fn drop_job(&self, row: &JobRow, why: &str) -> Result<()> {
         let _command = self.command();
         {
+            // Held for both, so that nobody finds the job in neither place.
             let mut inner = self.inner();
             if inner.catalog.state().jobs.contains_key(&row.id) {
                 inner.catalog.commit(&[Change::RemoveJob(row.id)])?;
             }
+            self.jobs.board().ended_row(row, Phase::Cancelled);
         }
         self.maintenance.note(format!(
             "job {} ({}) has nothing to do: {why}",
             row.id.0, row.subject
         ));
-        self.jobs.board().ended_row(row, Phase::Cancelled);
         self.collect_unnamed()
     }
 
