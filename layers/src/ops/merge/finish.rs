@@ -325,10 +325,8 @@ fn left_jobs(
     gone: &[LayerId],
 ) -> Vec<Change> {
     let ids = |top: LayerId| state.chain(top).into_iter().map(|layer| layer.id);
-    let before: Vec<LayerId> = ids(row.target).skip(1).collect();
-    let after: Vec<LayerId> = parent
-        .map(|parent| ids(parent).collect())
-        .unwrap_or_default();
+    let before: BTreeSet<LayerId> = ids(row.target).skip(1).collect();
+    let after: BTreeSet<LayerId> = parent.into_iter().flat_map(ids).collect();
     let left = |job: &&JobRow| {
         before.contains(&job.source)
             && !after.contains(&job.source)
