@@ -21,6 +21,10 @@ pub enum Canary {
     SkipSync,
     /// A merge writes to the file of a layer that takes writes without the lead of its flushes, whatever the map says.
     LoseGuestWrite,
+    /// A command removes the files of layers before the commit by which they go.
+    RemoveBeforeCommit,
+    /// A restore of a group is committed one volume after the other.
+    RestoreInParts,
 }
 
 #[cfg(feature = "canary")]

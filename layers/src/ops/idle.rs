@@ -6,10 +6,11 @@
 
 use std::sync::Arc;
 
+use crate::canary::{self, Canary};
 use crate::catalog::{CatalogState, Change, LayerState, VolumeRow};
 use crate::error::{Error, Result};
 use crate::layer::LayerMap;
-use crate::mapfile::MapFile;
+use crate::mapfile::{MapFile, layer_dir};
 use crate::store::{Inner, Store};
 use crate::units::{LayerId, Sector};
 use crate::volume::Volume;
@@ -123,6 +124,14 @@ impl Store {
             let closed: Vec<Arc<Volume>> = {
                 let mut inner = self.inner();
                 volumes.iter().try_for_each(|name| inner.check_idle(name))?;
+                if canary::is_set(Canary::RemoveBeforeCommit) {
+                    for id in gone {
+                        let dir = layer_dir(*id);
+                        self.media
+                            .remove_dir_all(&dir)
+                            .map_err(self.io("remove", &dir))?;
+                    }
+                }
                 inner.catalog.commit(changes)?;
                 for id in gone {
                     inner.unsettled.remove(id);

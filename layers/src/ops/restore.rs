@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use crate::canary::{self, Canary};
 use crate::catalog::{Change, SnapshotRow, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::lifecycle::{RestoreOptions, RestoreReport};
@@ -152,6 +153,10 @@ impl Store {
                 };
                 changes.push(Change::AddSnapshot(row.clone()));
                 kept.push(row);
+            }
+            if canary::is_set(Canary::RestoreInParts) {
+                let part = std::mem::take(&mut changes);
+                self.commit_idle(&[row.name.as_str()], &part, &[])?;
             }
         }
         let names: Vec<&str> = members.iter().map(|has| has.row.name.as_str()).collect();

@@ -45,7 +45,7 @@ use std::time::Instant;
 use run::{Outcome, Plan, Run};
 
 /// Images that are examined by default.
-const IMAGES: u64 = 6000;
+const IMAGES: u64 = 10_000;
 
 /// A number from the environment.
 fn setting(name: &str, default: u64) -> u64 {
@@ -103,6 +103,45 @@ fn live(
         println!("  {what}: {done} done, {refused} refused");
     }
     all
+}
+
+/// The alarm rings when something is broken on purpose.
+#[cfg(feature = "canary")]
+fn rings(what: &str, canary: stratablk_layers::canary::Canary) {
+    let plan = |seed| Plan {
+        canary: Some(canary),
+        ..Plan::of(seed)
+    };
+    let all = live(&format!("canary: {what}"), IMAGES, plan);
+    stratablk_layers::canary::set(None);
+    let first = all.violations.first();
+    println!(
+        "  {}",
+        first.unwrap_or_else(|| panic!("{what}, and nobody noticed"))
+    );
+}
+
+#[cfg(feature = "canary")]
+#[test]
+fn canary_merges_that_lose_data_are_noticed() {
+    use stratablk_layers::canary::Canary;
+    rings(
+        "data was punched before it was elsewhere",
+        Canary::PunchBeforeCommit,
+    );
+    rings("merged data was not synced", Canary::SkipSync);
+    rings("a merge wrote over a guest's data", Canary::LoseGuestWrite);
+}
+
+#[cfg(feature = "canary")]
+#[test]
+fn canary_commands_in_the_wrong_order_are_noticed() {
+    use stratablk_layers::canary::Canary;
+    rings(
+        "files were removed before the commit",
+        Canary::RemoveBeforeCommit,
+    );
+    rings("a group was restored in parts", Canary::RestoreInParts);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //!
 //! A crash before 3 lets the job end once more; after it the catalog knows which files are doomed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::catalog::{CatalogState, Change, JobRow, LayerState, Way};
@@ -273,6 +274,7 @@ impl Store {
             parent,
         }];
         changes.extend(moved_jobs(inner.catalog.state(), row, parent, gone));
+        changes.extend(left_jobs(inner.catalog.state(), row, parent, gone));
         changes.extend(gone.iter().map(|layer| Change::RemoveLayer(*layer)));
         changes.push(Change::RemoveJob(row.id));
         // Before anybody can find them doomed.
@@ -312,6 +314,31 @@ impl Store {
         self.remove_doomed();
         true
     }
+}
+
+/// Other jobs, stopped ones, that were to take from a layer that stays and that will not lie below theirs any more: they have
+/// nothing to do.
+fn left_jobs(
+    state: &CatalogState,
+    row: &JobRow,
+    parent: Option<LayerId>,
+    gone: &[LayerId],
+) -> Vec<Change> {
+    let ids = |top: LayerId| state.chain(top).into_iter().map(|layer| layer.id);
+    let before: BTreeSet<LayerId> = ids(row.target).skip(1).collect();
+    let after: BTreeSet<LayerId> = parent.into_iter().flat_map(ids).collect();
+    let left = |job: &&JobRow| {
+        before.contains(&job.source)
+            && !after.contains(&job.source)
+            && !gone.contains(&job.source)
+            && !gone.contains(&job.target)
+            && ids(job.target).any(|id| id == row.target)
+    };
+    let others = state.jobs.values().filter(|job| job.id != row.id);
+    others
+        .filter(left)
+        .map(|job| Change::RemoveJob(job.id))
+        .collect()
 }
 
 /// What becomes of other jobs that name layers that go: the target of this one has taken those up, so they go on with that; and
