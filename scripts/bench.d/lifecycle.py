@@ -41,7 +41,7 @@ def delete(disk, snapshot, way=None):
     query = f"?way={way}" if way else ""
     began = time.monotonic()
     report = disk.store.get(f"/v1/snapshots/{disk.name}/{snapshot}{query}", "DELETE")
-    finish(disk.store, report["jobs"])
+    finish(disk.store, [job["id"] for job in report["jobs"]])
     return time.monotonic() - began
 
 
