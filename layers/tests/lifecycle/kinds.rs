@@ -2,7 +2,7 @@
 
 use stratablk_layers::Error;
 use stratablk_layers::catalog::VolumeKind;
-use stratablk_layers::lifecycle::{DeleteOptions, Fate, RestoreOptions};
+use stratablk_layers::lifecycle::{DeleteOptions, Fate, Phase, RestoreOptions};
 use stratablk_layers::store::{Attachment, Selection, VolumeSource};
 use stratablk_layers::units::SECTOR_BYTES;
 
@@ -91,6 +91,44 @@ fn an_immutable_volume_goes_back_to_its_last_snapshot() {
     assert!(world.store().machine_starts("web").unwrap());
     assert_eq!(world.values("web"), stamps(&[(0, 2, 2)]));
     world.assert_tidy();
+}
+
+#[test]
+fn flattening_keeps_what_a_volume_starts_from() {
+    for kind in [VolumeKind::Immutable, VolumeKind::Multiattach] {
+        let mut world = World::new();
+        let base = VolumeSource::Base("/base.raw".into());
+        world.store().create_volume("web", &base).unwrap();
+        world.write("web", 0, 4, 2);
+        let content = world.values("web");
+        world.store().set_kind("web", kind).unwrap();
+        let disk = match kind {
+            VolumeKind::Multiattach => {
+                let given = world.store().give_attachment("web", None).unwrap();
+                given.volume.name
+            }
+            _ => "web".to_owned(),
+        };
+        world.write(&disk, 2, 4, 3);
+        let job = world.store().flatten("web").unwrap();
+        says(world.store().flatten(&disk), &["job 1 works"]);
+        world.work_all();
+        assert_eq!(world.store().job(job.id).unwrap().phase, Phase::Done);
+        assert_eq!(world.values(&disk), over(&content, &[(2, 4, 3)]));
+        assert_eq!(world.store().volume_info("web").unwrap().base, None);
+        says(world.store().flatten("web"), &["independent already"]);
+        world.reopen();
+        assert_eq!(world.values(&disk), over(&content, &[(2, 4, 3)]));
+        if kind == VolumeKind::Multiattach {
+            let other = world.store().give_attachment("web", None).unwrap();
+            assert_eq!(world.values(&other.volume.name), content);
+        } else {
+            world.store().arm("web", true).unwrap();
+            assert!(world.store().machine_starts("web").unwrap());
+            assert_eq!(world.values("web"), content);
+        }
+        world.assert_tidy();
+    }
 }
 
 #[test]
