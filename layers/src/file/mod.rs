@@ -20,6 +20,7 @@ pub mod sim;
 pub mod uring;
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,6 +54,9 @@ pub struct FileStat {
     pub is_file: bool,
 }
 
+/// Runs that [`File::data_ranges`] gives out at most: a file in more pieces than this is not worth a look at each.
+pub const DATA_RANGES_MAX: usize = 1 << 16;
+
 /// An open file. Synchronous; may block; callable from any thread.
 pub trait File: Send + Sync + std::fmt::Debug {
     /// Fills `buf` from byte `offset`; zeroes past the end.
@@ -70,6 +74,12 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// Whether the length is 0.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+    /// The bytes before `to`, from `from` on, that may be other than zero: runs in order, as first byte and end. What lies between
+    /// them takes no space. At most [`DATA_RANGES_MAX`] of them, the last of which then goes on to the end. `None`: nobody knows.
+    fn data_ranges(&self, from: u64, to: u64) -> io::Result<Option<Vec<Range<u64>>>> {
+        let _ = (from, to);
+        Ok(None)
     }
     /// The name of this open file for the engines of the same media.
     fn token(&self) -> FileToken;

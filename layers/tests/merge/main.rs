@@ -18,15 +18,17 @@ mod host;
 mod oracle;
 mod world;
 
-use oracle::Value;
+use std::path::Path;
+
+use oracle::{Value, stamp};
 use stratablk_layers::catalog::Way;
-use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{Fault, FaultEffect, FaultPoint};
+use stratablk_layers::file::{Media, OpenMode};
 use stratablk_layers::lifecycle::{DeleteOptions, Phase};
 use stratablk_layers::store::VolumeSource;
 use stratablk_layers::units::SECTOR_BYTES;
 
-use world::{SECTORS, World};
+use world::{NUMBER, SECTORS, World};
 
 /// A volume over nothing, or over a raw base, with three snapshots.
 fn tree(seed: u64) -> World {
@@ -134,6 +136,49 @@ fn an_image_is_imported_while_it_is_used() {
         world.check();
         assert_eq!(world.layers(), 1, "the base is needed no more");
         world.media.remove(&image).unwrap();
+        world.detach("v");
+        world.restart();
+        world.check();
+    }
+}
+
+#[test]
+fn the_holes_and_zeroes_of_an_image_take_no_space() {
+    for seed in 0..20 {
+        let mut world = World::new(seed);
+        let image = Path::new("/images/sparse.raw");
+        let mut bytes = vec![0; (SECTORS * SECTOR_BYTES) as usize];
+        let mut values = vec![Value::Zero; SECTORS as usize];
+        // Within two clusters.
+        for sector in 83..93 {
+            let at = (sector * SECTOR_BYTES) as usize;
+            bytes[at..at + SECTOR_BYTES as usize].copy_from_slice(&stamp(NUMBER, sector, 1));
+            values[sector as usize] = Value::Stamp(1);
+        }
+        world.media.install(image, &bytes).unwrap();
+        // Zeroes that take space.
+        let file = world.media.open(image, OpenMode::ReadWrite, false).unwrap();
+        file.write_at(&[0; 10 * 4096], 20 * 4096).unwrap();
+        // The end of the disk, which is not a whole cluster.
+        let tail = SECTORS / 8 * 4096;
+        file.write_at(&[0; 1536], tail).unwrap();
+        assert_eq!(SECTORS * SECTOR_BYTES - tail, 1536);
+        drop(file);
+        let job = world.store().import("v", image).unwrap();
+        world.know("v", values);
+        if seed % 2 == 0 {
+            world.attach("v");
+        }
+        world.run_jobs();
+        let job = world.store().job(job.id).unwrap();
+        assert_eq!(job.phase, Phase::Done);
+        assert_eq!(job.bytes_total, job.bytes_done);
+        assert!(job.bytes_total <= 2 * 4096 + 10 * 4096 + 1536, "{job:?}");
+        if seed % 2 == 1 {
+            assert_eq!(world.allocated(), 2 * 4096);
+        }
+        world.check();
+        world.media.remove(image).unwrap();
         world.detach("v");
         world.restart();
         world.check();

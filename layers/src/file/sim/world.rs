@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -253,6 +254,16 @@ impl World {
     /// Length of an open file.
     pub(super) fn len(&self, token: i32) -> io::Result<u64> {
         Ok(self.disk(token)?.view().len)
+    }
+
+    /// As `File::data_ranges`.
+    pub(super) fn data_ranges(
+        &self,
+        token: i32,
+        from: u64,
+        to: u64,
+    ) -> io::Result<Vec<Range<u64>>> {
+        Ok(self.disk(token)?.view().data_ranges(from, to))
     }
 
     /// What a sync that begins now covers.

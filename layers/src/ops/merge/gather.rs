@@ -14,6 +14,7 @@
 //! With a source in place (the target's file is another name of its file) the data of that source is not copied: where the
 //! target gains it, it is there.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Weak};
 
@@ -58,6 +59,8 @@ pub(super) struct Gather {
     pub into: Into,
     /// Files in which what was moved is given back.
     pub punched: Vec<Arc<dyn File>>,
+    /// Whether data that is all zeroes becomes zeroes, which take no space.
+    skips_zeroes: bool,
     /// The first cluster that was not moved.
     at: u64,
     /// The first cluster that was not given back.
@@ -114,6 +117,7 @@ impl Gather {
         target: Arc<Layer>,
         into: Into,
         punched: Vec<Arc<dyn File>>,
+        skips_zeroes: bool,
     ) -> Self {
         let mut gather = Self {
             chain,
@@ -122,6 +126,7 @@ impl Gather {
             target,
             into,
             punched,
+            skips_zeroes,
             at: 0,
             given_back: 0,
             uncommitted: 0,
@@ -287,6 +292,11 @@ impl Store {
             gather.read(*copy, &mut bytes)?;
             read.push((copy.range, bytes));
         }
+        let mut piece = piece.clone();
+        let zeroes = match gather.skips_zeroes {
+            true => piece.turn_zero(&gather.sources, &read),
+            false => BTreeSet::new(),
+        };
         let _command = self.command();
         if !self.is_as_it_was(row, &gather.chain, LayerState::Active) {
             return Ok(None);
@@ -300,7 +310,7 @@ impl Store {
         }
         let result = volume
             .check_failure()
-            .and_then(|()| put(&volume, gather, piece, &read));
+            .and_then(|()| put(&volume, gather, &piece, &read, &zeroes));
         if led {
             volume.flushes().finish_blocking();
         }
@@ -478,13 +488,14 @@ fn dead_in_place(gather: &Gather, piece: &Piece) -> Vec<(Cluster, u64)> {
     zero.map(|gain| (gain.first, gain.count)).collect()
 }
 
-/// Writes a piece to the file of a layer that takes writes, and hands its clusters over. By who leads the flushes of the
-/// volume, so that nobody else changes the file.
+/// Writes a piece, but for clusters that become zero, to the file of a layer that takes writes, and hands its clusters over. By
+/// who leads the flushes of the volume, so that nobody else changes the file.
 fn put(
     volume: &Volume,
     gather: &Gather,
     piece: &Piece,
     read: &[(SectorRange, Vec<u8>)],
+    zeroes: &BTreeSet<Cluster>,
 ) -> Result<()> {
     let layer = &gather.target;
     let map = layer.map();
@@ -493,7 +504,7 @@ fn put(
     };
     let slot = volume.newest_chain().active_slot();
     for (range, bytes) in read {
-        write_missing(layer, map, *range, bytes)
+        write_missing(layer, map, *range, bytes, zeroes)
             .map_err(|error| failed("write", layer.id(), error))?;
     }
     for gain in &piece.gains {
@@ -515,12 +526,13 @@ fn put(
     Ok(())
 }
 
-/// Writes those sectors of a run that a map says nothing about.
+/// Writes those sectors of a run that a map says nothing about, but for clusters that become zero.
 fn write_missing(
     layer: &Layer,
     map: &crate::map::ActiveMap,
     range: SectorRange,
     bytes: &[u8],
+    zeroes: &BTreeSet<Cluster>,
 ) -> io::Result<()> {
     // A run that is missing, and where it began.
     let mut missing: Option<(u64, u64)> = None;
@@ -538,7 +550,7 @@ fn write_missing(
         let bit = SectorMask::span(at.index_in_cluster(), 1);
         let held = state.data.contains(bit) || state.rest_zero;
         let held = held && !canary::is_set(Canary::LoseGuestWrite);
-        match (held, &mut missing) {
+        match (held || zeroes.contains(&at.cluster()), &mut missing) {
             (false, Some((_, to))) => *to = sector + 1,
             (false, none @ None) => *none = Some((sector, sector + 1)),
             (true, some) => {
