@@ -52,6 +52,17 @@ pub struct FileStat {
     pub allocated: u64,
     /// Whether it is a regular file (not a directory, device or socket).
     pub is_file: bool,
+    /// Which file it is, whatever its names.
+    pub identity: FileIdentity,
+}
+
+/// Tells one file from another, as long as both are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// The device that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
 }
 
 /// Runs that [`File::data_ranges`] gives out at most: a file in more pieces than this is not worth a look at each.
@@ -124,6 +135,10 @@ pub trait Media: Send + Sync + std::fmt::Debug {
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
     /// What is known of a file; follows symbolic links.
     fn stat(&self, path: &Path) -> io::Result<FileStat>;
+    /// The absolute path of a file outside of the store, without symbolic links.
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        std::path::absolute(path)
+    }
     /// The path to show to a person: absolute on a host.
     fn display_path(&self, path: &Path) -> PathBuf;
     /// A new engine for one queue context; `depth` operations at most are under way at once.
