@@ -273,6 +273,8 @@ impl Store {
             parent,
         }];
         changes.extend(moved_jobs(inner.catalog.state(), row, parent, gone));
+        let cut_off = cut_off_jobs(inner.catalog.state(), row, parent, gone);
+        changes.extend(cut_off.iter().map(|job| Change::RemoveJob(job.id)));
         changes.extend(gone.iter().map(|layer| Change::RemoveLayer(*layer)));
         changes.push(Change::RemoveJob(row.id));
         // Before anybody can find them doomed.
@@ -280,7 +282,12 @@ impl Store {
         inner.catalog.commit(&changes).inspect_err(|_| {
             let mut board = self.jobs.board();
             board.retiring.retain(|layer| !gone.contains(layer));
-        })
+        })?;
+        let mut board = self.jobs.board();
+        for job in &cut_off {
+            board.ended_row(job, Phase::Cancelled);
+        }
+        Ok(())
     }
 
     /// Lets layers go that left their chains, as soon as nobody uses them any more.
@@ -312,6 +319,26 @@ impl Store {
         self.remove_doomed();
         true
     }
+}
+
+/// Other jobs into the same target whose source does not lie below it any more, and does not go either: the target holds all that
+/// they would have moved, so they have ended, however they stood.
+fn cut_off_jobs(
+    state: &CatalogState,
+    row: &JobRow,
+    parent: Option<LayerId>,
+    gone: &[LayerId],
+) -> Vec<JobRow> {
+    let below: Vec<LayerId> = match parent {
+        Some(parent) => (state.chain_of(parent).iter()).map(|row| row.id).collect(),
+        None => Vec::new(),
+    };
+    state
+        .jobs_of(row.target)
+        .filter(|job| job.id != row.id && job.target == row.target)
+        .filter(|job| !below.contains(&job.source) && !gone.contains(&job.source))
+        .cloned()
+        .collect()
 }
 
 /// What becomes of other jobs that name layers that go: the target of this one has taken those up, so they go on with that; and

@@ -39,6 +39,8 @@ use super::{Patience, Step};
 const LED_BYTES: u64 = 256 << 10;
 /// Bytes that are copied at once between sealed layers.
 const SEALED_BYTES: u64 = 4 << 20;
+/// Bytes that are copied at once however low the rate.
+const LIMITED_BYTES_MIN: u64 = 64 << 10;
 /// Bytes from which on the host is asked to copy, which it can perhaps do without copying.
 const SHARED_BYTES: u64 = 64 << 10;
 /// Records that a step may gather before it is committed.
@@ -218,6 +220,14 @@ impl Gather {
     }
 }
 
+/// How much is copied at once with a rate: a quarter of a second's worth.
+pub(super) fn of_rate(most: u64, rate: Option<u64>) -> u64 {
+    match rate {
+        Some(rate) => most.min((rate / 4).max(LIMITED_BYTES_MIN)),
+        None => most,
+    }
+}
+
 /// An error about the data of a layer.
 pub(super) fn failed(op: &'static str, layer: LayerId, source: io::Error) -> Error {
     Error::Io {
@@ -250,7 +260,7 @@ impl Store {
     /// Moves a piece.
     fn gather_move(&self, row: &JobRow, gather: &mut Gather, patience: Patience) -> Result<Step> {
         let active = matches!(gather.into, Into::Active(_));
-        let most = if active { LED_BYTES } else { SEALED_BYTES };
+        let most = of_rate(if active { LED_BYTES } else { SEALED_BYTES }, row.rate);
         let step_bytes = self.jobs.board().step_bytes;
         let piece = gather.look(gather.at, most.min(step_bytes));
         if active {
