@@ -462,6 +462,118 @@ fn a_full_disk_or_a_failing_one_stops_a_job_and_harms_no_disk() {
     assert!(stopped > 50, "{stopped}");
 }
 
+#[test]
+fn a_base_is_the_same_file_by_any_name() {
+    let mut world = tree(2);
+    // Another name of it.
+    let other = Path::new("/images/other.raw");
+    world
+        .media
+        .link(Path::new("/images/base.raw"), other)
+        .unwrap();
+    let store = std::sync::Arc::clone(world.store());
+    store
+        .create_volume("by", &VolumeSource::Base(other.into()))
+        .unwrap();
+    let options = DeleteOptions {
+        into_base: true,
+        ..DeleteOptions::default()
+    };
+    let refused = store.delete_snapshot("v", "a", options).unwrap_err();
+    assert!(refused.to_string().contains("other volumes"), "{refused}");
+    store.delete_volume("by").unwrap();
+    drop(store);
+    let jobs = world.delete_with("v", "a", options);
+    let store = std::sync::Arc::clone(world.store());
+    let refused = store.import("by", other).unwrap_err().to_string();
+    assert!(refused.contains("job"), "{refused}");
+    let refused = store.delete_volume("v").unwrap_err().to_string();
+    assert!(refused.contains("into its image"), "{refused}");
+    // It has not begun.
+    assert_eq!(store.cancel_job(jobs[0]).unwrap().phase, Phase::Cancelled);
+    assert!(world.durable.state().jobs.is_empty());
+    drop(store);
+    world.run_jobs();
+    world.check();
+}
+
+#[test]
+fn a_job_that_writes_to_an_image_is_not_left_half_done() {
+    let mut world = tree(4);
+    let options = DeleteOptions {
+        into_base: true,
+        ..DeleteOptions::default()
+    };
+    let jobs = world.delete_with("v", "a", options);
+    let store = std::sync::Arc::clone(world.store());
+    store.set_job_step_bytes(512);
+    while store.job(jobs[0]).unwrap().bytes_done == 0 {
+        assert!(store.job_step());
+    }
+    let refused = store.cancel_job(jobs[0]).unwrap_err().to_string();
+    assert!(refused.contains("half changed"), "{refused}");
+    drop(store);
+    world.run_jobs();
+    world.check();
+}
+
+#[test]
+fn a_flatten_ends_jobs_that_were_cancelled() {
+    for seed in 0..20 {
+        for way in [Way::Up, Way::InPlace] {
+            let mut world = tree(seed);
+            world.set_step(512);
+            world.delete("v", "c", Some(way));
+            let store = std::sync::Arc::clone(world.store());
+            let job = store.jobs().last().unwrap().id;
+            if way == Way::Up {
+                for _ in 0..seed {
+                    store.job_step();
+                }
+            }
+            let ended = store.cancel_job(job).is_err();
+            let flatten = store.flatten("v").unwrap().id;
+            drop(store);
+            world.attach("v");
+            world.run_jobs();
+            assert_eq!(world.store().job(flatten).unwrap().phase, Phase::Done);
+            if !ended {
+                assert_eq!(world.store().job(job).unwrap().phase, Phase::Cancelled);
+            }
+            world.check();
+            world.detach("v");
+            world.restart();
+            world.check();
+        }
+    }
+}
+
+#[test]
+fn what_is_moved_at_once_follows_the_rate() {
+    for way in [Way::Up, Way::Down] {
+        let mut world = World::new(3);
+        world.create("v", &VolumeSource::Size(SECTORS * SECTOR_BYTES));
+        for snapshot in ["a", "b"] {
+            for _ in 0..20 {
+                world.scribble("v", 1);
+            }
+            world.snapshot("v", snapshot);
+        }
+        world.set_step(1 << 20);
+        world.delete("v", "a", Some(way));
+        let store = std::sync::Arc::clone(world.store());
+        let job = store.jobs().last().unwrap().id;
+        store.limit_job(job, Some(1000)).unwrap();
+        let mut before = 0;
+        while store.job_step() {
+            let done = store.job(job).unwrap().bytes_done;
+            assert!(done - before <= 64 << 10, "{way:?}: {before} to {done}");
+            before = done;
+        }
+        assert_eq!(store.job(job).unwrap().phase, Phase::Done);
+    }
+}
+
 #[cfg(feature = "canary")]
 mod canaries {
     use super::*;
