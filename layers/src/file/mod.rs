@@ -86,8 +86,9 @@ pub trait File: Send + Sync + std::fmt::Debug {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
-    /// The bytes before `to`, from `from` on, that may be other than zero: runs in order, as first byte and end. What lies between
-    /// them takes no space. At most [`DATA_RANGES_MAX`] of them, the last of which then goes on to the end. `None`: nobody knows.
+    /// The bytes before `to`, from `from` on, that may be other than zero: runs in order, as first byte and end. What lies
+    /// between them takes no space. At most [`DATA_RANGES_MAX`] of them, the last of which then goes on to the end. `None`:
+    /// nobody knows.
     fn data_ranges(&self, from: u64, to: u64) -> io::Result<Option<Vec<Range<u64>>>> {
         let _ = (from, to);
         Ok(None)

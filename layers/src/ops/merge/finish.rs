@@ -321,8 +321,8 @@ impl Store {
     }
 }
 
-/// Other jobs into the same target whose source does not lie below it any more, and does not go either: the target holds all that
-/// they would have moved, so they have ended, however they stood.
+/// Other jobs into the same target whose source does not lie below it any more, and does not go either: the target holds all
+/// that they would have moved, so they have ended, however they stood.
 fn cut_off_jobs(
     state: &CatalogState,
     row: &JobRow,
