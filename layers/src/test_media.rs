@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::file::{Engine, File, FileStat, FileToken, Media, OpenMode};
+use crate::file::{Engine, File, FileIdentity, FileStat, FileToken, Media, OpenMode};
 
 /// What was done, and what is to fail.
 #[derive(Debug, Default)]
@@ -161,6 +161,10 @@ impl Media for TestMedia {
             mtime_ns: stat.mtime() * 1_000_000_000 + stat.mtime_nsec(),
             allocated: stat.blocks() * 512,
             is_file: stat.is_file(),
+            identity: FileIdentity {
+                device: stat.dev(),
+                inode: stat.ino(),
+            },
         })
     }
     fn display_path(&self, path: &Path) -> PathBuf {

@@ -20,6 +20,7 @@ pub mod sim;
 pub mod uring;
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,7 +52,21 @@ pub struct FileStat {
     pub allocated: u64,
     /// Whether it is a regular file (not a directory, device or socket).
     pub is_file: bool,
+    /// Which file it is, whatever its names.
+    pub identity: FileIdentity,
 }
+
+/// Tells one file from another, as long as both are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// The device that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+}
+
+/// Runs that [`File::data_ranges`] gives out at most: a file in more pieces than this is not worth a look at each.
+pub const DATA_RANGES_MAX: usize = 1 << 16;
 
 /// An open file. Synchronous; may block; callable from any thread.
 pub trait File: Send + Sync + std::fmt::Debug {
@@ -70,6 +85,13 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// Whether the length is 0.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+    /// The bytes before `to`, from `from` on, that may be other than zero: runs in order, as first byte and end. What lies
+    /// between them takes no space. At most [`DATA_RANGES_MAX`] of them, the last of which then goes on to the end. `None`:
+    /// nobody knows.
+    fn data_ranges(&self, from: u64, to: u64) -> io::Result<Option<Vec<Range<u64>>>> {
+        let _ = (from, to);
+        Ok(None)
     }
     /// The name of this open file for the engines of the same media.
     fn token(&self) -> FileToken;
@@ -114,6 +136,10 @@ pub trait Media: Send + Sync + std::fmt::Debug {
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
     /// What is known of a file; follows symbolic links.
     fn stat(&self, path: &Path) -> io::Result<FileStat>;
+    /// The absolute path of a file outside of the store, without symbolic links.
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        std::path::absolute(path)
+    }
     /// The path to show to a person: absolute on a host.
     fn display_path(&self, path: &Path) -> PathBuf;
     /// A new engine for one queue context; `depth` operations at most are under way at once.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::catalog::{Change, LayerRow, LayerState, VolumeKind, VolumeRow};
+use crate::catalog::{Change, JobKind, JobRow, LayerRow, LayerState, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
-use crate::file::{File, OpenMode};
+use crate::file::{File, FileIdentity, OpenMode};
 use crate::layer::Layer;
 use crate::limits::{BASE_PATH_BYTES_MAX, DISK_SECTORS_MAX};
 use crate::map::{ActiveMap, SectorSet};
@@ -125,8 +125,9 @@ impl Store {
             field: "base",
             what,
         };
-        let path = std::path::absolute(path)
-            .map_err(|error| invalid(format!("{} is not a path: {error}", path.display())))?;
+        // So that one file has one path here, by whichever name it was given.
+        let path = (self.media.canonical(path))
+            .map_err(|error| invalid(format!("{} cannot be used: {error}", path.display())))?;
         let stat = self
             .media
             .stat(&path)
@@ -159,6 +160,7 @@ impl Store {
             len: stat.len,
             mtime_ns: stat.mtime_ns,
         };
+        self.check_not_changed_by_job(&path, stat.identity)?;
         let known = self
             .inner()
             .catalog
@@ -190,6 +192,37 @@ impl Store {
             created_ns: header.created_ns,
         }));
         Ok((id, size))
+    }
+
+    /// Refuses an image that a job writes to, or has begun to.
+    fn check_not_changed_by_job(&self, path: &Path, identity: FileIdentity) -> Result<()> {
+        let changed: Vec<_> = {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            let jobs = (state.jobs.values()).filter(|job| job.kind == JobKind::IntoBase);
+            let base = |job: &JobRow| Some((job.id, state.layers.get(&job.source)?.base.clone()?));
+            jobs.filter_map(base).collect()
+        };
+        for (job, base) in changed {
+            if self.is_file(&base.path, identity)? {
+                let (path, job) = (path.display(), job.0);
+                return Err(Error::Busy {
+                    what: format!(
+                        "job {job} writes to {path}; wait for it (stratablk job wait {job}) and try again"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is a file of this path, and it is this one.
+    pub(crate) fn is_file(&self, path: &Path, identity: FileIdentity) -> Result<bool> {
+        match self.media.stat(path) {
+            Ok(stat) => Ok(stat.identity == identity),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.io("stat", path)(error)),
+        }
     }
 
     /// Makes the files of a new active layer, durable on return, and opens it.

@@ -4,7 +4,7 @@
 //! ends the jobs that give to those; only then are the files removed. A crash before it leaves the volume as it was; after
 //! it the next start removes the files that are left. What is needed by one other layer only is then joined with that.
 
-use crate::catalog::Change;
+use crate::catalog::{CatalogState, Change, JobKind, JobRow};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::units::LayerId;
@@ -44,6 +44,19 @@ impl Store {
                     ),
                 });
             }
+            let chain = state.chain_of(row.active);
+            let into_base = state.jobs.values().find(|job| {
+                job.kind == JobKind::IntoBase && chain.iter().any(|layer| layer.id == job.target)
+            });
+            if let Some(job) = into_base.filter(|job| !is_of_others(state, name, job)) {
+                let id = job.id.0;
+                return Err(Error::Busy {
+                    what: format!(
+                        "job {id} moves data of volume {name:?} into its image; wait for it (stratablk job wait {id}), or \
+                         cancel it if it has not begun"
+                    ),
+                });
+            }
             let mut changes: Vec<Change> = state
                 .snapshots_of(name)
                 .into_iter()
@@ -65,4 +78,11 @@ impl Store {
         self.collect_after(&touched);
         Ok(())
     }
+}
+
+/// Whether another volume lies over the target of a job as well, so that it goes on without this one.
+fn is_of_others(state: &CatalogState, volume: &str, job: &JobRow) -> bool {
+    let others = state.volumes.values().filter(|row| row.name != volume);
+    let mut chains = others.map(|row| state.chain_of(row.active));
+    chains.any(|chain| chain.iter().any(|layer| layer.id == job.target))
 }

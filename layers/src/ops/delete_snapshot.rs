@@ -113,6 +113,7 @@ impl Store {
         drop(inner);
 
         if let Some(base) = base {
+            self.check_only_base(base)?;
             if working || !sealed {
                 return Err(Error::Busy {
                     what: format!(
@@ -163,6 +164,33 @@ impl Store {
             several => self.plan_several(&mut plan, several, options, working || !sealed)?,
         }
         Ok(plan)
+    }
+
+    /// Refuses to write to a base whose file is another layer's base as well, by whichever name.
+    fn check_only_base(&self, layer: LayerId) -> Result<()> {
+        let (own, others): (Vec<_>, Vec<_>) = {
+            let inner = self.inner();
+            let layers = inner.catalog.state().layers.values();
+            let base = |row: &LayerRow| Some((row.id, row.base.clone()?.path));
+            layers.filter_map(base).partition(|(id, _)| *id == layer)
+        };
+        for (_, path) in own {
+            let stat = self.media.stat(&path).map_err(self.io("stat", &path))?;
+            for (_, other) in &others {
+                if self.is_file(other, stat.identity)? {
+                    return Err(Error::Invalid {
+                        field: "into_base",
+                        what: format!(
+                            "{} is the base of other volumes as well, as {}; they would read differently; delete or \
+                             flatten them first",
+                            path.display(),
+                            other.display()
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A layer with several children: it stays, or is copied into all but the last of them, with which it is then joined.

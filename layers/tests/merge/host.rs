@@ -169,3 +169,39 @@ fn wait(mut so: impl FnMut() -> bool) {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn a_sparse_image_stays_sparse() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image.raw");
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(64 << 20).unwrap();
+    let bytes: Vec<u8> = (2048..2048 + 512)
+        .flat_map(|sector| stamp(NUMBER, sector, 1))
+        .collect();
+    file.write_all_at(&bytes, 2048 * SECTOR_BYTES).unwrap();
+    // Written, and zero.
+    file.write_all_at(&vec![0; 1 << 20], 32 << 20).unwrap();
+    file.sync_all().unwrap();
+    let store = Store::open(&dir.path().join("store"), StoreOptions::default()).unwrap();
+    let job = store.import("v", &image).unwrap().id;
+    while store.job_step() {}
+    let job = store.job(job).unwrap();
+    assert_eq!(job.phase, Phase::Done, "{job:?}");
+    let layers = std::fs::read_dir(dir.path().join("store/layers")).unwrap();
+    let data = layers.map(|layer| layer.unwrap().path().join("data"));
+    let allocated: u64 = data
+        .map(|data| data.metadata().unwrap().blocks() * 512)
+        .sum();
+    assert!(allocated < 1 << 20, "{allocated} bytes");
+    let volume = store.open_volume("v").unwrap();
+    let mut queue = Queue::new(volume.context(true).unwrap());
+    let found = queue
+        .read_in_pieces(NUMBER, (64 << 20) / SECTOR_BYTES, 2048)
+        .unwrap();
+    let mut values = vec![Value::Zero; found.len()];
+    values[2048..2048 + 512].fill(Value::Stamp(1));
+    same("v", &found, &values);
+}

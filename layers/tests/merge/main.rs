@@ -18,15 +18,17 @@ mod host;
 mod oracle;
 mod world;
 
-use oracle::Value;
+use std::path::Path;
+
+use oracle::{Value, stamp};
 use stratablk_layers::catalog::Way;
-use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{Fault, FaultEffect, FaultPoint};
+use stratablk_layers::file::{Media, OpenMode};
 use stratablk_layers::lifecycle::{DeleteOptions, Phase};
 use stratablk_layers::store::VolumeSource;
 use stratablk_layers::units::SECTOR_BYTES;
 
-use world::{SECTORS, World};
+use world::{NUMBER, SECTORS, World};
 
 /// A volume over nothing, or over a raw base, with three snapshots.
 fn tree(seed: u64) -> World {
@@ -134,6 +136,49 @@ fn an_image_is_imported_while_it_is_used() {
         world.check();
         assert_eq!(world.layers(), 1, "the base is needed no more");
         world.media.remove(&image).unwrap();
+        world.detach("v");
+        world.restart();
+        world.check();
+    }
+}
+
+#[test]
+fn the_holes_and_zeroes_of_an_image_take_no_space() {
+    for seed in 0..20 {
+        let mut world = World::new(seed);
+        let image = Path::new("/images/sparse.raw");
+        let mut bytes = vec![0; (SECTORS * SECTOR_BYTES) as usize];
+        let mut values = vec![Value::Zero; SECTORS as usize];
+        // Within two clusters.
+        for sector in 83..93 {
+            let at = (sector * SECTOR_BYTES) as usize;
+            bytes[at..at + SECTOR_BYTES as usize].copy_from_slice(&stamp(NUMBER, sector, 1));
+            values[sector as usize] = Value::Stamp(1);
+        }
+        world.media.install(image, &bytes).unwrap();
+        // Zeroes that take space.
+        let file = world.media.open(image, OpenMode::ReadWrite, false).unwrap();
+        file.write_at(&[0; 10 * 4096], 20 * 4096).unwrap();
+        // The end of the disk, which is not a whole cluster.
+        let tail = SECTORS / 8 * 4096;
+        file.write_at(&[0; 1536], tail).unwrap();
+        assert_eq!(SECTORS * SECTOR_BYTES - tail, 1536);
+        drop(file);
+        let job = world.store().import("v", image).unwrap();
+        world.know("v", values);
+        if seed % 2 == 0 {
+            world.attach("v");
+        }
+        world.run_jobs();
+        let job = world.store().job(job.id).unwrap();
+        assert_eq!(job.phase, Phase::Done);
+        assert_eq!(job.bytes_total, job.bytes_done);
+        assert!(job.bytes_total <= 2 * 4096 + 10 * 4096 + 1536, "{job:?}");
+        if seed % 2 == 1 {
+            assert_eq!(world.allocated(), 2 * 4096);
+        }
+        world.check();
+        world.media.remove(image).unwrap();
         world.detach("v");
         world.restart();
         world.check();
@@ -415,6 +460,118 @@ fn a_full_disk_or_a_failing_one_stops_a_job_and_harms_no_disk() {
         }
     }
     assert!(stopped > 50, "{stopped}");
+}
+
+#[test]
+fn a_base_is_the_same_file_by_any_name() {
+    let mut world = tree(2);
+    // Another name of it.
+    let other = Path::new("/images/other.raw");
+    world
+        .media
+        .link(Path::new("/images/base.raw"), other)
+        .unwrap();
+    let store = std::sync::Arc::clone(world.store());
+    store
+        .create_volume("by", &VolumeSource::Base(other.into()))
+        .unwrap();
+    let options = DeleteOptions {
+        into_base: true,
+        ..DeleteOptions::default()
+    };
+    let refused = store.delete_snapshot("v", "a", options).unwrap_err();
+    assert!(refused.to_string().contains("other volumes"), "{refused}");
+    store.delete_volume("by").unwrap();
+    drop(store);
+    let jobs = world.delete_with("v", "a", options);
+    let store = std::sync::Arc::clone(world.store());
+    let refused = store.import("by", other).unwrap_err().to_string();
+    assert!(refused.contains("job"), "{refused}");
+    let refused = store.delete_volume("v").unwrap_err().to_string();
+    assert!(refused.contains("into its image"), "{refused}");
+    // It has not begun.
+    assert_eq!(store.cancel_job(jobs[0]).unwrap().phase, Phase::Cancelled);
+    assert!(world.durable.state().jobs.is_empty());
+    drop(store);
+    world.run_jobs();
+    world.check();
+}
+
+#[test]
+fn a_job_that_writes_to_an_image_is_not_left_half_done() {
+    let mut world = tree(4);
+    let options = DeleteOptions {
+        into_base: true,
+        ..DeleteOptions::default()
+    };
+    let jobs = world.delete_with("v", "a", options);
+    let store = std::sync::Arc::clone(world.store());
+    store.set_job_step_bytes(512);
+    while store.job(jobs[0]).unwrap().bytes_done == 0 {
+        assert!(store.job_step());
+    }
+    let refused = store.cancel_job(jobs[0]).unwrap_err().to_string();
+    assert!(refused.contains("half changed"), "{refused}");
+    drop(store);
+    world.run_jobs();
+    world.check();
+}
+
+#[test]
+fn a_flatten_ends_jobs_that_were_cancelled() {
+    for seed in 0..20 {
+        for way in [Way::Up, Way::InPlace] {
+            let mut world = tree(seed);
+            world.set_step(512);
+            world.delete("v", "c", Some(way));
+            let store = std::sync::Arc::clone(world.store());
+            let job = store.jobs().last().unwrap().id;
+            if way == Way::Up {
+                for _ in 0..seed {
+                    store.job_step();
+                }
+            }
+            let ended = store.cancel_job(job).is_err();
+            let flatten = store.flatten("v").unwrap().id;
+            drop(store);
+            world.attach("v");
+            world.run_jobs();
+            assert_eq!(world.store().job(flatten).unwrap().phase, Phase::Done);
+            if !ended {
+                assert_eq!(world.store().job(job).unwrap().phase, Phase::Cancelled);
+            }
+            world.check();
+            world.detach("v");
+            world.restart();
+            world.check();
+        }
+    }
+}
+
+#[test]
+fn what_is_moved_at_once_follows_the_rate() {
+    for way in [Way::Up, Way::Down] {
+        let mut world = World::new(3);
+        world.create("v", &VolumeSource::Size(SECTORS * SECTOR_BYTES));
+        for snapshot in ["a", "b"] {
+            for _ in 0..20 {
+                world.scribble("v", 1);
+            }
+            world.snapshot("v", snapshot);
+        }
+        world.set_step(1 << 20);
+        world.delete("v", "a", Some(way));
+        let store = std::sync::Arc::clone(world.store());
+        let job = store.jobs().last().unwrap().id;
+        store.limit_job(job, Some(1000)).unwrap();
+        let mut before = 0;
+        while store.job_step() {
+            let done = store.job(job).unwrap().bytes_done;
+            assert!(done - before <= 64 << 10, "{way:?}: {before} to {done}");
+            before = done;
+        }
+        assert_eq!(store.job(job).unwrap().phase, Phase::Done);
+    }
 }
 
 #[cfg(feature = "canary")]

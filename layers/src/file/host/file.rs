@@ -1,14 +1,18 @@
 //! One open file on the host.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 use super::direct::{self, DirectFile, DirectFiles};
 use super::open::Direct;
 use super::transfer::segment_of;
 use super::uninterrupted;
-use crate::file::{File, FileToken, IoOp, posix};
+use crate::file::{DATA_RANGES_MAX, File, FileToken, IoOp, posix};
 use crate::units::SECTOR_BYTES;
 
 /// See the module's text.
@@ -117,6 +121,31 @@ impl File for HostFile {
     fn len(&self) -> io::Result<u64> {
         let stat = uninterrupted(|| rustix::fs::fstat(&self.fd))?;
         u64::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    fn data_ranges(&self, from: u64, to: u64) -> io::Result<Option<Vec<Range<u64>>>> {
+        let mut ranges = Vec::new();
+        let mut at = from;
+        while at < to {
+            // All transfers name their place, so where the descriptor stands is nobody's business.
+            let start = match seek(&self.fd, SeekFrom::Data(at)) {
+                Ok(start) if start < to => start,
+                Ok(_) | Err(Errno::NXIO) => break,
+                Err(Errno::INTR) => continue,
+                Err(_) => return Ok(None),
+            };
+            if ranges.len() + 1 == DATA_RANGES_MAX {
+                ranges.push(start..to);
+                break;
+            }
+            let end = match uninterrupted(|| seek(&self.fd, SeekFrom::Hole(start))) {
+                Ok(end) if end > start => end.min(to),
+                Ok(_) | Err(_) => return Ok(None),
+            };
+            ranges.push(start..end);
+            at = end;
+        }
+        Ok(Some(ranges))
     }
 
     fn token(&self) -> FileToken {

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use self::direct::DirectFiles;
 use super::posix::PosixEngine;
 use super::uring::UringEngine;
-use super::{Engine, File, FileStat, Media, OpenMode};
+use super::{Engine, File, FileIdentity, FileStat, Media, OpenMode};
 
 /// How a [`HostMedia`] works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,7 +211,15 @@ impl Media for HostMedia {
                 .saturating_add(i64::from(stat.stx_mtime.tv_nsec)),
             allocated: stat.stx_blocks.saturating_mul(512),
             is_file: FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile,
+            identity: FileIdentity {
+                device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
+                inode: stat.stx_ino,
+            },
         })
+    }
+
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        std::fs::canonicalize(path)
     }
 
     fn display_path(&self, path: &Path) -> PathBuf {

@@ -1,6 +1,7 @@
 //! The bytes of a simulated file. A copy shares everything with its original until one of them is changed.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes of a sector: what is written whole or not at all.
@@ -28,13 +29,16 @@ fn place(sector: u64) -> (u64, std::ops::Range<usize>) {
 }
 
 impl Content {
-    /// A file that holds these bytes.
+    /// A file that holds these bytes, with holes where they are zero.
     pub(super) fn of(bytes: &[u8]) -> Self {
         let mut content = Self {
             len: bytes.len() as u64,
             ..Self::default()
         };
         for (sector, bytes) in (0..).zip(bytes.chunks(SECTOR)) {
+            if bytes.iter().all(|byte| *byte == 0) {
+                continue;
+            }
             let mut whole = [0; SECTOR];
             for (to, from) in whole.iter_mut().zip(bytes) {
                 *to = *from;
@@ -137,6 +141,21 @@ impl Content {
             self.put(sector, &last);
         }
         self.clear(sector + 1, u64::MAX);
+    }
+
+    /// The runs of bytes in chunks that are there.
+    pub(super) fn data_ranges(&self, from: u64, to: u64) -> Vec<Range<u64>> {
+        let (to, chunk) = (to.min(self.len), CHUNK as u64);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for number in self.chunks.keys() {
+            let (start, end) = ((number * chunk).max(from), ((number + 1) * chunk).min(to));
+            match ranges.last_mut() {
+                _ if start >= end => {}
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        }
+        ranges
     }
 
     /// Bytes that the file takes.

@@ -48,6 +48,7 @@ mod random;
 mod world;
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -334,6 +335,13 @@ impl File for SimFile {
 
     fn len(&self) -> io::Result<u64> {
         self.media.world().len(self.token)
+    }
+
+    fn data_ranges(&self, from: u64, to: u64) -> io::Result<Option<Vec<Range<u64>>>> {
+        self.media
+            .world()
+            .data_ranges(self.token, from, to)
+            .map(Some)
     }
 
     fn token(&self) -> FileToken {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::disk::Disk;
 use super::faults::{Fate, FaultEffect, FaultPoint, Plan, Survival};
 use super::names::{FIRST_INODE, Inode, Names};
 use super::random::Random;
-use crate::file::{FileStat, OpenMode};
+use crate::file::{FileIdentity, FileStat, OpenMode};
 
 /// How an operation ended, and the path to tell an observer.
 pub(super) type Ended<T> = (io::Result<T>, Arc<str>);
@@ -255,6 +256,16 @@ impl World {
         Ok(self.disk(token)?.view().len)
     }
 
+    /// As `File::data_ranges`.
+    pub(super) fn data_ranges(
+        &self,
+        token: i32,
+        from: u64,
+        to: u64,
+    ) -> io::Result<Vec<Range<u64>>> {
+        Ok(self.disk(token)?.view().data_ranges(from, to))
+    }
+
     /// What a sync that begins now covers.
     pub(super) fn sync_mark(&self, token: i32) -> u64 {
         self.disk(token).map_or(0, Disk::sync_mark)
@@ -398,18 +409,24 @@ impl World {
     /// What is known of a file.
     pub(super) fn stat(&self, path: &Path) -> io::Result<FileStat> {
         let inode = self.names.find(path)?;
+        let identity = FileIdentity {
+            device: 0,
+            inode: u64::from(inode),
+        };
         Ok(match self.disks.get(&inode) {
             Some(disk) => FileStat {
                 len: disk.view().len,
                 mtime_ns: disk.mtime_ns,
                 allocated: disk.view().allocated(),
                 is_file: true,
+                identity,
             },
             None => FileStat {
                 len: 0,
                 mtime_ns: 0,
                 allocated: 0,
                 is_file: false,
+                identity,
             },
         })
     }

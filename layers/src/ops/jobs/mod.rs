@@ -10,6 +10,7 @@ mod run;
 use std::path::Path;
 
 use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, Way};
+use crate::check::base_change;
 use crate::error::{Error, Result};
 use crate::lifecycle::{JobInfo, Phase};
 use crate::store::{Store, VolumeSource, now_ns};
@@ -147,7 +148,16 @@ impl Store {
                 ),
             });
         }
-        if row.way == Way::Copy && !self.is_finished_in_map(&row) {
+        let into_base = row.kind == JobKind::IntoBase;
+        if into_base && self.has_changed_base(&row) {
+            return Err(Error::Busy {
+                what: format!(
+                    "job {} has begun to write to the image, which is half changed; pause it instead (stratablk job pause {})",
+                    id.0, id.0
+                ),
+            });
+        }
+        if into_base || row.way == Way::Copy && !self.is_finished_in_map(&row) {
             // Nothing waits for it: what it was to free is freed when there is nothing left to copy, or by another one.
             // Held for both, so that nobody finds the job in neither place.
             let mut inner = self.inner();
@@ -273,6 +283,19 @@ impl Store {
         }
         self.jobs.wake();
         self.job(id)
+    }
+
+    /// Whether a job into a user's image has begun to write to it. One that is gone is none to take care of.
+    fn has_changed_base(&self, row: &JobRow) -> bool {
+        let base = {
+            let inner = self.inner();
+            let source = inner.catalog.state().layers.get(&row.source);
+            source.and_then(|source| source.base.clone())
+        };
+        base.is_some_and(|base| {
+            let stat = self.media.stat(&base.path);
+            stat.is_ok_and(|stat| base_change(&base, &stat).is_some())
+        })
     }
 
     /// Whether a job's target has the source's file: it cannot be left half done then.

@@ -24,7 +24,7 @@ use crate::units::{
 };
 
 use super::Step;
-use super::gather::failed;
+use super::gather::{failed, of_rate};
 use super::piece::{Gain, Piece, runs_of};
 use super::walk::{Held, Sources};
 
@@ -179,14 +179,14 @@ impl Store {
             Stage::Commit => self.down_commit(row, down),
             Stage::Settle(generation) => self.down_settle(row, down, generation),
             Stage::Move if down.at >= down.sources.clusters() => Ok(Step::Finish),
-            Stage::Move => self.down_move(down),
+            Stage::Move => self.down_move(row, down),
         }
     }
 
     /// Moves a piece. Nobody reads what it changes.
-    fn down_move(&self, down: &mut Down) -> Result<Step> {
+    fn down_move(&self, row: &JobRow, down: &mut Down) -> Result<Step> {
         let step_bytes = self.jobs.board().step_bytes;
-        let piece = down.look(down.at, PIECE_BYTES.min(step_bytes));
+        let piece = down.look(down.at, of_rate(PIECE_BYTES, row.rate).min(step_bytes));
         let mut bytes = Vec::new();
         for copy in &piece.copies {
             self.copy_range(

@@ -274,7 +274,8 @@ impl Store {
             parent,
         }];
         changes.extend(moved_jobs(inner.catalog.state(), row, parent, gone));
-        changes.extend(left_jobs(inner.catalog.state(), row, parent, gone));
+        let cut_off = cut_off_jobs(inner.catalog.state(), row, parent, gone);
+        changes.extend(cut_off.iter().map(|job| Change::RemoveJob(job.id)));
         changes.extend(gone.iter().map(|layer| Change::RemoveLayer(*layer)));
         changes.push(Change::RemoveJob(row.id));
         // Before anybody can find them doomed.
@@ -282,7 +283,12 @@ impl Store {
         inner.catalog.commit(&changes).inspect_err(|_| {
             let mut board = self.jobs.board();
             board.retiring.retain(|layer| !gone.contains(layer));
-        })
+        })?;
+        let mut board = self.jobs.board();
+        for job in &cut_off {
+            board.ended_row(job, Phase::Cancelled);
+        }
+        Ok(())
     }
 
     /// Lets layers go that left their chains, as soon as nobody uses them any more.
@@ -316,14 +322,14 @@ impl Store {
     }
 }
 
-/// Other jobs, stopped ones, that were to take from a layer that stays and that will not lie below theirs any more: they have
-/// nothing to do.
-fn left_jobs(
+/// Other jobs, stopped ones, that were to take from a layer that stays and that will not lie below theirs any more: the target
+/// of this one holds all that they would have moved, so they have ended, however they stood.
+fn cut_off_jobs(
     state: &CatalogState,
     row: &JobRow,
     parent: Option<LayerId>,
     gone: &[LayerId],
-) -> Vec<Change> {
+) -> Vec<JobRow> {
     let ids = |top: LayerId| state.chain(top).into_iter().map(|layer| layer.id);
     let before: BTreeSet<LayerId> = ids(row.target).skip(1).collect();
     let after: BTreeSet<LayerId> = parent.into_iter().flat_map(ids).collect();
@@ -337,7 +343,7 @@ fn left_jobs(
     let others = state.jobs.values().filter(|job| job.id != row.id);
     others
         .filter(left)
-        .map(|job| Change::RemoveJob(job.id))
+        .cloned()
         .collect()
 }
 

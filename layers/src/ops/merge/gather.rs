@@ -14,6 +14,7 @@
 //! With a source in place (the target's file is another name of its file) the data of that source is not copied: where the
 //! target gains it, it is there.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Weak};
 
@@ -38,6 +39,8 @@ use super::{Patience, Step};
 const LED_BYTES: u64 = 256 << 10;
 /// Bytes that are copied at once between sealed layers.
 const SEALED_BYTES: u64 = 4 << 20;
+/// Bytes that are copied at once however low the rate.
+const LIMITED_BYTES_MIN: u64 = 64 << 10;
 /// Bytes from which on the host is asked to copy, which it can perhaps do without copying.
 const SHARED_BYTES: u64 = 64 << 10;
 /// Records that a step may gather before it is committed.
@@ -58,6 +61,8 @@ pub(super) struct Gather {
     pub into: Into,
     /// Files in which what was moved is given back.
     pub punched: Vec<Arc<dyn File>>,
+    /// Whether data that is all zeroes becomes zeroes, which take no space.
+    skips_zeroes: bool,
     /// The first cluster that was not moved.
     at: u64,
     /// The first cluster that was not given back.
@@ -114,6 +119,7 @@ impl Gather {
         target: Arc<Layer>,
         into: Into,
         punched: Vec<Arc<dyn File>>,
+        skips_zeroes: bool,
     ) -> Self {
         let mut gather = Self {
             chain,
@@ -122,6 +128,7 @@ impl Gather {
             target,
             into,
             punched,
+            skips_zeroes,
             at: 0,
             given_back: 0,
             uncommitted: 0,
@@ -213,6 +220,14 @@ impl Gather {
     }
 }
 
+/// How much is copied at once with a rate: a quarter of a second's worth.
+pub(super) fn of_rate(most: u64, rate: Option<u64>) -> u64 {
+    match rate {
+        Some(rate) => most.min((rate / 4).max(LIMITED_BYTES_MIN)),
+        None => most,
+    }
+}
+
 /// An error about the data of a layer.
 pub(super) fn failed(op: &'static str, layer: LayerId, source: io::Error) -> Error {
     Error::Io {
@@ -245,7 +260,7 @@ impl Store {
     /// Moves a piece.
     fn gather_move(&self, row: &JobRow, gather: &mut Gather, patience: Patience) -> Result<Step> {
         let active = matches!(gather.into, Into::Active(_));
-        let most = if active { LED_BYTES } else { SEALED_BYTES };
+        let most = of_rate(if active { LED_BYTES } else { SEALED_BYTES }, row.rate);
         let step_bytes = self.jobs.board().step_bytes;
         let piece = gather.look(gather.at, most.min(step_bytes));
         if active {
@@ -287,6 +302,11 @@ impl Store {
             gather.read(*copy, &mut bytes)?;
             read.push((copy.range, bytes));
         }
+        let mut piece = piece.clone();
+        let zeroes = match gather.skips_zeroes {
+            true => piece.turn_zero(&gather.sources, &read),
+            false => BTreeSet::new(),
+        };
         let _command = self.command();
         if !self.is_as_it_was(row, &gather.chain, LayerState::Active) {
             return Ok(None);
@@ -300,7 +320,7 @@ impl Store {
         }
         let result = volume
             .check_failure()
-            .and_then(|()| put(&volume, gather, piece, &read));
+            .and_then(|()| put(&volume, gather, &piece, &read, &zeroes));
         if led {
             volume.flushes().finish_blocking();
         }
@@ -478,13 +498,14 @@ fn dead_in_place(gather: &Gather, piece: &Piece) -> Vec<(Cluster, u64)> {
     zero.map(|gain| (gain.first, gain.count)).collect()
 }
 
-/// Writes a piece to the file of a layer that takes writes, and hands its clusters over. By who leads the flushes of the
-/// volume, so that nobody else changes the file.
+/// Writes a piece, but for clusters that become zero, to the file of a layer that takes writes, and hands its clusters over. By
+/// who leads the flushes of the volume, so that nobody else changes the file.
 fn put(
     volume: &Volume,
     gather: &Gather,
     piece: &Piece,
     read: &[(SectorRange, Vec<u8>)],
+    zeroes: &BTreeSet<Cluster>,
 ) -> Result<()> {
     let layer = &gather.target;
     let map = layer.map();
@@ -493,7 +514,7 @@ fn put(
     };
     let slot = volume.newest_chain().active_slot();
     for (range, bytes) in read {
-        write_missing(layer, map, *range, bytes)
+        write_missing(layer, map, *range, bytes, zeroes)
             .map_err(|error| failed("write", layer.id(), error))?;
     }
     for gain in &piece.gains {
@@ -515,12 +536,13 @@ fn put(
     Ok(())
 }
 
-/// Writes those sectors of a run that a map says nothing about.
+/// Writes those sectors of a run that a map says nothing about, but for clusters that become zero.
 fn write_missing(
     layer: &Layer,
     map: &crate::map::ActiveMap,
     range: SectorRange,
     bytes: &[u8],
+    zeroes: &BTreeSet<Cluster>,
 ) -> io::Result<()> {
     // A run that is missing, and where it began.
     let mut missing: Option<(u64, u64)> = None;
@@ -538,7 +560,7 @@ fn write_missing(
         let bit = SectorMask::span(at.index_in_cluster(), 1);
         let held = state.data.contains(bit) || state.rest_zero;
         let held = held && !canary::is_set(Canary::LoseGuestWrite);
-        match (held, &mut missing) {
+        match (held || zeroes.contains(&at.cluster()), &mut missing) {
             (false, Some((_, to))) => *to = sector + 1,
             (false, none @ None) => *none = Some((sector, sector + 1)),
             (true, some) => {

@@ -6,9 +6,10 @@ use crate::catalog::{CatalogState, JobKind, JobRow, LayerRow, LayerState, Way};
 use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
 use crate::layer::Layer;
-use crate::mapfile::{MapFile, data_path};
+use crate::map::{MapRecord, RecordKind, SectorSet};
+use crate::mapfile::{MapFile, RawBase, data_path};
 use crate::store::Store;
-use crate::units::LayerId;
+use crate::units::{CLUSTER_BYTES, LayerId, SECTOR_BYTES, Sector, SectorRange};
 
 use super::Kind;
 use super::begin::Begin;
@@ -185,7 +186,13 @@ impl Store {
                 .collect::<Result<Vec<_>>>()?,
         };
         layers.reverse();
-        let sources = Sources::new(target_row.size, layers);
+        let bottom = match (row.way, below.last().and_then(|row| row.base.as_ref())) {
+            (Way::Copy, Some(base)) if matches!(row.kind, JobKind::Flatten | JobKind::Import) => {
+                self.data_of_base(base)?
+            }
+            _ => None,
+        };
+        let sources = Sources::with_bottom(target_row.size, layers, bottom);
         let (target, into) = match volume {
             Some(name) => {
                 let volume = self.open_volume_in_command(name)?;
@@ -215,7 +222,35 @@ impl Store {
             target,
             into,
             punched,
+            row.way == Way::Copy,
         ))
+    }
+
+    /// Where a raw image has data, in whole clusters, and zeroes else; `None` if all of it may be data. (Zeroes, and not
+    /// nothing: words of tables that lead to the image have to lead to the target.)
+    fn data_of_base(&self, base: &RawBase) -> Result<Option<SectorSet>> {
+        let io = |error| self.io("look for holes in base", &base.path)(error);
+        let file = self.media.open(&base.path, OpenMode::ReadOnly, false);
+        let ranges = file.and_then(|file| file.data_ranges(0, base.len));
+        let Some(ranges) = ranges.map_err(io)? else {
+            return Ok(None);
+        };
+        let mut set = SectorSet::empty();
+        if let Some(range) = SectorRange::new(Sector(0), base.len / SECTOR_BYTES) {
+            let kind = RecordKind::Zero;
+            set.apply(&MapRecord { kind, range });
+        }
+        for range in ranges {
+            let start = range.start / CLUSTER_BYTES * CLUSTER_BYTES;
+            let end = range.end.next_multiple_of(CLUSTER_BYTES).min(base.len);
+            let start = Sector(start / SECTOR_BYTES);
+            if let Some(range) = SectorRange::new(start, end / SECTOR_BYTES - start.0) {
+                let kind = RecordKind::Data;
+                set.apply(&MapRecord { kind, range });
+            }
+        }
+        set.optimize();
+        Ok(Some(set))
     }
 
     /// A job that moves data down.

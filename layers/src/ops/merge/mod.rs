@@ -13,9 +13,10 @@ mod load;
 mod piece;
 mod walk;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
-use crate::catalog::{CatalogState, Change, JobRow, JobState, LayerState};
+use crate::catalog::{CatalogState, Change, JobId, JobRow, JobState, LayerState};
 use crate::error::Result;
 use crate::lifecycle::Phase;
 use crate::store::Store;
@@ -68,7 +69,14 @@ pub(crate) struct Runner {
     work: Option<Work>,
     /// Layers that are gone for all but requests under way.
     retiring: Vec<Retiring>,
+    /// Jobs that wait for something that may take long: those of other trees go first.
+    stuck: BTreeSet<JobId>,
+    /// Turns in a row in which the job at work could only wait.
+    waits: u32,
 }
+
+/// So often a job only waits before one of another tree goes first: about a second of a thread that sleeps in between.
+const WAITS_MAX: u32 = 200;
 
 /// Layers that left their chains.
 #[derive(Debug)]
@@ -77,6 +85,17 @@ struct Retiring {
     generation: Generation,
     /// Their names.
     layers: Vec<LayerId>,
+}
+
+/// What jobs of other trees there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    /// None, or nobody needs to know yet.
+    None,
+    /// Some that are not known to be stuck.
+    Free,
+    /// They are all stuck.
+    Stuck,
 }
 
 /// A job that was taken up.
@@ -112,15 +131,7 @@ impl Store {
             return (Turn::Moved(0), None);
         }
         self.note_lost_jobs();
-        let next = {
-            let inner = self.inner();
-            let held_from = self.jobs.board().held_from;
-            let mut jobs = inner.catalog.state().jobs.values();
-            let may_begin = |row: &&JobRow| {
-                row.state == JobState::Queued && held_from.is_none_or(|id| row.id < id)
-            };
-            jobs.find(may_begin).cloned()
-        };
+        let (next, others) = self.next_job(&mut runner);
         let Some(row) = next else {
             runner.work = None;
             self.jobs.board().running = None;
@@ -130,8 +141,25 @@ impl Store {
         let rate = row.rate;
         match self.turn_of(&mut runner, &row, patience) {
             Ok(turn) => {
-                if let Turn::Moved(bytes) = turn {
-                    self.jobs.board().moved(bytes);
+                match turn {
+                    Turn::Moved(bytes) => {
+                        runner.waits = 0;
+                        self.jobs.board().moved(bytes);
+                    }
+                    // One that was not even taken up has nothing to wait for that ends soon.
+                    _ if runner.work.is_none() => runner.waits = WAITS_MAX,
+                    _ => runner.waits = runner.waits.saturating_add(1),
+                }
+                if runner.waits >= WAITS_MAX && others != Others::None {
+                    runner.waits = 0;
+                    // What is known of it is found again when it is taken up anew.
+                    runner.work = None;
+                    self.jobs.board().running = None;
+                    if others == Others::Stuck {
+                        // They have been waiting for longer.
+                        runner.stuck.clear();
+                    }
+                    runner.stuck.insert(row.id);
                 }
                 (turn, rate)
             }
@@ -140,6 +168,52 @@ impl Store {
                 (self.stop_job(&row, &error.to_string()), None)
             }
         }
+    }
+
+    /// The job that has the next turn: the oldest, but for those in trees of jobs that are stuck; these once there is no other.
+    /// Also whether jobs of other trees would have it if this one were stuck.
+    fn next_job(&self, runner: &mut Runner) -> (Option<JobRow>, Others) {
+        let inner = self.inner();
+        let state = inner.catalog.state();
+        let held_from = self.jobs.board().held_from;
+        let may_begin =
+            |row: &&JobRow| row.state == JobState::Queued && held_from.is_none_or(|id| row.id < id);
+        let queued: Vec<&JobRow> = state.jobs.values().filter(may_begin).collect();
+        let is_queued = |id: &JobId| queued.iter().any(|row| row.id == *id);
+        runner.stuck.retain(is_queued);
+        let root = |row: &JobRow| state.chain_of(row.target).first().map(|row| row.id);
+        let stuck = |runner: &Runner| -> Vec<Option<LayerId>> {
+            let rows = queued.iter().filter(|row| runner.stuck.contains(&row.id));
+            rows.map(|row| root(row)).collect()
+        };
+        let free = |roots: &[Option<LayerId>]| {
+            let mut rows = queued.iter();
+            rows.find(|row| roots.is_empty() || !roots.contains(&root(row)))
+                .copied()
+        };
+        let mut roots = stuck(runner);
+        let mut next = free(&roots);
+        if next.is_none() && !roots.is_empty() {
+            runner.stuck.clear();
+            roots.clear();
+            next = free(&roots);
+        }
+        let Some(next) = next else {
+            return (None, Others::None);
+        };
+        if runner.waits + 1 < WAITS_MAX && runner.work.is_some() {
+            // Not to be asked yet.
+            return (Some(next.clone()), Others::None);
+        }
+        let own = root(next);
+        let others = if !queued.iter().any(|row| root(row) != own) {
+            Others::None
+        } else if free(&[roots.as_slice(), &[own]].concat()).is_some() {
+            Others::Free
+        } else {
+            Others::Stuck
+        };
+        (Some(next.clone()), others)
     }
 
     /// A turn of this job.

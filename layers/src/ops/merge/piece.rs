@@ -1,5 +1,7 @@
 //! What is moved at once: which sectors of which source, and what the target says afterwards.
 
+use std::collections::BTreeSet;
+
 use crate::map::{ClusterState, MapRecord, RecordKind};
 use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, Sector, SectorMask, SectorRange};
 
@@ -7,6 +9,9 @@ use super::walk::{Composed, Content, Held, Sources};
 
 /// Runs that are looked at for one piece, and runs that it may have.
 const RUNS_MAX: usize = 1 << 14;
+
+/// Bytes of a sector, as a length in memory.
+const SECTOR_LEN: usize = 512;
 
 /// Sectors of a source, to be copied to the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +105,24 @@ pub(super) fn runs_of(
     }
 }
 
+/// Adds a cluster, joined with the last run if that is alike.
+fn push_gain(gains: &mut Vec<Gain>, at: Cluster, sources: ClusterState, target: ClusterState) {
+    match gains.last_mut() {
+        Some(last)
+            if last.first.0 + last.count == at.0
+                && (last.sources, last.target) == (sources, target) =>
+        {
+            last.count += 1;
+        }
+        _ => gains.push(Gain {
+            first: at,
+            count: 1,
+            sources,
+            target,
+        }),
+    }
+}
+
 /// A part of a job that is carried out at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -165,6 +188,44 @@ impl Piece {
             piece.end += count;
         }
         piece
+    }
+
+    /// Lets clusters become zero of which all that is copied was read as zeroes, and that are copied as far as they lie on the
+    /// disk: their zeroes take no space. Returns which.
+    pub(super) fn turn_zero(
+        &mut self,
+        sources: &Sources,
+        read: &[(SectorRange, Vec<u8>)],
+    ) -> BTreeSet<Cluster> {
+        let mut with_data = BTreeSet::new();
+        for (range, bytes) in read {
+            let sectors = bytes.chunks(SECTOR_LEN);
+            for (sector, bytes) in (range.start.0..).map(Sector).zip(sectors) {
+                if bytes.iter().any(|byte| *byte != 0) {
+                    with_data.insert(sector.cluster());
+                }
+            }
+        }
+        let mut zeroes = BTreeSet::new();
+        let mut gains = Vec::with_capacity(self.gains.len());
+        for gain in self.gains.drain(..) {
+            if gain.data() == SectorMask::NONE {
+                gains.push(gain);
+                continue;
+            }
+            for cluster in (gain.first.0..gain.first.0 + gain.count).map(Cluster) {
+                let state = gain.sources;
+                let whole = state.rest_zero || state.data.contains(sources.on_disk(cluster));
+                let zero = whole && !with_data.contains(&cluster);
+                if zero {
+                    zeroes.insert(cluster);
+                }
+                let state = if zero { ClusterState::ZERO } else { state };
+                push_gain(&mut gains, cluster, state, gain.target);
+            }
+        }
+        self.gains = gains;
+        zeroes
     }
 
     /// Adds what the target gains of a run.

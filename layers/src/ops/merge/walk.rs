@@ -63,6 +63,8 @@ pub(super) struct Sources {
     layers: Vec<Arc<Layer>>,
     /// The one in slot n is at n - 1.
     table: Table,
+    /// What the oldest one is taken to hold, where that is more exact than what it says: a raw image has holes.
+    bottom: Option<SectorSet>,
     /// The end of the disk that they are looked at for.
     size: Sector,
 }
@@ -70,16 +72,27 @@ pub(super) struct Sources {
 impl Sources {
     /// Looks at these layers, oldest first, as the lower part of a disk of this size.
     pub(super) fn new(size: Sector, layers: Vec<Arc<Layer>>) -> Self {
+        Self::with_bottom(size, layers, None)
+    }
+
+    /// The same, where the oldest layer is taken to hold this: it has to be zeroes where this says so.
+    pub(super) fn with_bottom(
+        size: Sector,
+        layers: Vec<Arc<Layer>>,
+        bottom: Option<SectorSet>,
+    ) -> Self {
         let table = Table::new(size.0.div_ceil(CLUSTER_SECTORS));
         for (slot, layer) in (1..).map(LayerSlot).zip(&layers) {
-            match &**layer.map() {
-                LayerMap::Active(map) => table.load_layer(slot, &map.to_set()),
-                LayerMap::Sealed(set) => table.load_layer(slot, set),
+            match (&**layer.map(), &bottom) {
+                (_, Some(set)) if slot == LayerSlot(1) => table.load_layer(slot, set),
+                (LayerMap::Active(map), _) => table.load_layer(slot, &map.to_set()),
+                (LayerMap::Sealed(set), _) => table.load_layer(slot, set),
             }
         }
         Self {
             layers,
             table,
+            bottom,
             size,
         }
     }
@@ -145,8 +158,11 @@ impl Sources {
             let Some(layer) = self.layers.get(index) else {
                 break;
             };
+            let (data, zero) = match &self.bottom {
+                Some(set) if index == 0 => set.cluster(cluster),
+                _ => layer.cluster(cluster),
+            };
             let index = u32::try_from(index).unwrap_or(u32::MAX);
-            let (data, zero) = layer.cluster(cluster);
             let new = SectorMask(data.0 & !state.data.0);
             for (bit, place) in (0..).map(|bit| 1u8 << bit).zip(&mut from).take(8) {
                 if new.0 & bit != 0 {
