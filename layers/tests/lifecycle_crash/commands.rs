@@ -37,8 +37,8 @@ fn starts_anew(kind: VolumeKind) -> bool {
 impl Run {
     /// What the tree grows from.
     pub fn set_up(&mut self) {
-        self.create_on_base();
-        self.create_empty();
+        self.create_on_base(VolumeKind::Normal);
+        self.create_empty(VolumeKind::Normal);
         for disk in self.disks(|_| true) {
             self.start_guests(&disk);
         }
@@ -141,8 +141,14 @@ impl Run {
                     self.clone_of(&disk, None);
                 }
             }
-            58..60 => self.create_empty(),
-            60..62 => self.create_on_base(),
+            58..60 => {
+                let kind = self.any_kind();
+                self.create_empty(kind);
+            }
+            60..62 => {
+                let kind = self.any_kind();
+                self.create_on_base(kind);
+            }
             62..64 => self.import(),
             64..69 => self.delete_volume(),
             69..74 => self.set_kind(),
@@ -358,12 +364,11 @@ impl Run {
     }
 
     /// An empty disk.
-    fn create_empty(&mut self) {
+    fn create_empty(&mut self, kind: VolumeKind) {
         let number = self.fresh();
         let name = format!("v{number}");
         let sectors = 20 + self.random.below(200);
         let content = Content::pinned(vec![Value::Zero; sectors as usize]);
-        let kind = self.any_kind();
         let disk = Disk::new(number, sectors, content).of_kind(kind);
         let mut next = self.world();
         next.disks.insert(name.clone(), Arc::new(disk));
@@ -375,7 +380,7 @@ impl Run {
     }
 
     /// A disk over a raw image.
-    fn create_on_base(&mut self) {
+    fn create_on_base(&mut self, kind: VolumeKind) {
         let good: Vec<usize> = (0..self.bases.len())
             .filter(|index| !self.bases[*index].spoiled)
             .collect();
@@ -390,7 +395,6 @@ impl Run {
         } = &self.bases[index];
         let (path, family, values) = (path.clone(), *family, values.clone());
         let name = format!("v{}", self.fresh());
-        let kind = self.any_kind();
         let disk = Disk::new(family, values.len() as u64, Content::pinned(values)).of_kind(kind);
         let mut next = self.world();
         next.disks.insert(name.clone(), Arc::new(disk));

@@ -183,9 +183,9 @@ fn watch(
     let mut random = Random::new(seed ^ 0x2ec0);
     media.set_observer(Box::new(move |media, point| {
         let wanted = if matches!(point.event, Event::Written) {
-            8
+            4
         } else {
-            24
+            12
         };
         let Some(store) = store.upgrade().filter(|_| random.chance(wanted)) else {
             return;
