@@ -246,6 +246,7 @@ impl Store {
             arena,
             adopted,
         )?;
+        store.arm_after_boot(dir)?;
         if let Some(place) = &place {
             let as_wanted = store.cache.arena().path() == Some(&*place.path());
             if !as_wanted || store.cache.arena().sets() != wanted {

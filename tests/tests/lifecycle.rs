@@ -58,7 +58,12 @@ fn trees_survive_the_death_of_their_daemon() {
 }
 
 /// One pass through the commands on the tree: of a volume that a guest uses, and of one that nobody uses.
-fn commands(daemon: &Daemon, [volume, unused]: [&str; 2], pass: usize) {
+fn commands(
+    daemon: &Daemon,
+    [volume, unused]: [&str; 2],
+    pass: usize,
+    log: &mut Vec<(Instant, String)>,
+) {
     let (first, second) = (format!("a{pass}"), format!("b{pass}"));
     for line in [
         format!("snapshot create {first} {volume}"),
@@ -74,6 +79,7 @@ fn commands(daemon: &Daemon, [volume, unused]: [&str; 2], pass: usize) {
         format!("snapshot delete {unused} e{pass}"),
         format!("volume resize {volume} +4K"),
     ] {
+        log.push((Instant::now(), line.clone()));
         // Some are refused as long as a job is at the same layers.
         let mut last = None;
         let done = until(|| {
@@ -116,13 +122,15 @@ fn no_command_makes_a_request_wait() {
         for with_commands in [false, true] {
             let stop = AtomicBool::new(false);
             let began = Instant::now();
+            let mut log = Vec::new();
             let result = thread::scope(|scope| {
                 let load = &mut load;
                 let guest = scope.spawn(|| load.run(&stop));
                 let stop = Stop(&stop);
                 while began.elapsed() < TIME {
                     if with_commands {
-                        commands(&daemon, VOLUMES, passes.next().expect("numbers"));
+                        let pass = passes.next().expect("numbers");
+                        commands(&daemon, VOLUMES, pass, &mut log);
                     } else {
                         // As many processes, which take time from the others on their own.
                         daemon.line("volume list").ok();
@@ -131,12 +139,16 @@ fn no_command_makes_a_request_wait() {
                 drop(stop);
                 guest.join().expect("the guest")
             });
-            let (longest, count) = result.expect("a back-end that serves");
+            let gaps = result.expect("a back-end that serves");
+            let (longest, count) = (gaps.longest, gaps.count);
             requests += count;
+            let over = gaps.since + longest;
+            let meanwhile = log.iter().rev().find(|(at, _)| *at < over);
+            let meanwhile = meanwhile.map_or("", |(_, line)| line.as_str());
             let times = if with_commands { &mut busy } else { &mut quiet };
             times.push(longest);
             println!(
-                "{}: longest {longest:?} of {count} requests in {:?}",
+                "{}: longest {longest:?} of {count} requests in {:?} {meanwhile}",
                 if with_commands {
                     "commands"
                 } else {

@@ -264,6 +264,14 @@ impl CatalogState {
                 row.kind
             ));
         }
+        if matches!(row.kind, VolumeKind::Immutable | VolumeKind::Multiattach)
+            && layer.parent.is_none()
+        {
+            return Err(format!(
+                "volume {name:?} is {:?}, and nothing lies below its active layer to start from",
+                row.kind
+            ));
+        }
         if let Some(from) = &row.attached_from {
             let other = self.volumes.get(from).ok_or_else(|| {
                 format!("volume {name:?} is an attachment of volume {from:?}, which does not exist")

@@ -21,8 +21,8 @@ impl Store {
             VolumeKind::Multiattach => return Ok((self.sealed_content(&row)?, row.size)),
             VolumeKind::Immutable => {
                 return Err(refused(
-                    "immutable, and what it holds now must not become what it starts from; take a snapshot of it and \
-                     clone that, or make it normal first",
+                    "immutable, and what it holds now must not become what it starts from; make it normal first, which \
+                     keeps what it holds (stratablk volume set NAME --type normal)",
                 ));
             }
             VolumeKind::Writethrough => {

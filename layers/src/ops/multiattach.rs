@@ -74,7 +74,8 @@ impl Store {
     /// Ends an attachment: its volume is deleted, or kept as a normal volume of the name `keep_as`.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` if it is no attachment; `Busy` while it is open; `Exists`.
+    /// `NotFound`; `Invalid` if it is no attachment; `Busy` while it is open, or if it would be deleted and has snapshots;
+    /// `Exists`.
     pub fn take_attachment(&self, volume: &str, keep_as: Option<&str>) -> Result<()> {
         let _command = self.command();
         let row = self.volume_row(volume)?;
@@ -88,9 +89,36 @@ impl Store {
             });
         }
         match keep_as {
-            None => self.delete_volume_in_command(volume),
+            None => {
+                self.check_no_snapshots(volume)?;
+                self.delete_volume_in_command(volume)
+            }
             Some(name) => self.keep_attachment(&row, name),
         }
+    }
+
+    /// Refuses an attachment that has snapshots, as `take_attachment` does that is not to keep it: who took them did not mean
+    /// them to go with it.
+    ///
+    /// # Errors
+    /// `Busy`.
+    pub fn check_no_snapshots(&self, volume: &str) -> Result<()> {
+        let inner = self.inner();
+        let snapshots = inner.catalog.state().snapshots_of(volume);
+        let names: Vec<String> = (snapshots.into_iter())
+            .map(|row| format!("{volume}@{}", row.name))
+            .collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Busy {
+            what: format!(
+                "volume {volume:?} has snapshots, which would go with it ({}); delete them first \
+                 (stratablk snapshot delete {volume} NAME), or keep it with them as a volume of its own \
+                 (stratablk volume detach {volume} --keep-as NAME)",
+                names.join(", ")
+            ),
+        })
     }
 
     /// Makes an attachment a volume of its own.

@@ -365,8 +365,8 @@ impl Store {
             let what = if state.volumes.is_empty() {
                 "there is no volume to take a snapshot of; name one or create one first"
             } else {
-                "all volumes are of types that snapshots leave out (writethrough, readonly, multiattach); change the type of \
-                 one first (stratablk volume set NAME --type normal)"
+                "all volumes are of types that snapshots leave out (immutable, writethrough, readonly, multiattach); change \
+                 the type of one first (stratablk volume set NAME --type normal)"
             };
             return Err(Error::Invalid {
                 field: "volumes",
@@ -381,8 +381,8 @@ impl Store {
             return Err(Error::Invalid {
                 field: "volumes",
                 what: format!(
-                    "{name} is of type {why}, so there is no snapshot of it; leave it out, or make it normal first \
-                     (stratablk volume set {name} --type normal)"
+                    "{name} is of type {why}; there is no snapshot of it: leave it out, or make it normal first, which \
+                     keeps what it holds (stratablk volume set {name} --type normal)"
                 ),
             });
         }
@@ -478,7 +478,10 @@ impl Store {
 /// Why snapshots leave out volumes of a type, if they do.
 fn left_out(kind: VolumeKind) -> Option<&'static str> {
     match kind {
-        VolumeKind::Normal | VolumeKind::Immutable => None,
+        VolumeKind::Normal => None,
+        VolumeKind::Immutable => Some(
+            "immutable, which starts from the same content each time; what it holds now goes at the next start",
+        ),
         VolumeKind::Writethrough => Some("writethrough, which snapshots leave alone"),
         VolumeKind::Readonly => Some("readonly, which never changes"),
         VolumeKind::Multiattach => {

@@ -17,6 +17,47 @@ use crate::oracle::{Value, stamp};
 use crate::world::SECTORS;
 use crate::{over, stamps};
 
+#[test]
+fn immutable_volumes_start_anew_after_a_boot_of_the_host() {
+    let mut host = Host::new();
+    let size = VolumeSource::Size(SECTORS * SECTOR_BYTES);
+    let store = host.store();
+    store.create_volume("normal", &size).unwrap();
+    store
+        .create_volume_of("im", &size, VolumeKind::Immutable)
+        .unwrap();
+    let path = Host::path(host.dir.path()).join("boot");
+    let this = std::fs::read(&path).unwrap();
+    let others: [Option<&[u8]>; 4] = [
+        None,
+        Some(b""),
+        Some(b"not a boot\n"),
+        Some(b"0000abcd-0000-4000-8000-000000000001\n"),
+    ];
+    for other in others {
+        host.store().machine_starts("im").unwrap();
+        host.write("im", 0, 4, 2);
+        host.restart();
+        assert!(
+            !host.store().volume_facts("im").unwrap().armed,
+            "another daemon in the same boot"
+        );
+        host.store().finish().unwrap();
+        host.store = None;
+        match other {
+            None => std::fs::remove_file(&path).unwrap(),
+            Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+        }
+        host.store = Some(Host::open(host.dir.path()));
+        assert_eq!(host.store().notes().len(), 1);
+        assert_eq!(std::fs::read(&path).unwrap(), this);
+        assert!(host.store().volume_facts("im").unwrap().armed);
+        assert!(!host.store().volume_facts("normal").unwrap().armed);
+        assert!(host.store().machine_starts("im").unwrap());
+        assert_eq!(host.values("im"), stamps(&[]));
+    }
+}
+
 /// A store in a folder of its own.
 struct Host {
     /// The folder; the store is in a part of it.

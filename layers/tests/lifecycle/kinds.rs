@@ -2,7 +2,7 @@
 
 use stratablk_layers::Error;
 use stratablk_layers::catalog::VolumeKind;
-use stratablk_layers::lifecycle::{DeleteOptions, Fate, RestoreOptions};
+use stratablk_layers::lifecycle::{DeleteOptions, Fate, Phase, RestoreOptions};
 use stratablk_layers::store::{Attachment, Selection, VolumeSource};
 use stratablk_layers::units::SECTOR_BYTES;
 
@@ -72,12 +72,23 @@ fn an_immutable_volume_starts_anew_when_it_is_armed() {
 }
 
 #[test]
-fn an_immutable_volume_goes_back_to_its_last_snapshot() {
+fn an_immutable_volume_starts_from_what_its_snapshot_names() {
     let world = World::new();
-    create(&world, "web", VolumeKind::Immutable);
+    world.create("web");
     world.write("web", 0, 2, 2);
     world.snapshot("s", &["web"]);
+    world
+        .store()
+        .set_kind("web", VolumeKind::Immutable)
+        .unwrap();
     world.write("web", 4, 2, 3);
+    // A snapshot would become what it starts from.
+    let named = Selection::Volumes(vec!["web".into()]);
+    says(
+        world.store().snapshot("t", &named),
+        &["web", "immutable", "next start", "--type normal"],
+    );
+    says(world.store().snapshot("t", &Selection::All), &["immutable"]);
     world.store().arm("web", true).unwrap();
     assert!(world.store().machine_starts("web").unwrap());
     assert_eq!(world.values("web"), stamps(&[(0, 2, 2)]));
@@ -91,6 +102,44 @@ fn an_immutable_volume_goes_back_to_its_last_snapshot() {
     assert!(world.store().machine_starts("web").unwrap());
     assert_eq!(world.values("web"), stamps(&[(0, 2, 2)]));
     world.assert_tidy();
+}
+
+#[test]
+fn flattening_keeps_what_a_volume_starts_from() {
+    for kind in [VolumeKind::Immutable, VolumeKind::Multiattach] {
+        let mut world = World::new();
+        let base = VolumeSource::Base("/base.raw".into());
+        world.store().create_volume("web", &base).unwrap();
+        world.write("web", 0, 4, 2);
+        let content = world.values("web");
+        world.store().set_kind("web", kind).unwrap();
+        let disk = match kind {
+            VolumeKind::Multiattach => {
+                let given = world.store().give_attachment("web", None).unwrap();
+                given.volume.name
+            }
+            _ => "web".to_owned(),
+        };
+        world.write(&disk, 2, 4, 3);
+        let job = world.store().flatten("web").unwrap();
+        says(world.store().flatten(&disk), &["job 1 works"]);
+        world.work_all();
+        assert_eq!(world.store().job(job.id).unwrap().phase, Phase::Done);
+        assert_eq!(world.values(&disk), over(&content, &[(2, 4, 3)]));
+        assert_eq!(world.store().volume_info("web").unwrap().base, None);
+        says(world.store().flatten("web"), &["independent already"]);
+        world.reopen();
+        assert_eq!(world.values(&disk), over(&content, &[(2, 4, 3)]));
+        if kind == VolumeKind::Multiattach {
+            let other = world.store().give_attachment("web", None).unwrap();
+            assert_eq!(world.values(&other.volume.name), content);
+        } else {
+            world.store().arm("web", true).unwrap();
+            assert!(world.store().machine_starts("web").unwrap());
+            assert_eq!(world.values("web"), content);
+        }
+        world.assert_tidy();
+    }
 }
 
 #[test]
@@ -227,6 +276,10 @@ fn attachments_share_what_a_multiattach_volume_holds() {
     world.store().take_attachment("gold-1", None).unwrap();
     assert!(world.store().volume_info("gold-1").is_err());
     world.assert_tidy();
+    says(
+        world.store().take_attachment("vm", None),
+        &["vm@s", "snapshot delete vm", "--keep-as"],
+    );
     // Kept, with its snapshot.
     let exists = world.store().take_attachment("vm", Some("else"));
     assert!(matches!(exists, Err(Error::Exists { .. })));
@@ -264,6 +317,7 @@ fn attachments_share_what_a_multiattach_volume_holds() {
 fn snapshots_leave_some_types_out() {
     let world = World::new();
     for (name, kind) in [
+        ("frozen", VolumeKind::Immutable),
         ("through", VolumeKind::Writethrough),
         ("ro", VolumeKind::Readonly),
         ("multi", VolumeKind::Multiattach),
@@ -279,13 +333,12 @@ fn snapshots_leave_some_types_out() {
         world.store().snapshot("s", &Selection::All),
         &["volumes", "writethrough"],
     );
-    create(&world, "frozen", VolumeKind::Immutable);
     world.create("web");
     let report = world.store().snapshot("s", &Selection::All).unwrap();
     let volumes: Vec<_> = (report.snapshots.iter())
         .map(|info| info.volume.as_str())
         .collect();
-    assert_eq!(volumes, ["frozen", "web"]);
+    assert_eq!(volumes, ["web"]);
 }
 
 #[test]

@@ -26,7 +26,7 @@ const SECTORS_MAX: u64 = 420;
 
 /// Whether snapshots are taken of volumes of a type.
 fn takes_snapshots(kind: VolumeKind) -> bool {
-    matches!(kind, VolumeKind::Normal | VolumeKind::Immutable)
+    kind == VolumeKind::Normal
 }
 
 /// Whether a volume of a type starts from what it held at some instant, again and again.
@@ -557,7 +557,9 @@ impl Run {
             }
         });
         let members = BTreeSet::from([name.clone()]);
-        let refused = self.make_idle(&members);
+        // Snapshots do not go with it.
+        let named = keep.is_none() && !self.snapshots_of(&name).is_empty();
+        let refused = self.make_idle(&members) || named;
         let mut next = self.world();
         let disk = next.disks.remove(&name).unwrap();
         if let Some(keep) = &keep {

@@ -13,8 +13,8 @@
 //!   midst of commands and jobs, again and again.
 //!
 //! The oracle is in `tree`, and is itself tested. `STRATABLK_LIFECYCLE_IMAGES` sets how many images are examined,
-//! `STRATABLK_LIFECYCLE_SEED` the first seed, `STRATABLK_CRASH_TRACE` tells all that happens. A violation names the seed and the
-//! crash point that show it again.
+//! `STRATABLK_LIFECYCLE_SEED` the first seed, `STRATABLK_CRASH_TRACE` tells all that happens. A violation names the seed and
+//! the crash point that show it again.
 
 #![expect(
     clippy::unwrap_used,

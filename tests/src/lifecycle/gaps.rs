@@ -12,6 +12,17 @@ const DEPTH: usize = 32;
 /// Bytes of a request.
 const BLOCK: usize = 4096;
 
+/// What was seen of the requests of a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Gaps {
+    /// The longest that one took.
+    pub longest: Duration,
+    /// When that one was submitted.
+    pub since: Instant,
+    /// How many there were.
+    pub count: u64,
+}
+
 /// Random reads and writes of one disk.
 #[derive(Debug)]
 pub struct Load {
@@ -44,13 +55,16 @@ impl Load {
         })
     }
 
-    /// Keeps the disk busy until `stop`. Returns the longest that a request took, and how many there were.
+    /// Keeps the disk busy until `stop`.
     ///
     /// # Errors
     /// A back-end that fails.
-    pub fn run(&mut self, stop: &AtomicBool) -> Result<(Duration, u64), DriverError> {
-        let mut longest = Duration::ZERO;
-        let mut count = 0;
+    pub fn run(&mut self, stop: &AtomicBool) -> Result<Gaps, DriverError> {
+        let mut gaps = Gaps {
+            longest: Duration::ZERO,
+            since: Instant::now(),
+            count: 0,
+        };
         let mut done: Vec<Done> = Vec::new();
         loop {
             let stopping = stop.load(Ordering::Relaxed);
@@ -59,12 +73,16 @@ impl Load {
             }
             self.driver.kick(0)?;
             if self.driver.under_way() == 0 {
-                return Ok((longest, count));
+                return Ok(gaps);
             }
             self.driver.wait_for(0, &mut done)?;
             for ended in done.drain(..) {
-                longest = longest.max(self.since[ended.slot].elapsed());
-                count += 1;
+                let since = self.since[ended.slot];
+                let took = since.elapsed();
+                if took > gaps.longest {
+                    (gaps.longest, gaps.since) = (took, since);
+                }
+                gaps.count += 1;
                 self.idle.push(ended.slot);
             }
         }

@@ -314,14 +314,14 @@ impl Life {
         if let Some(kept) = keep {
             line += &format!(" --keep k{kept}");
         }
-        // The daemon may not have noticed yet that the guests have left.
+        // The daemon may not have noticed yet that the guests have left, or that a job is at the volume for a moment.
         let began = Instant::now();
         loop {
             let ran = daemon.line(&line);
             if ran.code == Some(0) {
                 break;
             }
-            if !ran.stderr.contains("in use") || began.elapsed() > DEADLINE {
+            if !ran.stderr.contains("use") || began.elapsed() > DEADLINE {
                 return Err(format!("{line}: {}", ran.stderr));
             }
         }

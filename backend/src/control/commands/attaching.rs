@@ -178,6 +178,9 @@ impl Commands {
             }
         }
         let Some(keep_as) = keep_as else {
+            if info.attached_from.is_some() {
+                self.store.check_no_snapshots(name)?;
+            }
             return Ok(());
         };
         if info.attached_from.is_none() {

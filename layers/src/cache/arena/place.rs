@@ -52,7 +52,7 @@ impl Place {
                 dev: stat.st_dev,
                 ino: stat.st_ino,
             },
-            boot: boot_id(Path::new(BOOT_ID))?,
+            boot: this_boot()?,
         })
     }
 
@@ -64,7 +64,15 @@ impl Place {
     }
 }
 
-/// The name of this boot.
+/// The name of the boot that this process lives in.
+///
+/// # Errors
+/// `Io` or `Corrupt` if it cannot be had.
+pub fn this_boot() -> Result<Uuid> {
+    boot_id(Path::new(BOOT_ID))
+}
+
+/// The name of a boot, in a file of the kernel.
 fn boot_id(path: &Path) -> Result<Uuid> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
         op: "read",

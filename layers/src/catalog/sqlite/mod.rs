@@ -1,7 +1,7 @@
 //! The real catalog: a SQLite database, `catalog.db` in the store's directory. Schema, modes and their reasons are in
 //! `FORMAT.md`.
 
-mod files;
+pub(crate) mod files;
 mod rows;
 mod schema;
 mod write;

@@ -97,10 +97,13 @@ fn lifecycle() -> Vec<Vec<Change>> {
             },
         ],
         // The end of a flatten.
-        vec![set_parent(6, None), Change::RemoveJob(JobId(2))],
         vec![
             set_armed("vm", false),
             set_kind("vm", VolumeKind::Readonly),
+            set_parent(6, None),
+            Change::RemoveJob(JobId(2)),
+        ],
+        vec![
             set_from("other", None),
             set_kind("desk", VolumeKind::Writethrough),
             Change::AddJob(job(3, JobKind::IntoBase, Way::Down, 1, 2)),
@@ -190,6 +193,10 @@ fn what_is_new_has_rules_too() {
                 set_armed("vm", true),
                 set_kind("vm", VolumeKind::Normal),
             ],
+        ),
+        (
+            "immutable over nothing",
+            vec![set_kind("vm", VolumeKind::Immutable), set_parent(6, None)],
         ),
         (
             "attached from a normal volume",

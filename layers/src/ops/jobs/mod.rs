@@ -15,6 +15,8 @@ use crate::lifecycle::{JobInfo, Phase};
 use crate::store::{Store, VolumeSource, now_ns};
 use crate::units::LayerId;
 
+use super::kind::starts_anew;
+
 pub(crate) use info::Jobs;
 
 /// Holds back jobs that are added while it is there, so that their limits can be set before they begin.
@@ -174,7 +176,8 @@ impl Store {
         })
     }
 
-    /// Makes a volume independent of all layers below its active one, as a job. Its snapshots stay what they are.
+    /// Makes a volume independent of all layers below its active one, as a job. Its snapshots stay what they are. Of an
+    /// immutable or multiattach volume the layer that it starts from becomes independent: its active one is thrown away.
     ///
     /// # Errors
     /// `NotFound`; `Invalid` if nothing lies below it; `Busy` if its layers are being merged already.
@@ -193,13 +196,18 @@ impl Store {
         self.add_flatten(JobKind::Import, name)
     }
 
-    /// Adds a job that copies all that lies below a volume's active layer into it.
+    /// Adds a job that copies all that lies below a volume's active layer, or below what it starts from, into that.
     fn add_flatten(&self, kind: JobKind, volume: &str) -> Result<JobInfo> {
-        let (target, source) = {
+        let row = self.volume_row(volume)?;
+        let target = if starts_anew(row.kind) {
+            self.sealed_content(&row)?
+        } else {
+            row.active
+        };
+        let source = {
             let inner = self.inner();
             let state = inner.catalog.state();
-            let active = state.volume(volume)?.active;
-            let chain = state.chain_of(active);
+            let chain = state.chain_of(target);
             if let Some(job) = jobs_of(state, &chain.iter().map(|row| row.id).collect::<Vec<_>>()) {
                 return Err(Error::Busy {
                     what: format!(
@@ -209,14 +217,19 @@ impl Store {
                 });
             }
             let root = chain.first().map(|row| row.id);
-            let root = root.filter(|root| *root != active);
-            let root = root.ok_or_else(|| Error::Invalid {
+            let root = root.filter(|root| *root != target);
+            root.ok_or_else(|| Error::Invalid {
                 field: "volume",
-                what: format!(
-                    "{volume:?} is independent already: nothing lies below its active layer"
-                ),
-            })?;
-            (active, root)
+                what: if target == row.active {
+                    format!(
+                        "{volume:?} is independent already: nothing lies below its active layer"
+                    )
+                } else {
+                    format!(
+                        "{volume:?} is independent already: nothing lies below what it starts from"
+                    )
+                },
+            })?
         };
         let change = self.job_change(0, kind, volume.to_owned(), source, target, Way::Copy);
         let Change::AddJob(row) = &change else {
@@ -271,11 +284,15 @@ impl Store {
     }
 }
 
-/// A job on any of these layers, stopped ones left out.
+/// A job on any of these layers, which are all of a chain from its root up, stopped ones left out. A job of another disk
+/// over all of them is one too: it takes from them.
 fn jobs_of<'a>(state: &'a CatalogState, layers: &[LayerId]) -> Option<&'a JobRow> {
+    let over = |target: LayerId| {
+        let top = layers.last();
+        layers.contains(&target) || state.chain(target).iter().any(|row| Some(&row.id) == top)
+    };
     let works = |job: &&JobRow| {
-        job.state != JobState::Stopped
-            && (layers.contains(&job.target) && layers.contains(&job.source))
+        job.state != JobState::Stopped && layers.contains(&job.source) && over(job.target)
     };
     state.jobs.values().find(works)
 }
