@@ -1,5 +1,7 @@
 //! The effect of changes, in place, and the way back.
 
+use std::collections::BTreeMap;
+
 use super::index::order;
 use super::{CatalogState, Change, JobId, JobRow, LayerRow, SnapshotRow, VolumeRow};
 use crate::error::{Error, Result};
@@ -39,6 +41,57 @@ pub(super) struct Undo {
     pub steps: Vec<Was>,
 }
 
+/// What the rows that a commit touched were before it, `None` where there was none.
+#[derive(Debug, Default)]
+pub(super) struct Touched<'a> {
+    /// Layers.
+    pub layers: BTreeMap<LayerId, Option<&'a LayerRow>>,
+    /// Volumes.
+    pub volumes: BTreeMap<&'a str, Option<&'a VolumeRow>>,
+    /// Snapshots, by volume and name.
+    pub snapshots: BTreeMap<(&'a str, &'a str), Option<&'a SnapshotRow>>,
+    /// Jobs.
+    pub jobs: BTreeMap<JobId, Option<&'a JobRow>>,
+    /// Whether layers were doomed.
+    pub doomed: BTreeMap<LayerId, bool>,
+    /// The number of the next job, if it was touched.
+    pub next_job: Option<u64>,
+}
+
+impl Undo {
+    /// What was touched: of each row the first step says what it was.
+    pub fn touched(&self) -> Touched<'_> {
+        let mut touched = Touched::default();
+        for step in &self.steps {
+            match step {
+                Was::Layer(id, row) => {
+                    touched.layers.entry(*id).or_insert(row.as_ref());
+                }
+                Was::Volume(name, row) => {
+                    touched.volumes.entry(name).or_insert(row.as_ref());
+                }
+                Was::NoSnapshot { volume, name, .. } => {
+                    touched.snapshots.entry((volume, name)).or_insert(None);
+                }
+                Was::Snapshot(row) => {
+                    let key = (row.volume.as_str(), row.name.as_str());
+                    touched.snapshots.entry(key).or_insert(Some(row));
+                }
+                Was::Job(id, row) => {
+                    touched.jobs.entry(*id).or_insert(row.as_ref());
+                }
+                Was::NextJob(next) => {
+                    touched.next_job.get_or_insert(*next);
+                }
+                Was::Doomed(layer, was) => {
+                    touched.doomed.entry(*layer).or_insert(*was);
+                }
+            }
+        }
+        touched
+    }
+}
+
 impl CatalogState {
     /// Makes these changes, all or none.
     ///
@@ -51,7 +104,7 @@ impl CatalogState {
             made = made.and_then(|()| self.apply(change, &mut undo));
         }
         if made.is_ok() {
-            made = self.verify_changed(&undo);
+            made = self.verify_changed(&undo.touched());
             self.cross_check(&made);
         }
         match made {

@@ -2,9 +2,9 @@
 //! ends, so that checking every row that was touched finds what checking every row would. How layers lie over one another
 //! is the matter of `moves.rs`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::change::{Undo, Was};
+use super::change::Touched;
 use super::index::{Index, order};
 use super::{
     CatalogState, JobId, JobKind, JobRow, JobState, LayerRow, LayerState, SnapshotRow, VolumeKind,
@@ -65,40 +65,29 @@ impl CatalogState {
         Ok(())
     }
 
-    /// As `verify`, for a state that kept the rules before these changes.
-    pub(super) fn verify_changed(&self, undo: &Undo) -> Result<(), String> {
-        // What rows were before the first change of each.
-        let mut layers: BTreeMap<LayerId, Option<&LayerRow>> = BTreeMap::new();
-        let mut volumes: BTreeSet<&str> = BTreeSet::new();
-        let mut snapshots: BTreeSet<(&str, &str)> = BTreeSet::new();
-        let mut jobs: BTreeMap<JobId, Option<&JobRow>> = BTreeMap::new();
-        for step in &undo.steps {
-            match step {
-                Was::Layer(id, row) => drop(layers.entry(*id).or_insert(row.as_ref())),
-                Was::Volume(name, _) => drop(volumes.insert(name)),
-                Was::NoSnapshot { volume, name, .. } => drop(snapshots.insert((volume, name))),
-                Was::Snapshot(row) => drop(snapshots.insert((&row.volume, &row.name))),
-                Was::Job(id, row) => drop(jobs.entry(*id).or_insert(row.as_ref())),
-                Was::NextJob(_) => verify_number("the number of the next job", self.next_job)?,
-                Was::Doomed(layer, _) => drop(layers.entry(*layer).or_insert(None)),
-            }
-        }
-        for (id, was) in &layers {
+    /// As `verify`, for a state that kept the rules before these rows were touched.
+    pub(super) fn verify_changed(&self, touched: &Touched<'_>) -> Result<(), String> {
+        for (id, was) in &touched.layers {
             self.verify_touched_layer(*id, *was)?;
         }
-        for name in volumes {
-            match self.volumes.get(name) {
+        for layer in touched.doomed.keys() {
+            if self.doomed.contains(layer) {
+                self.verify_doomed(*layer)?;
+            }
+        }
+        for name in touched.volumes.keys() {
+            match self.volumes.get(*name) {
                 Some(row) => self.verify_volume(row)?,
                 None => self.verify_no_volume(name)?,
             }
         }
-        for (volume, name) in snapshots {
+        for (volume, name) in touched.snapshots.keys() {
             if let Some(row) = self.snapshot(volume, name) {
                 self.verify_snapshot(row)?;
             }
         }
-        for (id, was) in jobs {
-            let Some(row) = self.jobs.get(&id) else {
+        for (id, was) in &touched.jobs {
+            let Some(row) = self.jobs.get(id) else {
                 continue;
             };
             self.verify_job(row)?;
@@ -106,7 +95,8 @@ impl CatalogState {
                 self.verify_job_path(row)?;
             }
         }
-        self.verify_moves(&layers)
+        verify_number("the number of the next job", self.next_job)?;
+        self.verify_moves(&touched.layers)
     }
 
     /// The rules of a layer that was changed, and of the rows that refer to it.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use uuid::Uuid;
 
+use super::change::Undo;
 use super::{Catalog, CatalogState, Change};
 use crate::error::{Error, Result};
 use crate::mapfile::LAYERS_DIR;
@@ -23,7 +24,7 @@ pub(crate) use files::{io_error, journal_of, remove_if_there, sync_dir};
 use rows::load;
 use schema::{APPLICATION_ID, QUERIES, QUERIES_1, Queries};
 pub use schema::{SCHEMA, SCHEMA_VERSION};
-use write::{execute, fill};
+use write::{fill, write_touched};
 
 /// The catalog's name in the store's directory.
 pub const CATALOG_NAME: &str = "catalog.db";
@@ -156,12 +157,10 @@ impl SqliteCatalog {
         assert_eq!(set, Ok(()));
     }
 
-    /// Carries out the changes as one transaction.
-    fn write(&mut self, changes: &[Change]) -> rusqlite::Result<()> {
+    /// Writes the rows that changes touched, as one transaction.
+    fn write(&mut self, undo: &Undo) -> rusqlite::Result<()> {
         let transaction = self.db.transaction()?;
-        for change in changes {
-            execute(&transaction, change)?;
-        }
+        write_touched(&transaction, &undo.touched(), &self.state)?;
         // Dropping a transaction that was not committed rolls it back.
         transaction.commit()
     }
@@ -187,7 +186,7 @@ impl Catalog for SqliteCatalog {
             });
         }
         let undo = Arc::make_mut(&mut self.state).change(changes)?;
-        match self.write(changes) {
+        match self.write(&undo) {
             Ok(()) => Ok(()),
             Err(source) => {
                 Arc::make_mut(&mut self.state).undo(undo);

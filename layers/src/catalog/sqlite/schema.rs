@@ -26,7 +26,7 @@ CREATE TABLE layers (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE volumes (
     name TEXT NOT NULL PRIMARY KEY CHECK (length(CAST(name AS BLOB)) BETWEEN 1 AND 64),
-    active BLOB NOT NULL UNIQUE REFERENCES layers (uuid) DEFERRABLE INITIALLY DEFERRED,
+    active BLOB NOT NULL REFERENCES layers (uuid) DEFERRABLE INITIALLY DEFERRED,
     sectors INTEGER NOT NULL CHECK (sectors BETWEEN 1 AND 137438953472),
     created_ns INTEGER NOT NULL CHECK (created_ns >= 0),
     socket BLOB CHECK (length(socket) > 0),
@@ -64,6 +64,7 @@ CREATE TABLE doomed (
     uuid BLOB NOT NULL PRIMARY KEY CHECK (length(uuid) = 16)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX layers_by_parent ON layers (parent);
+CREATE INDEX volumes_by_active ON volumes (active);
 CREATE INDEX volumes_by_attached_from ON volumes (attached_from);
 CREATE INDEX snapshots_by_layer ON snapshots (layer);
 CREATE INDEX jobs_by_source ON jobs (source);

@@ -459,3 +459,36 @@ fn what_only_one_volume_needs() {
     drop(state.change(&gone).unwrap());
     assert_eq!(state.needed_only_by("vm"), [6, 5, 4, 3, 2, 1].map(id));
 }
+
+#[test]
+fn only_the_end_of_a_commit_has_to_keep_the_rules() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sqlite = SqliteCatalog::create(dir.path(), &new_store()).unwrap();
+    sqlite.commit(&tree()).unwrap();
+    let active = |volume: &str, n| Change::SetActive {
+        volume: volume.into(),
+        layer: id(n),
+    };
+    for changes in [
+        vec![set_armed("vm", true), set_kind("vm", VolumeKind::Immutable)],
+        vec![set_kind("vm", VolumeKind::Normal), set_armed("vm", false)],
+        vec![set_parent(4, Some(4)), set_parent(4, Some(3))],
+        vec![active("vm", 7), active("desk", 6)],
+        vec![
+            Change::AddSnapshot(snapshot("s", 4, 5)),
+            Change::RemoveSnapshot {
+                volume: "vm".into(),
+                name: "s".into(),
+            },
+            Change::AddSnapshot(snapshot("s", 3, 6)),
+        ],
+        vec![
+            Change::AddLayer(layer(9, Some(99), LayerState::Active)),
+            Change::RemoveLayer(id(9)),
+            Change::Removed(id(9)),
+        ],
+    ] {
+        sqlite.commit(&changes).unwrap();
+        assert_eq!(SqliteCatalog::look(dir.path()).unwrap(), *sqlite.state());
+    }
+}
