@@ -23,4 +23,5 @@ mod resize;
 mod restore;
 pub mod snapshot;
 mod tree;
+mod true_names;
 mod usage;
