@@ -8,10 +8,12 @@
 
 use uuid::Uuid;
 
-use crate::error::Result;
-use crate::mapfile::{MapFile, MapHeader};
+use crate::error::{Error, Result};
+use crate::mapfile::{MapFile, MapHeader, MapState};
 use crate::store::Store;
 use crate::units::LayerId;
+
+use super::collect::jobs_on;
 
 impl Store {
     /// Lets the map of a sealed layer name the snapshot that the catalog knows of, or none. The caller holds the command lock,
@@ -27,6 +29,46 @@ impl Store {
         let known = self.inner().layers.get(&layer).cloned();
         if let Some(known) = known.and_then(|known| known.upgrade()) {
             known.set_header(header);
+        }
+        Ok(())
+    }
+
+    /// Lets the maps of the layers from `top` down that belong to volume `from` say `to`. The volume is closed, and all that was
+    /// written to it is flushed. The caller holds the command lock.
+    pub(crate) fn rename_in_maps(&self, top: LayerId, from: &str, to: &str) -> Result<()> {
+        let chain: Vec<LayerId> = {
+            let inner = self.inner();
+            let chain = inner.catalog.state().chain_of(top);
+            chain.into_iter().map(|row| row.id).collect()
+        };
+        for layer in chain {
+            let written = MapFile::read_header(&self.media, layer)?;
+            // One that is still to be sealed gets its names then.
+            if written.volume != from || (layer != top && written.state == MapState::Active) {
+                continue;
+            }
+            let inner = self.inner();
+            let job = jobs_on(inner.catalog.state(), layer)
+                .first()
+                .map(|job| job.id.0);
+            drop(inner);
+            if let Some(job) = job {
+                return Err(Error::Busy {
+                    what: format!(
+                        "job {job} works on a layer of volume {from:?}; wait for it (stratablk job wait {job})"
+                    ),
+                });
+            }
+            let (map, mut header, set, _) = MapFile::open(&self.media, layer)?;
+            if header.state == MapState::Sealed {
+                header = self.named_truly(header);
+            }
+            to.clone_into(&mut header.volume);
+            map.replace(&self.media, &header, &set)?;
+            let known = self.inner().layers.get(&layer).cloned();
+            if let Some(known) = known.and_then(|known| known.upgrade()) {
+                known.set_header(header);
+            }
         }
         Ok(())
     }
