@@ -36,8 +36,8 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for a size that cannot be, for a smaller one that was not allowed, or for a volume of a type
-    /// that keeps its size; `Busy` for a smaller size while it is attached or open for requests, or while its active layer is merged;
-    /// `Failed`, `Io`.
+    /// that keeps its size; `Busy` for a smaller size while it is attached or open for requests, or while its active layer is
+    /// merged; `Failed`, `Io`.
     pub fn resize(&self, volume: &str, bytes: u64, options: ResizeOptions) -> Result<VolumeInfo> {
         let _command = self.command();
         let row = self.volume_row(volume)?;

@@ -33,7 +33,7 @@ impl Store {
         Ok(())
     }
 
-    /// Lets the maps of the layers from `top` down that belong to volume `from` say `to`. The volume is closed, and all that was
+    /// Lets the maps of the layers from `top` down of volume `from` say `to`. The volume is closed, and all that was
     /// written to it is flushed. The caller holds the command lock.
     pub(crate) fn rename_in_maps(&self, top: LayerId, from: &str, to: &str) -> Result<()> {
         let chain: Vec<LayerId> = {

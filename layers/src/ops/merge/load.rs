@@ -111,7 +111,7 @@ impl Store {
                 begin.map_or(Loaded::NotYet, |begin| Loaded::Work(Kind::Begin(begin)))
             });
         }
-        // DURABILITY: the name of a deleted snapshot must be gone for good before its layer is no longer what the name promised.
+        // DURABILITY: the name of a deleted snapshot must be gone for good before its layer is no longer what it promised.
         for sealed in span.iter().filter(|row| row.state == LayerState::Sealed) {
             self.write_true_names(sealed.id)?;
         }
