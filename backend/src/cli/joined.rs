@@ -93,6 +93,6 @@ pub(super) fn wait(
                 ),
             ));
         }
-        thread::sleep(INTERVAL);
+        thread::park_timeout(INTERVAL);
     }
 }
