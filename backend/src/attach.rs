@@ -20,8 +20,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use self::socket::{Listening, Socket};
 use crate::signal::Signal;
-use crate::vhost::handler::{Handler, HandlerSetup, SessionState};
+use crate::vhost::handler::{Handler, HandlerSetup};
 use crate::vhost::session::{End, Outside, Patience, serve};
+use crate::vhost::state::SessionState;
 use crate::worker::counters::{Counters, Totals};
 use crate::worker::disk::DiskSource;
 use crate::worker::provider::{AlwaysOpen, DiskProvider};

@@ -337,6 +337,30 @@ fn jobs_are_listed_paused_limited_resumed_and_waited_for() {
 }
 
 #[test]
+fn a_deletion_whose_join_is_left_to_later_can_be_waited_for() {
+    let f = Fixture::with_history();
+    let report = f.json("snapshot delete web s1 --way up --rate 64K");
+    let id = &report["jobs"][0]["id"];
+    f.line(&format!("job pause {id}")).ok();
+    let text = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| f.line("snapshot delete web s2 --wait").ok());
+        let deleted = || f.json("snapshot list web")["snapshots"] == json!([]);
+        assert!(until(deleted));
+        assert!(!waits.is_finished());
+        f.line(&format!("job limit {id} none")).ok();
+        f.line(&format!("job resume {id}")).ok();
+        waits.join().unwrap()
+    });
+    assert!(text.contains(&format!("after job {id} ")), "{text}");
+    let tree = f.json("tree");
+    assert_eq!(tree["layers"].as_array().unwrap().len(), 1, "{tree}");
+    assert_eq!(
+        (f.byte("web", 0), f.byte("web", 8), f.byte("web", 1024)),
+        (3, 2, 1)
+    );
+}
+
+#[test]
 fn a_cancelled_job_leaves_the_disk_and_can_be_resumed() {
     let f = Fixture::with_history();
     let report = f.json("snapshot delete web s1 --way up --rate 64K");

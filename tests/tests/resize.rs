@@ -65,12 +65,18 @@ fn a_front_end_is_told_of_a_larger_disk_and_may_use_it_at_once() {
         .refused();
     assert!(refused.contains("in use"), "{refused}");
     assert!(way_back.is_silent(QUIET));
+    // Nor while they are stopped: a paused machine goes on with the size that it knows.
     disk.guest.front_end.stop_vring(0);
-    host.line("volume resize disk 1M --shrink --force").ok();
-    assert_eq!(capacity(&disk.guest), old, "a session without rings");
-    assert!(way_back.is_silent(QUIET), "suspended");
+    let refused = host
+        .line("volume resize disk 1M --shrink --force")
+        .refused();
+    assert!(refused.contains("detach it first"), "{refused}");
+    assert_eq!(capacity(&disk.guest), 2 * old);
     drop(disk);
+    host.line("volume detach disk").ok();
+    host.line("volume resize disk 1M --shrink --force").ok();
     host.line("volume resize disk 2M").ok();
+    host.attach("disk", 1);
     let (mut disk, _way_back) = connect(&host);
     assert_eq!(capacity(&disk.guest), 2 * old);
     assert_eq!(
@@ -78,6 +84,41 @@ fn a_front_end_is_told_of_a_larger_disk_and_may_use_it_at_once() {
         vec![0; 8 * SECTOR],
         "what was cut off is gone"
     );
+    drop(disk);
+    host.finish();
+}
+
+#[test]
+fn a_paused_machine_is_told_when_it_goes_on() {
+    let mut host = Host::new();
+    host.line("volume create disk --size 1M").ok();
+    host.line("snapshot create small disk").ok();
+    host.attach("disk", 1);
+    let (mut disk, way_back) = connect(&host);
+    let old = (MIB / SECTOR) as u64;
+    assert_eq!(capacity(&disk.guest), old);
+    let told = |disk: &Disk| {
+        assert!(way_back.is_silent(QUIET), "suspended");
+        disk.guest.start_ring(0);
+        let told = way_back.receive().unwrap().unwrap();
+        assert_eq!(told.request, CONFIG_CHANGE);
+        assert!(way_back.is_silent(QUIET), "once");
+    };
+    disk.guest.front_end.stop_vring(0);
+    host.line("volume resize disk 2M").ok();
+    told(&disk);
+    assert_eq!(capacity(&disk.guest), 2 * old);
+    disk.write(old, &stamped(1, old, 1));
+    // It knows: nothing is to be told.
+    disk.guest.front_end.stop_vring(0);
+    disk.guest.start_ring(0);
+    assert!(way_back.is_silent(QUIET));
+    // A snapshot remembers the size.
+    disk.guest.front_end.stop_vring(0);
+    host.line("snapshot restore disk small").ok();
+    told(&disk);
+    assert_eq!(capacity(&disk.guest), old);
+    assert_eq!(disk.try_write(old, &stamped(1, old, 1)), S_IOERR);
     drop(disk);
     host.finish();
 }

@@ -9,6 +9,7 @@ mod cache;
 mod check;
 mod client;
 mod jobs;
+mod joined;
 mod output;
 mod progress;
 mod size;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::SnapshotCommand;
 use super::client::{Client, encoded};
-use super::{Done, Failure, filtered, jobs, output, progress, read, size, volume_target};
+use super::{Done, Failure, filtered, jobs, joined, output, progress, read, size, volume_target};
 use crate::control::timestamp::Timestamp;
 use crate::control::types::{
     DeleteQuery, DeleteReport, Direction, Fate, MergeWay, PointRef, RestoreReport, RestoreRequest,
@@ -68,12 +68,15 @@ pub(super) fn run(client: &Client, command: SnapshotCommand, json: bool) -> Resu
             let target = delete_target(&volume, &snapshot, &query);
             let reply = client.call(Method::DELETE, &target, None)?;
             let mut report: DeleteReport = read(&reply)?;
-            let mut text = deleted(&report);
+            let after = joined::after(client, &report)?;
+            let mut text = deleted(&report, after);
             if !wait.wait {
                 text.push_str(&jobs::begun(&report.jobs));
                 return Ok(Done::new(reply, text));
             }
             report.jobs = progress::wait(client, report.jobs, json)?;
+            let later = joined::wait(client, &report, json)?;
+            report.jobs.extend(later);
             text.extend(report.jobs.iter().map(jobs::ended_line));
             Ok(Done::new(json!(report), text))
         }
@@ -126,8 +129,8 @@ fn restored(report: &RestoreReport, keep: Option<&str>) -> String {
     )
 }
 
-/// What deleting a snapshot did, or would do.
-fn deleted(report: &DeleteReport) -> String {
+/// What deleting a snapshot did, or would do. `after`: the job that the rest is left until.
+fn deleted(report: &DeleteReport, after: Option<u64>) -> String {
     let name = format!("{}@{}", report.volume, report.snapshot);
     let mut text = if report.dry_run {
         format!("deleting snapshot {name} would do this:\n")
@@ -147,7 +150,9 @@ fn deleted(report: &DeleteReport) -> String {
         Fate::Joined {
             child_name, ways, ..
         } => {
-            let mut text = format!("its data is joined with what lies over it: {child_name}\n");
+            let after = after.map_or_else(String::new, |id| format!(" after job {id}"));
+            let mut text =
+                format!("its data is joined{after} with what lies over it: {child_name}\n");
             if report.dry_run {
                 text.push_str(&costs(ways));
             }
@@ -250,11 +255,12 @@ its data is joined with what lies over it: web@s2
 *  up: its data goes into that layer            10 MiB  64 MiB       under 1 s
    down: that layer's data goes into its file   90 GiB  64 MiB  about 93 s
 ";
-        let text = deleted(&report(true, fate.clone()));
+        let text = deleted(&report(true, fate.clone()), None);
         let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(squeeze(&text), squeeze(expected), "{text}");
-        let text = deleted(&report(false, fate));
+        let text = deleted(&report(false, fate), Some(7));
         assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("joined after job 7 with"), "{text}");
     }
 
     #[test]

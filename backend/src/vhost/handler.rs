@@ -19,8 +19,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use stratablk_layers::volume::Durability;
 use vhost::vhost_user::message::{
@@ -38,6 +38,7 @@ use super::disk_use::DiskUse;
 use super::event::{Event, Kick};
 use super::features;
 use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
+use super::state::SessionState;
 use super::vring::{SessionMemory, Vring};
 use crate::signal::Signal;
 use crate::virtio::ring::{RingAddresses, RingLayout, UsedLog};
@@ -45,54 +46,6 @@ use crate::worker::command::WorkerHandle;
 use crate::worker::counters::Counters;
 use crate::worker::provider::DiskProvider;
 use crate::worker::{WorkerSetup, start};
-
-/// What others may know of a session, and use of it, while it lasts.
-#[derive(Debug, Default)]
-pub struct SessionState {
-    /// Rings that workers serve.
-    rings: AtomicU32,
-    /// Virtio features that the front-end took.
-    features: AtomicU64,
-    /// Whether rings have run in the present session, or ran in the last one.
-    begun: Arc<AtomicBool>,
-    /// The way back to the front-end. The lock also orders notifications and the stop of the last ring.
-    channel: Mutex<Option<Channel>>,
-}
-
-impl SessionState {
-    /// Rings that workers serve.
-    pub fn rings(&self) -> u32 {
-        self.rings.load(Ordering::Relaxed)
-    }
-
-    /// Virtio features that the front-end took.
-    pub fn features(&self) -> u64 {
-        self.features.load(Ordering::Relaxed)
-    }
-
-    /// Whether rings have run in the present session, or ran in the last one.
-    pub fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// Locks the channel. It is whole even if a thread panicked with the lock.
-    fn channel(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
-        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells the front-end that the configuration changed, if it has asked for such messages and rings are running: while
-    /// all are stopped, the device is suspended and says nothing.
-    ///
-    /// # Errors
-    /// The front-end does not read its messages.
-    pub fn config_changed(&self) -> io::Result<()> {
-        let channel = self.channel();
-        match &*channel {
-            Some(channel) if self.rings() > 0 => channel.config_changed(),
-            _ => Ok(()),
-        }
-    }
-}
 
 /// What a handler is made with.
 #[derive(Debug)]
@@ -138,6 +91,9 @@ pub struct Handler<P: DiskProvider> {
     /// Whether the message just handled brought a channel.
     channel_came: bool,
 }
+
+/// The capacity is the beginning of the configuration space.
+const CAPACITY_BYTES: u32 = 8;
 
 /// A refusal of what the front-end asked for. The session goes on if the front-end can be told.
 fn refuse(what: impl Into<String>) -> Error {
@@ -394,7 +350,7 @@ impl<P: DiskProvider> Handler<P> {
             ring.attached = true;
             ring.set_started(true);
         }
-        self.setup.state.rings.fetch_add(1, Ordering::Relaxed);
+        self.setup.state.ring_started(self.disk.capacity());
         Ok(())
     }
 
@@ -675,7 +631,11 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         size: u32,
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
-        Ok(self.config_space().read(offset, size))
+        let space = self.config_space();
+        if offset < CAPACITY_BYTES {
+            self.setup.state.told(space.capacity);
+        }
+        Ok(space.read(offset, size))
     }
 
     fn set_config(&mut self, offset: u32, buf: &[u8], flags: VhostUserConfigFlags) -> Result<()> {

@@ -17,4 +17,5 @@ pub mod handler;
 pub mod mapping;
 pub mod memory;
 pub mod session;
+pub mod state;
 mod vring;

@@ -262,7 +262,9 @@ fn add_snapshots(
         }
     }
     if !found.is_empty() {
-        notes.push("snapshots that were deleted while their layer had to stay are back".into());
+        notes.push(
+            "snapshots that were deleted while their layer had to stay, whole, are back".into(),
+        );
     }
     let mut snapshots: Vec<_> = found
         .into_values()

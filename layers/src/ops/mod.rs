@@ -24,4 +24,5 @@ mod resize;
 mod restore;
 pub mod snapshot;
 mod tree;
+mod true_names;
 mod usage;

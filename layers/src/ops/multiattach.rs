@@ -1,7 +1,8 @@
 //! Attachments of a multiattach volume: each has a volume of its own over what the multiattach volume holds.
 //!
-//! DURABILITY: giving one is creating a volume. Taking one is deleting a volume; or it is kept: flushed first, and then
-//! renamed in one catalog transaction, with its snapshots. Its layers stay what they are.
+//! DURABILITY: giving one is creating a volume. Taking one is deleting a volume; or it is kept: flushed first, then
+//! its maps get the new name, and it is renamed in one catalog transaction, with its snapshots. Its layers hold what they held.
+//! A crash between leaves the new name in maps, from which only `check --rebuild-catalog` reads it.
 
 use crate::catalog::{Change, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
@@ -164,7 +165,29 @@ impl Store {
             }));
             changes.extend(kept);
         }
-        self.commit_idle(&[row.name.as_str()], &changes, &[])
+        if name == row.name {
+            return self.commit_idle(&[name], &changes, &[]);
+        }
+        // DURABILITY: the maps have the new name first. The old one may be given to another attachment from the commit on,
+        // and no two layers may say that they are the same volume.
+        self.close_volume(&row.name)?;
+        if self.inner().open.contains_key(&row.name) {
+            return Err(Error::Busy {
+                what: format!("volume {:?} is in use", row.name),
+            });
+        }
+        let kept = self
+            .rename_in_maps(row.active, &row.name, name)
+            .and_then(|()| self.commit_idle(&[row.name.as_str()], &changes, &[]));
+        if kept.is_err()
+            && let Err(error) = self.rename_in_maps(row.active, name, &row.name)
+        {
+            self.maintenance.note(format!(
+                "volume {:?}: its maps may have the name {name:?} from now on: {error}",
+                row.name
+            ));
+        }
+        kept
     }
 
     /// The first name of the kind NAME-1 that no volume has.

@@ -36,8 +36,8 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for a size that cannot be, for a smaller one that was not allowed, or for a volume of a type
-    /// that keeps its size; `Busy` for a smaller size while it is open for requests, or while its active layer is merged;
-    /// `Failed`, `Io`.
+    /// that keeps its size; `Busy` for a smaller size while it is attached or open for requests, or while its active layer is
+    /// merged; `Failed`, `Io`.
     pub fn resize(&self, volume: &str, bytes: u64, options: ResizeOptions) -> Result<VolumeInfo> {
         let _command = self.command();
         let row = self.volume_row(volume)?;
@@ -180,6 +180,16 @@ impl Store {
                 row.size.0 * SECTOR_BYTES,
                 row.name
             )));
+        }
+        // A machine that is paused goes on with the size that it knows.
+        if row.attachment.is_some() {
+            return Err(Error::Busy {
+                what: format!(
+                    "volume {:?} is attached, and a disk that is attached does not get smaller; detach it first \
+                     (stratablk volume detach {})",
+                    row.name, row.name
+                ),
+            });
         }
         self.check_idle(&row.name)?;
         self.close_volume(&row.name)?;

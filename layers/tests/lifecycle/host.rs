@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stratablk_layers::catalog::VolumeKind;
-use stratablk_layers::check::{CheckOptions, Severity, check};
+use stratablk_layers::check::{CheckOptions, Severity, check, rebuild_catalog};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::host::{HostMedia, HostOptions};
 use stratablk_layers::lifecycle::{DeleteOptions, Fate, RestoreOptions};
@@ -200,4 +200,42 @@ fn a_life_on_real_files() {
     host.restart();
     assert_eq!(host.directories(), 0);
     assert_eq!(std::fs::read(&image).unwrap(), bytes);
+}
+
+#[test]
+fn a_kept_attachment_is_found_by_its_new_name() {
+    let mut host = Host::new();
+    let size = VolumeSource::Size(SECTORS * SECTOR_BYTES);
+    host.store().create_volume("gold", &size).unwrap();
+    host.write("gold", 0, 8, 2);
+    host.store()
+        .set_kind("gold", VolumeKind::Multiattach)
+        .unwrap();
+    host.store().give_attachment("gold", None).unwrap();
+    host.write("gold-1", 8, 1, 3);
+    let selection = Selection::Volumes(vec!["gold-1".into()]);
+    host.store().snapshot("s", &selection).unwrap();
+    host.write("gold-1", 9, 1, 4);
+    host.store()
+        .take_attachment("gold-1", Some("mine"))
+        .unwrap();
+    // The name is free again.
+    host.store().give_attachment("gold", None).unwrap();
+    host.write("gold-1", 10, 1, 5);
+    host.restart();
+    host.store().finish().unwrap();
+    host.store = None;
+    let path = Host::path(host.dir.path());
+    let media = HostMedia::new(path.clone(), HostOptions { io_uring: false }).unwrap();
+    let media: Arc<dyn Media> = Arc::new(media);
+    rebuild_catalog(&path, &media).unwrap();
+    host.store = Some(Host::open(host.dir.path()));
+    let names: Vec<_> = host.store().snapshots(None).unwrap();
+    let names: Vec<_> = names.iter().map(|row| (&*row.volume, &*row.name)).collect();
+    assert_eq!(names, [("mine", "s")]);
+    assert_eq!(
+        host.values("mine"),
+        stamps(&[(0, 8, 2), (8, 1, 3), (9, 1, 4)])
+    );
+    assert_eq!(host.values("gold-1"), stamps(&[(0, 8, 2), (10, 1, 5)]));
 }

@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use stratablk_layers::catalog::Way;
+use stratablk_layers::check::rebuild_catalog;
+use stratablk_layers::file::Media;
+use stratablk_layers::file::host::{HostMedia, HostOptions};
 use stratablk_layers::file::sim::Random;
 use stratablk_layers::lifecycle::{DeleteOptions, Phase};
 use stratablk_layers::store::{Selection, Store, StoreOptions, VolumeSource};
@@ -159,6 +162,87 @@ fn a_rate_is_kept_and_lifted() {
     let mut queue = Queue::new(volume.context(true).unwrap());
     let found = queue.read_in_pieces(NUMBER, SECTORS, 2048).unwrap();
     same("v", &found, &values);
+}
+
+#[test]
+fn a_deleted_name_does_not_come_back_while_its_layer_is_taken_apart() {
+    for (way, restarted) in [
+        (Way::Up, false),
+        (Way::Down, false),
+        (Way::InPlace, false),
+        (Way::Down, true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let open = || {
+            let store = Store::open(&path, StoreOptions::default()).unwrap();
+            store.set_job_step_bytes(1 << 16);
+            store
+        };
+        let mut store = open();
+        let size = SECTORS * SECTOR_BYTES;
+        store.create_volume("v", &VolumeSource::Size(size)).unwrap();
+        let mut values = vec![Value::Zero; SECTORS as usize];
+        let selection = Selection::Volumes(vec!["v".into()]);
+        fill(&store, &mut values, 5, 640);
+        store.snapshot("first", &selection).unwrap();
+        let first = values.clone();
+        fill(&store, &mut values, 6, 256);
+        store.snapshot("gone", &selection).unwrap();
+        fill(&store, &mut values, 7, 512);
+        if way != Way::InPlace {
+            store.snapshot("last", &selection).unwrap();
+        }
+        let options = DeleteOptions {
+            way: Some(way),
+            ..DeleteOptions::default()
+        };
+        store.delete_snapshot("v", "gone", options).unwrap();
+        let job = store.jobs().last().unwrap().id;
+        while store.job(job).unwrap().bytes_done == 0 {
+            assert!(store.job_step());
+        }
+        if restarted {
+            store.finish().unwrap();
+            drop(store);
+            store = open();
+            assert!(store.job_step());
+        }
+        assert_ne!(store.job(job).unwrap().phase, Phase::Done);
+        store.finish().unwrap();
+        drop(store);
+        let media: Arc<dyn Media> =
+            Arc::new(HostMedia::new(path.clone(), HostOptions { io_uring: false }).unwrap());
+        rebuild_catalog(&path, &media).unwrap();
+        let store = open();
+        let names: Vec<_> = store.snapshots(None).unwrap();
+        let names: Vec<_> = names.iter().map(|row| row.name.as_str()).collect();
+        let expected: &[&str] = match way {
+            Way::InPlace => &["first"],
+            _ => &["first", "last"],
+        };
+        assert_eq!(names, expected, "{way:?}");
+        store
+            .create_volume(
+                "then",
+                &VolumeSource::Snapshot {
+                    volume: "v".into(),
+                    snapshot: "first".into(),
+                },
+            )
+            .unwrap();
+        for (name, values) in [("v", &values), ("then", &first)] {
+            let volume = store.open_volume(name).unwrap();
+            let mut queue = Queue::new(volume.context(true).unwrap());
+            let found = queue.read_in_pieces(NUMBER, SECTORS, 2048).unwrap();
+            same(name, &found, values);
+        }
+        while store.job_step() {}
+        let volume = store.open_volume("v").unwrap();
+        let mut queue = Queue::new(volume.context(true).unwrap());
+        let found = queue.read_in_pieces(NUMBER, SECTORS, 2048).unwrap();
+        same("v", &found, &values);
+    }
 }
 
 /// Waits until something is so.

@@ -92,6 +92,10 @@ impl Commands {
             },
         )?;
         let report = convert::restored(report, request.snapshot);
+        // It may have had another size then.
+        for name in &report.volumes {
+            self.attachments.notify_resize(name);
+        }
         tracing::info!(
             snapshot = %report.snapshot, volumes = %report.volumes.join(","), kept = options.keep,
             elapsed_ns = report.elapsed_ns, "restored"

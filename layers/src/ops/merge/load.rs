@@ -112,6 +112,10 @@ impl Store {
                 begin.map_or(Loaded::NotYet, |begin| Loaded::Work(Kind::Begin(begin)))
             });
         }
+        // DURABILITY: the name of a deleted snapshot must be gone for good before its layer is no longer what it promised.
+        for sealed in span.iter().filter(|row| row.state == LayerState::Sealed) {
+            self.write_true_names(sealed.id)?;
+        }
         let mixed = span.len() != 2 || target.size != source.size;
         let active = target.state == LayerState::Active;
         let kind = match (row.kind, row.way) {

@@ -1,0 +1,82 @@
+//! What others may know of a session, and use of it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use stratablk_layers::units::Sector;
+
+use super::channel::Channel;
+
+/// What others may know of a session, and use of it, while it lasts.
+#[derive(Debug, Default)]
+pub struct SessionState {
+    /// Rings that workers serve.
+    pub(super) rings: AtomicU32,
+    /// Virtio features that the front-end took.
+    pub(super) features: AtomicU64,
+    /// Whether rings have run in the present session, or ran in the last one.
+    pub(super) begun: Arc<AtomicBool>,
+    /// The size that a front-end last read, in sectors, and 1 more; 0 if none has. A front-end that connects anew need not
+    /// read it again, so it outlives the session.
+    told: AtomicU64,
+    /// The way back to the front-end. The lock also orders notifications and the stop of the last ring.
+    channel: Mutex<Option<Channel>>,
+}
+
+impl SessionState {
+    /// Rings that workers serve.
+    pub fn rings(&self) -> u32 {
+        self.rings.load(Ordering::Relaxed)
+    }
+
+    /// Virtio features that the front-end took.
+    pub fn features(&self) -> u64 {
+        self.features.load(Ordering::Relaxed)
+    }
+
+    /// Whether rings have run in the present session, or ran in the last one.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Locks the channel. It is whole even if a thread panicked with the lock.
+    pub(super) fn channel(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the front-end that the configuration changed, if it has asked for such messages and rings are running: while
+    /// all are stopped, the device is suspended and says nothing.
+    ///
+    /// # Errors
+    /// The front-end does not read its messages.
+    pub fn config_changed(&self) -> io::Result<()> {
+        let channel = self.channel();
+        match &*channel {
+            Some(channel) if self.rings() > 0 => channel.config_changed(),
+            _ => Ok(()),
+        }
+    }
+
+    /// The front-end reads that the disk has this size.
+    pub(super) fn told(&self, capacity: Sector) {
+        let value = capacity.0.saturating_add(1);
+        self.told.store(value, Ordering::Relaxed);
+    }
+
+    /// A ring runs from now on, on a disk of this size. While none did nobody could be told of another size: so if the
+    /// front-end knows another one, it is told to look now.
+    pub(super) fn ring_started(&self, capacity: Sector) {
+        let channel = self.channel();
+        let first = self.rings.fetch_add(1, Ordering::Relaxed) == 0;
+        let told = self.told.load(Ordering::Relaxed);
+        if first
+            && told != 0
+            && told != capacity.0.saturating_add(1)
+            && let Some(channel) = &*channel
+            && let Err(error) = channel.config_changed()
+        {
+            tracing::warn!("the front-end was not told of the new size: {error}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The names in the maps of sealed layers, brought up to date.
+//!
+//! A sealed layer's map has the names that were true when it was sealed, and a catalog that is made anew believes them. That
+//! does no harm while the layer is whole. Before anything is taken out of it, and before its volume's name may mean another
+//! volume, the map must say what the catalog says.
+//!
+//! DURABILITY: the map is replaced as a whole, by a rename. A crash leaves the old names or the new ones.
+
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::mapfile::{MapFile, MapHeader, MapState};
+use crate::store::Store;
+use crate::units::LayerId;
+
+use super::collect::jobs_on;
+
+impl Store {
+    /// Lets the map of a sealed layer name the snapshot that the catalog knows of, or none. The caller holds the command lock,
+    /// and nobody else replaces the map.
+    pub(crate) fn write_true_names(&self, layer: LayerId) -> Result<()> {
+        let written = MapFile::read_header(&self.media, layer)?;
+        if self.named_truly(written.clone()) == written {
+            return Ok(());
+        }
+        let (map, header, set, _) = MapFile::open(&self.media, layer)?;
+        let header = self.named_truly(header);
+        MapFile::succeed(&self.media, &header, map.incarnation(), &set)?;
+        let known = self.inner().layers.get(&layer).cloned();
+        if let Some(known) = known.and_then(|known| known.upgrade()) {
+            known.set_header(header);
+        }
+        Ok(())
+    }
+
+    /// Lets the maps of the layers from `top` down of volume `from` say `to`. The volume is closed, and all that was
+    /// written to it is flushed. The caller holds the command lock.
+    pub(crate) fn rename_in_maps(&self, top: LayerId, from: &str, to: &str) -> Result<()> {
+        let chain: Vec<LayerId> = {
+            let inner = self.inner();
+            let chain = inner.catalog.state().chain_of(top);
+            chain.into_iter().map(|row| row.id).collect()
+        };
+        for layer in chain {
+            let written = MapFile::read_header(&self.media, layer)?;
+            // One that is still to be sealed gets its names then.
+            if written.volume != from || (layer != top && written.state == MapState::Active) {
+                continue;
+            }
+            let inner = self.inner();
+            let job = jobs_on(inner.catalog.state(), layer)
+                .first()
+                .map(|job| job.id.0);
+            drop(inner);
+            if let Some(job) = job {
+                return Err(Error::Busy {
+                    what: format!(
+                        "job {job} works on a layer of volume {from:?}; wait for it (stratablk job wait {job})"
+                    ),
+                });
+            }
+            let (map, mut header, set, _) = MapFile::open(&self.media, layer)?;
+            if header.state == MapState::Sealed {
+                header = self.named_truly(header);
+            }
+            to.clone_into(&mut header.volume);
+            map.replace(&self.media, &header, &set)?;
+            let known = self.inner().layers.get(&layer).cloned();
+            if let Some(known) = known.and_then(|known| known.upgrade()) {
+                known.set_header(header);
+            }
+        }
+        Ok(())
+    }
+
+    /// A header with the snapshot that the catalog knows of, or none.
+    fn named_truly(&self, mut header: MapHeader) -> MapHeader {
+        let inner = self.inner();
+        let rows: Vec<_> = inner.catalog.state().names_of(header.layer).collect();
+        let mut names = rows.iter().map(|row| (&row.volume, &row.name));
+        if names.any(|is| is == (&header.volume, &header.snapshot)) {
+            return header;
+        }
+        match rows.first() {
+            Some(row) => {
+                header.volume.clone_from(&row.volume);
+                header.snapshot.clone_from(&row.name);
+                header.group = row.group;
+                header.snapshot_ns = row.created_ns;
+            }
+            None => {
+                header.snapshot.clear();
+                header.group = Uuid::nil();
+                header.snapshot_ns = 0;
+            }
+        }
+        header
+    }
+}
