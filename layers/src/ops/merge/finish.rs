@@ -341,10 +341,7 @@ fn cut_off_jobs(
             && ids(job.target).any(|id| id == row.target)
     };
     let others = state.jobs.values().filter(|job| job.id != row.id);
-    others
-        .filter(left)
-        .cloned()
-        .collect()
+    others.filter(left).cloned().collect()
 }
 
 /// What becomes of other jobs that name layers that go: the target of this one has taken those up, so they go on with that; and
