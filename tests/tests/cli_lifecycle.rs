@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use stratablk_tests::daemon::{Daemon, Ran, stratablk, temp_dir};
+use stratablk_tests::daemon::{Daemon, Ran, run, stratablk, temp_dir};
 use stratablk_tests::disk::Disk;
 use stratablk_tests::wait::until;
 use tempfile::TempDir;
@@ -342,8 +342,13 @@ fn a_deletion_whose_join_is_left_to_later_can_be_waited_for() {
     let report = f.json("snapshot delete web s1 --way up --rate 64K");
     let id = &report["jobs"][0]["id"];
     f.line(&format!("job pause {id}")).ok();
+    let control = f.daemon.control().to_str().unwrap().to_owned();
     let text = std::thread::scope(|scope| {
-        let waits = scope.spawn(|| f.line("snapshot delete web s2 --wait").ok());
+        let delete = "snapshot delete web s2 --wait";
+        let words = ["--control", &control]
+            .into_iter()
+            .chain(delete.split_whitespace());
+        let waits = scope.spawn(move || run(words).ok());
         let deleted = || f.json("snapshot list web")["snapshots"] == json!([]);
         assert!(until(deleted));
         assert!(!waits.is_finished());
