@@ -12,6 +12,7 @@ mod diff;
 mod doomed;
 pub mod facts;
 mod fit;
+mod groups;
 mod idle;
 pub(crate) mod jobs;
 mod kind;

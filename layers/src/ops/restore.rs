@@ -19,6 +19,7 @@ use crate::store::{Store, now_ns};
 use crate::units::{LayerId, Sector};
 
 use super::create::Made;
+use super::groups;
 use super::idle::{Replaced, with_parents};
 use super::names;
 
@@ -94,6 +95,23 @@ impl Store {
                     chosen.push((state.volume(&has.volume)?.clone(), has.name.clone()));
                 }
             }
+            if !options.only
+                && let Some(whole) =
+                    groups::members(row.group).filter(|whole| chosen.len() < *whole)
+            {
+                let left: Vec<String> = chosen
+                    .iter()
+                    .map(|(row, name)| format!("{}@{name}", row.name))
+                    .collect();
+                return Err(Error::Invalid {
+                    field: "snapshot",
+                    what: format!(
+                        "it was taken of {whole} volumes at one instant, and of these only {} is left; to restore \
+                         {volume:?} alone, say so (--only)",
+                        left.join(", ")
+                    ),
+                });
+            }
             chosen
         };
         let mut members = Vec::with_capacity(chosen.len());
@@ -128,7 +146,7 @@ impl Store {
         keep: Option<&str>,
         made: &mut Made,
     ) -> Result<Vec<SnapshotRow>> {
-        let group = self.media.fresh_id();
+        let group = groups::name_of(self.media.fresh_id(), members.len());
         let created_ns = now_ns();
         let old = match keep {
             Some(_) => Replaced::Sealed,

@@ -29,6 +29,7 @@ use crate::units::{Generation, LayerId};
 use crate::volume::Volume;
 
 use super::create::Made;
+use super::groups;
 use super::names;
 
 /// A snapshot after its instant, whose old layers may still be changed by requests under way.
@@ -403,7 +404,7 @@ impl Store {
         volumes: &[VolumeRow],
         made: &mut Made,
     ) -> Result<(Vec<SnapshotRow>, Vec<Arc<Layer>>)> {
-        let group = self.media.fresh_id();
+        let group = groups::name_of(self.media.fresh_id(), volumes.len());
         let created_ns = now_ns();
         let mut changes = Vec::new();
         let mut rows = Vec::new();

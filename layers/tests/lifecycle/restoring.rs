@@ -27,6 +27,25 @@ fn keeping(name: &str) -> RestoreOptions {
     }
 }
 
+#[test]
+fn a_group_of_which_a_part_is_gone_is_not_restored_in_part() {
+    let world = World::new();
+    for name in ["a", "b", "c"] {
+        world.create(name);
+    }
+    world.snapshot("all", &["a", "b", "c"]);
+    let store = world.store();
+    store
+        .delete_snapshot("b", "all", DeleteOptions::default())
+        .unwrap();
+    let before = world.catalog.state();
+    let refused = store.restore("a", "all", &RestoreOptions::default());
+    says(refused, &["3 volumes", "a@all, c@all", "--only"]);
+    assert_eq!(world.catalog.state(), before);
+    let report = world.store().restore("a", "all", &only()).unwrap();
+    assert_eq!(report.volumes, ["a"]);
+}
+
 /// Restores one volume of a group.
 fn only() -> RestoreOptions {
     RestoreOptions {
@@ -174,13 +193,12 @@ fn a_group_is_restored_whole_or_not_at_all() {
     assert_eq!(world.values("c"), stamps(&[(0, 4, 4)]));
     restore(&world, "c", "then");
     assert_eq!(world.values("b"), stamps(&[(0, 4, 3), (8, 4, 9)]));
-    // A volume that is gone is not missed.
+    // Without a volume that is gone the group is not whole.
     world.store().delete_volume("c").unwrap();
-    let report = world
+    let refused = world
         .store()
-        .restore("a", "all", &RestoreOptions::default())
-        .unwrap();
-    assert_eq!(report.volumes, ["a", "b"]);
+        .restore("a", "all", &RestoreOptions::default());
+    says(refused, &["3 volumes", "a@all, b@all", "--only"]);
     world.assert_tidy();
 }
 

@@ -117,7 +117,7 @@ impl Run {
     /// Complains if a command that must be refused was not.
     fn expect<T>(&self, what: &str, done: Option<&T>, refused: bool) {
         if refused && done.is_some() {
-            self.violation(format!("{what} was done while guests were at work"));
+            self.violation(format!("{what} was done that had to be refused"));
         }
     }
 
@@ -202,6 +202,7 @@ impl Run {
             Selection::Volumes(members.iter().cloned().collect())
         };
         let what = format!("{name} of {selection:?}");
+        self.groups.insert(number, members.len());
         self.command("snapshot create", &what, next, |store| {
             store.snapshot(&name, &selection)
         });
@@ -271,8 +272,11 @@ impl Run {
             }
             changed.restore(content);
         }
+        self.groups.insert(kept, members.len());
         let options = RestoreOptions { keep, only };
-        let refused = self.make_idle(&members);
+        let whole = self.groups.get(&group).copied().unwrap_or(0);
+        let in_part = !options.only && members.len() < whole;
+        let refused = self.make_idle(&members) || in_part;
         // What was under way has ended since.
         let next = self.refresh(next);
         let what = format!("{disk}@{snapshot} {options:?}, all: {members:?}");

@@ -137,6 +137,8 @@ pub struct Run {
     pub bases: Vec<Base>,
     /// Names and families that were given out.
     named: u64,
+    /// How many snapshots each group has had from the start.
+    pub groups: BTreeMap<u64, usize>,
     pub shape: Shape,
     steps: u64,
     pub outcome: Outcome,
@@ -191,6 +193,7 @@ impl Run {
             guests: Arc::new(Mutex::new(guests)),
             bases,
             named: 0,
+            groups: BTreeMap::new(),
             shape: plan.shape,
             steps: plan.steps,
             outcome: Outcome::default(),
