@@ -444,8 +444,9 @@ fn volumes_have_types() {
         .unwrap()
         .iter()
         .map(|s| s["volume"].clone());
-    assert_eq!(volumes.collect::<Vec<_>>(), ["kiosk", "web"]);
+    assert_eq!(volumes.collect::<Vec<_>>(), ["web"]);
     f.refused("snapshot create s2 log", &["log", "writethrough"]);
+    f.refused("snapshot create s2 kiosk", &["kiosk", "immutable"]);
     f.write("kiosk", 0, 8, 7);
     assert_eq!(f.byte("kiosk", 0), 0, "thrown away at the next start");
     assert!(

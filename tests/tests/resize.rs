@@ -63,7 +63,7 @@ fn a_front_end_is_told_of_a_larger_disk_and_may_use_it_at_once() {
     let refused = host
         .line("volume resize disk 1M --shrink --force")
         .refused();
-    assert!(refused.contains("in use"), "{refused}");
+    assert!(refused.contains("detach it first"), "{refused}");
     assert!(way_back.is_silent(QUIET));
     // Nor while they are stopped: a paused machine goes on with the size that it knows.
     disk.guest.front_end.stop_vring(0);

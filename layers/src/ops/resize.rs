@@ -79,6 +79,9 @@ impl Store {
     /// Makes a disk larger, whether or not it is used.
     fn grow(&self, row: &VolumeRow, size: Sector) -> Result<()> {
         let volume = self.open_volume_in_command(&row.name)?;
+        self.lengthen(row.active, row.size, size)?;
+        // Most of what waits to be written is written before anybody has to wait for it.
+        volume.flush_blocking()?;
         // The lead: nobody writes to the files of the layer or appends to its map meanwhile.
         volume.lead_blocking();
         let grown = volume
@@ -101,7 +104,6 @@ impl Store {
                 what: format!("volume {:?} has no active layer now", row.name),
             });
         };
-        self.lengthen(layer.id(), row.size, size)?;
         let gained = Gained::of(row.size, size, self.largest_below(row.active));
         let before = MapFile::read(&self.media, layer.id())?.set;
         let mut set = before.clone();

@@ -321,6 +321,10 @@ impl Life {
             if ran.code == Some(0) {
                 break;
             }
+            if !only && ran.stderr.contains("--only") {
+                // A part of the group is gone.
+                return Ok(());
+            }
             if !ran.stderr.contains("use") || began.elapsed() > DEADLINE {
                 return Err(format!("{line}: {}", ran.stderr));
             }
