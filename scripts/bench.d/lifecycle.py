@@ -118,6 +118,10 @@ def case_delete(bench, stack, store, name, lower, upper):
     stack.callback(streamed.stop)
     theirs.label = "qcow2 64K commit"
 
+    for chain in (theirs, streamed):
+        # What is written first goes over the raw file, as ours does.
+        chain.snapshot()
+
     def grow(disk, pair):
         """Two more layers, sealed."""
         for number, size in enumerate((lower, upper)):
@@ -130,13 +134,13 @@ def case_delete(bench, stack, store, name, lower, upper):
 
     def run_commit(pair):
         grow(theirs, pair)
-        return took(theirs.commit(theirs.top - 1, theirs.top - 2))
+        upper = theirs.below(theirs.top)
+        return took(theirs.commit(upper, theirs.below(upper)))
 
     def run_stream(pair):
         grow(streamed, pair)
-        top = streamed.top
-        below = streamed.below(top - 2)
-        return took(streamed.stream(top - 1, below))
+        upper = streamed.below(streamed.top)
+        return took(streamed.stream(upper, streamed.below(streamed.below(upper))))
 
     sides = [Side("stratablk", run_ours), Side(theirs.label, run_commit), Side(streamed.label, run_stream)]
     bench.measure("lifecycle", f"delete in the middle, {name}", sides,

@@ -1,7 +1,6 @@
 """qemu-storage-daemon with a monitor, and what it does to a chain of qcow2 files while a disk is served."""
 import json
 import os
-import pathlib
 import socket
 import time
 
@@ -77,8 +76,8 @@ class QcowChain:
             cpu, work / f"{name}.log")
         self.server.wait_for(self.socket, listens)
         self.files = [raw]
-        # The number of the node that takes the writes.
-        self.top = 0
+        # The numbers of the nodes, from the raw file up to the one that takes the writes.
+        self.chain = [0]
         self.monitor = Monitor(control)
         self.jobs = 0
 
@@ -86,6 +85,11 @@ class QcowChain:
     def pid(self):
         """Of the back-end."""
         return self.server.pid
+
+    @property
+    def top(self):
+        """The number of the node that takes the writes."""
+        return self.chain[-1]
 
     def snapshot(self):
         """One more file on top; returns how long that took, in seconds."""
@@ -96,24 +100,24 @@ class QcowChain:
                          snapshot_node_name=f"n{number}")
         took = time.monotonic() - began
         self.files.append(path)
-        self.top = number
+        self.chain.append(number)
         return took
 
     def commit(self, top, base):
         """Moves what `top` holds down into `base`; returns how long that took, in seconds."""
         took = self.job("block-commit", device=f"n{self.top}", top_node=f"n{top}", base_node=f"n{base}")
-        self.top = base if top == self.top else self.top
+        self.chain = [node for node in self.chain if not base < node <= top]
         return took
 
     def stream(self, into, base):
         """Moves what lies between `base` and `into` up; returns how long that took, in seconds."""
-        return self.job("block-stream", device=f"n{into}", base_node=f"n{base}")
+        took = self.job("block-stream", device=f"n{into}", base_node=f"n{base}")
+        self.chain = [node for node in self.chain if not base < node < into]
+        return took
 
     def below(self, node):
         """The number of the node below one."""
-        nodes = {each["node-name"]: each for each in self.monitor.ask("query-named-block-nodes")}
-        backing = nodes[f"n{node}"].get("backing_file")
-        return self.files.index(pathlib.Path(backing))
+        return self.chain[self.chain.index(node) - 1]
 
     def job(self, name, **arguments):
         """A job, to its end."""
