@@ -77,6 +77,7 @@ fn commands(
         format!("snapshot create e{pass} {unused}"),
         format!("snapshot restore {unused} e{pass}"),
         format!("snapshot delete {unused} e{pass}"),
+        format!("volume resize {volume} +4K"),
     ] {
         log.push((Instant::now(), line.clone()));
         // Some are refused as long as a job is at the same layers.

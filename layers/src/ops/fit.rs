@@ -62,7 +62,7 @@ fn run(start: u64, end: u64) -> Option<SectorRange> {
 }
 
 /// What is left of a set on a disk of this size. Sectors behind the end in the last cluster stay: they mean nothing.
-fn cut(set: &SectorSet, size: Sector) -> SectorSet {
+pub(crate) fn cut(set: &SectorSet, size: Sector) -> SectorSet {
     let end = padded(size);
     let mut left = SectorSet::empty();
     let kinds = [

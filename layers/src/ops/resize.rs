@@ -28,7 +28,7 @@ use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, SECTOR_BYTES, Sector
 use crate::volume::Volume;
 
 use super::create::disk_size;
-use super::fit::Gained;
+use super::fit::{Gained, cut};
 use super::open::clusters;
 
 impl Store {
@@ -76,27 +76,9 @@ impl Store {
         }
     }
 
-    /// Makes a disk larger, whether or not it is used.
+    /// Makes a disk larger, whether or not it is used. Flushes of guests wait for the exchange of the map, and for nothing else.
     fn grow(&self, row: &VolumeRow, size: Sector) -> Result<()> {
         let volume = self.open_volume_in_command(&row.name)?;
-        self.lengthen(row.active, row.size, size)?;
-        // Most of what waits to be written is written before anybody has to wait for it.
-        volume.flush_blocking()?;
-        // The lead: nobody writes to the files of the layer or appends to its map meanwhile.
-        volume.lead_blocking();
-        let grown = volume
-            .lead_flush()
-            .and_then(|()| self.grow_led(&volume, row, size));
-        volume.flushes().finish_blocking();
-        grown?;
-        // A request that was checked by the old size may have taken the last cluster, cut short, for a whole one. It ends
-        // before anybody is told of the new size.
-        self.drain_changes(self.clock.advance());
-        Ok(())
-    }
-
-    /// The steps, by a caller who leads the flushes.
-    fn grow_led(&self, volume: &Volume, row: &VolumeRow, size: Sector) -> Result<()> {
         let chain = volume.newest_chain();
         let active = chain.active().filter(|layer| !layer.is_sealed());
         let Some(layer) = active.filter(|layer| layer.id() == row.active) else {
@@ -104,16 +86,23 @@ impl Store {
                 what: format!("volume {:?} has no active layer now", row.name),
             });
         };
+        self.lengthen(row.active, row.size, size)?;
         let gained = Gained::of(row.size, size, self.largest_below(row.active));
-        let before = MapFile::read(&self.media, layer.id())?.set;
-        let mut set = before.clone();
-        gained.records().for_each(|record| set.apply(&record));
+        // Most of what waits to be written is written before anybody has to wait for it.
+        volume.flush_blocking()?;
         let mut header = MapHeader::clone(&layer.header());
         header.size = size;
-        self.replace_map(volume, layer, &header, &set)?;
+        self.led(&volume, || {
+            let mut set = MapFile::read(&self.media, layer.id())?.set;
+            gained.records().for_each(|record| set.apply(&record));
+            self.replace_map(&volume, layer, &header, &set)
+        })?;
         if let Err(error) = self.commit_size(row, size) {
             // What is appended from here on is for the old size again.
-            self.replace_map(volume, layer, &layer.header(), &before)?;
+            self.led(&volume, || {
+                let set = cut(&MapFile::read(&self.media, layer.id())?.set, row.size);
+                self.replace_map(&volume, layer, &layer.header(), &set)
+            })?;
             return Err(error);
         }
         layer.set_header(header);
@@ -121,20 +110,37 @@ impl Store {
             let (table, slot) = (volume.table(), chain.active_slot());
             map.grow(clusters(size));
             table.grow(clusters(size));
-            hide(&gained, |first, count, mask| {
-                let change = match mask {
-                    SectorMask::ALL => map.zero(first, count),
-                    data => {
-                        let rest_zero = false;
-                        map.merge_below(first, count, ClusterState { data, rest_zero })
-                    }
-                };
-                table.refresh(slot, map, first, count, change);
-            });
+            if gained != Gained::default() {
+                self.led(&volume, || {
+                    hide(&gained, |first, count, mask| {
+                        let change = match mask {
+                            SectorMask::ALL => map.zero(first, count),
+                            data => {
+                                let rest_zero = false;
+                                map.merge_below(first, count, ClusterState { data, rest_zero })
+                            }
+                        };
+                        table.refresh(slot, map, first, count, change);
+                    });
+                    Ok(())
+                })?;
+            }
         }
         // From here on requests use it.
         volume.grow(size);
+        // A request that was checked by the old size may have taken the last cluster, cut short, for a whole one. It ends
+        // before anybody is told of the new size.
+        self.drain_changes(self.clock.advance());
         Ok(())
+    }
+
+    /// Does something while nobody else writes to the files of the active layer of a volume or appends to its map, and all that
+    /// was written before is in them.
+    fn led(&self, volume: &Volume, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        volume.lead_blocking();
+        let done = volume.lead_flush().and_then(|()| act());
+        volume.flushes().finish_blocking();
+        done
     }
 
     /// Gives an active layer another map, by a caller who leads the flushes of its volume.
