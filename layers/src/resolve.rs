@@ -148,6 +148,18 @@ fn older(chain: &Chain, slot: LayerSlot, cluster: Cluster, bit: SectorMask) -> S
     Source::Zero
 }
 
+/// The same as [`resolve`], by the maps of all layers, newest first, and without the table.
+#[cold]
+pub fn resolve_by_maps(chain: &Chain, range: SectorRange, parts: &mut Vec<Part>) {
+    parts.clear();
+    for sector in range.start.0..range.end().0 {
+        let at = Sector(sector);
+        let bit = SectorMask::span(at.index_in_cluster(), 1);
+        let source = older(chain, chain.active_slot(), at.cluster(), bit);
+        push(parts, source, sector, sector + 1);
+    }
+}
+
 /// Appends a run, joined with the last one where both have one source.
 fn push(parts: &mut Vec<Part>, source: Source, from: u64, to: u64) {
     match parts.last_mut() {

@@ -10,7 +10,7 @@ use crate::cache::set::FrameKey;
 use crate::chain::Chain;
 use crate::file::{FileToken, IoOp, Segment};
 use crate::layer::LayerMap;
-use crate::resolve::{Source, resolve};
+use crate::resolve::{Source, resolve, resolve_by_maps};
 use crate::segments::Slicer;
 use crate::units::{
     CLUSTER_SECTORS, Cluster, LayerSlot, SECTOR_BYTES, Sector, SectorMask, SectorRange,
@@ -81,7 +81,11 @@ impl QueueContext {
                 if word.mask == SectorMask::NONE {
                     None
                 } else if word.mask.contains(wanted) {
-                    chain.number(word.slot)
+                    // None: the layer has left the chain; the maps know where its data is.
+                    let Some(number) = chain.number(word.slot) else {
+                        return at;
+                    };
+                    Some(number)
                 } else {
                     return at;
                 }
@@ -137,7 +141,9 @@ impl QueueContext {
             // A worker ahead of this one published a newer layer; the newest chain knows it, and reads may use it.
             let newest = self.volume.newest_chain();
             if Arc::ptr_eq(&newest, &chain) {
-                return self.lost_layer(reading.request);
+                // A word names a layer that has left the chain. The maps are right, whatever a word says.
+                resolve_by_maps(&chain, range, &mut parts);
+                break;
             }
             chain = newest;
         }
@@ -162,12 +168,12 @@ impl QueueContext {
         self.parts = parts;
     }
 
-    /// The resolve table names a layer that is in no chain. Whatever the guest's memory holds now is not what it asked for.
+    /// A part was found in a layer that is in no chain. Whatever the guest's memory holds now is not what it asked for.
     #[cold]
     fn lost_layer(&mut self, request: usize) {
-        debug_assert!(false, "a word names a layer that is gone");
+        debug_assert!(false, "a part lies in a layer that is gone");
         self.volume
-            .fail("the resolve table names a layer that is gone: this is a defect of stratablk");
+            .fail("a part of a read lies in a layer that is gone: this is a defect of stratablk");
         self.note_error(request, RequestError::Io);
     }
 

@@ -21,7 +21,9 @@ use crate::mapfile::{
 };
 use crate::ops::merge::parent_after;
 use crate::store::{Inner, Store};
-use crate::units::{CLUSTER_SECTORS, LayerId, LayerSlot, SECTOR_BYTES, Sector};
+use crate::units::{
+    CLUSTER_SECTORS, Cluster, LayerId, LayerSlot, SECTOR_BYTES, Sector, SectorMask,
+};
 use crate::volume::{Shared, Volume};
 
 impl Store {
@@ -396,11 +398,27 @@ pub(crate) fn clusters(size: Sector) -> u64 {
 }
 
 /// The resolve table of a chain: layers oldest first, each over those before it.
+///
+/// A layer that says something only about sectors behind the end of the disk, in the last cluster, which is cut short, is no
+/// layer to look at there: a merge does not move those sectors, so the word would name a layer that goes.
 fn build_table(size: Sector, layers: &[Arc<Layer>]) -> Table {
     let table = Table::new(clusters(size));
+    let last = Cluster(clusters(size).saturating_sub(1));
+    let on_disk = SectorMask::span(
+        0,
+        u32::try_from(
+            size.0
+                .saturating_sub(last.first_sector().0)
+                .min(CLUSTER_SECTORS),
+        )
+        .unwrap_or(0),
+    );
     for (slot, layer) in (1..).map(LayerSlot).zip(layers) {
+        let (data, zero) = layer.cluster(last);
+        let behind = (data.0 | zero.0) != 0 && (data.0 | zero.0) & on_disk.0 == 0;
         match &**layer.map() {
             LayerMap::Active(map) => table.load_layer(slot, &map.to_set()),
+            LayerMap::Sealed(set) if behind => table.load_layer(slot, &set.without(last, 1)),
             LayerMap::Sealed(set) => table.load_layer(slot, set),
         }
     }
