@@ -76,7 +76,7 @@ impl Store {
         }
     }
 
-    /// Makes a disk larger, whether or not it is used. Flushes of guests wait for the exchange of the map, and for nothing else.
+    /// Makes a disk larger, whether or not it is used. Flushes of guests wait for the exchange of the map only.
     fn grow(&self, row: &VolumeRow, size: Sector) -> Result<()> {
         let volume = self.open_volume_in_command(&row.name)?;
         let chain = volume.newest_chain();
