@@ -45,7 +45,7 @@ use std::time::Instant;
 use run::{Outcome, Plan, Run};
 
 /// Images that are examined by default.
-const IMAGES: u64 = 7_000;
+const IMAGES: u64 = 10_000;
 
 /// A number from the environment.
 fn setting(name: &str, default: u64) -> u64 {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
 use crate::layer::Layer;
 use crate::map::{MapRecord, RecordKind, SectorSet};
-use crate::mapfile::{MapFile, RawBase, data_path};
+use crate::mapfile::{MapFile, MapHeader, RawBase, data_path, sync_name};
 use crate::store::Store;
 use crate::units::{CLUSTER_BYTES, LayerId, SECTOR_BYTES, Sector, SectorRange};
 
@@ -161,6 +161,16 @@ impl Store {
             .map_err(self.io("open", &path))
     }
 
+    /// The map of a sealed layer that a job changes.
+    ///
+    /// DURABILITY: it may have taken its name a moment before an earlier daemon died. What it says counts for the job as
+    /// committed, so that places are given back for it; so its name has to survive a power cut before anything else happens.
+    fn job_map(&self, layer: LayerId) -> Result<(MapFile, MapHeader, SectorSet)> {
+        let (map, header, set, _) = MapFile::open(&self.media, layer)?;
+        sync_name(&self.media, layer)?;
+        Ok((map, header, set))
+    }
+
     /// A job that moves data up.
     fn load_gather(
         &self,
@@ -208,7 +218,7 @@ impl Store {
             }
             None => {
                 let target = self.job_layer(target_row)?;
-                let (map, header, set, _) = MapFile::open(&self.media, row.target)?;
+                let (map, header, set) = self.job_map(row.target)?;
                 let sealed = SealedTarget {
                     file: self.job_file(row.target)?,
                     header,
@@ -261,8 +271,8 @@ impl Store {
     fn load_down(&self, row: &JobRow, upper: &LayerRow, lower: &LayerRow) -> Result<Down> {
         let upper_layer = self.job_layer(upper)?;
         let lower_layer = self.job_layer(lower)?;
-        let (upper_map, upper_header, ..) = MapFile::open(&self.media, upper.id)?;
-        let (lower_map, lower_header, ..) = MapFile::open(&self.media, lower.id)?;
+        let (upper_map, upper_header, _) = self.job_map(upper.id)?;
+        let (lower_map, lower_header, _) = self.job_map(lower.id)?;
         let into_base = row.kind == JobKind::IntoBase;
         let (lower_file, upper_file) = match &lower.base {
             Some(base) if into_base => {
