@@ -26,32 +26,12 @@ use stratablk_tests::request::{S_OK, T_GET_ID, T_IN, T_OUT, protocol};
 use stratablk_tests::wait::{PATIENCE, QUIET, event, readable, take_signals, until};
 use stratablk_tests::wire::{NEED_REPLY, REPLY, VERSION, Wire, code};
 
-/// The buffers of a read of one sector.
-fn read_of(guest: &Guest, sector: u64) -> [Buffer; 3] {
-    [
-        guest.header(T_IN, sector),
-        guest.memory.writable(512),
-        guest.status(),
-    ]
-}
-
-/// Checks that a read has been carried out.
-#[track_caller]
-fn assert_read(guest: &Guest, buffers: &[Buffer; 3], sector: u64) {
-    assert_eq!(guest.last_byte(buffers[2]), S_OK, "sector {sector}");
-    pattern::assert_same(
-        &guest.memory.bytes(buffers[1]),
-        &pattern::base(sector, 1),
-        "a read",
-    );
-}
-
 /// Runs a read on the first ring.
 #[track_caller]
 fn run_read(guest: &mut Guest, sector: u64) {
-    let buffers = read_of(guest, sector);
+    let buffers = guest.read_of(sector);
     guest.run(&buffers);
-    assert_read(guest, &buffers, sector);
+    guest.assert_read(&buffers, sector);
 }
 
 /// Checks that nothing is done for a while with what was submitted to the first ring.
@@ -135,12 +115,12 @@ fn c23_with_protocol_features_rings_start_disabled() {
     let mut guest = Guest::negotiate(&server.socket(), GuestOptions::default());
     guest.set_up_ring(0);
     guest.set_events(0);
-    let buffers = read_of(&guest, 2);
+    let buffers = guest.read_of(2);
     guest.rings[0].submit(&buffers);
     assert_idle(&guest, "a disabled ring ran");
     guest.front_end.enable_vring(0, true);
     guest.rings[0].wait();
-    assert_read(&guest, &buffers, 2);
+    guest.assert_read(&buffers, 2);
 }
 
 /// Line 23: a second SET_FEATURES leaves rings as they are, enabled or disabled.
@@ -153,12 +133,12 @@ fn c23_second_set_features_keeps_ring_states() {
     run_read(&mut guest, 1);
     guest.front_end.enable_vring(0, false);
     guest.front_end.set_features(guest.features);
-    let buffers = read_of(&guest, 2);
+    let buffers = guest.read_of(2);
     guest.rings[0].submit(&buffers);
     assert_idle(&guest, "a disabled ring ran");
     guest.front_end.enable_vring(0, true);
     guest.rings[0].wait();
-    assert_read(&guest, &buffers, 2);
+    guest.assert_read(&buffers, 2);
 }
 
 /// Line 24: a ring starts with a kick, also with one that came before the back-end was told of the event.
@@ -166,7 +146,7 @@ fn c23_second_set_features_keeps_ring_states() {
 fn c24_a_kick_before_its_event_is_known_counts() {
     let server = Server::start();
     let mut guest = Guest::negotiate(&server.socket(), GuestOptions::default());
-    let buffers = read_of(&guest, 3);
+    let buffers = guest.read_of(3);
     guest.rings[0].submit(&buffers);
     // What was made available belongs behind the base that the back-end is told.
     let ring = &guest.rings[0];
@@ -176,7 +156,7 @@ fn c24_a_kick_before_its_event_is_known_counts() {
     guest.set_events(0);
     guest.front_end.enable_vring(0, true);
     guest.rings[0].wait();
-    assert_read(&guest, &buffers, 3);
+    guest.assert_read(&buffers, 3);
 }
 
 /// Line 24: SET_VRING_KICK does not change whether a ring is enabled, and a running ring takes the new event.
@@ -190,12 +170,12 @@ fn c24_set_vring_kick_keeps_the_enabled_state() {
     run_read(&mut guest, 1);
     guest.front_end.enable_vring(0, false);
     guest.set_events(0);
-    let buffers = read_of(&guest, 2);
+    let buffers = guest.read_of(2);
     guest.rings[0].submit(&buffers);
     assert_idle(&guest, "a disabled ring ran");
     guest.front_end.enable_vring(0, true);
     guest.rings[0].wait();
-    assert_read(&guest, &buffers, 2);
+    guest.assert_read(&buffers, 2);
 }
 
 /// Line 24: the event for used entries may change while the ring runs; the old one is left alone from then on.
@@ -241,10 +221,10 @@ fn c24_no_call_descriptor_means_polling_driver() {
     guest.front_end.set_vring_fd(code::SET_VRING_CALL, 0, None);
     while take_signals(guest.rings[0].call_fd()) != 0 {}
     for sector in 0..20 {
-        let buffers = read_of(&guest, sector);
+        let buffers = guest.read_of(sector);
         guest.rings[0].submit(&buffers);
         guest.rings[0].spin();
-        assert_read(&guest, &buffers, sector);
+        guest.assert_read(&buffers, sector);
     }
     assert_eq!(
         take_signals(guest.rings[0].call_fd()),
@@ -268,12 +248,12 @@ fn c24_no_kick_descriptor_means_polling_device() {
     guest.front_end.set_vring_fd(code::SET_VRING_KICK, 0, None);
     guest.front_end.enable_vring(0, true);
     for sector in 0..20 {
-        let buffers = read_of(&guest, sector);
+        let buffers = guest.read_of(sector);
         let ring = &mut guest.rings[0];
         let head = ring.chain(&buffers);
         ring.publish(head);
         ring.wait();
-        assert_read(&guest, &buffers, sector);
+        guest.assert_read(&buffers, sector);
     }
 }
 
@@ -285,12 +265,12 @@ fn c24_disabled_rings_keep_their_requests() {
     for sector in 0..5 {
         run_read(&mut guest, sector);
         guest.front_end.enable_vring(0, false);
-        let buffers = read_of(&guest, sector + 10);
+        let buffers = guest.read_of(sector + 10);
         guest.rings[0].submit(&buffers);
         assert_idle(&guest, "a disabled ring ran");
         guest.front_end.enable_vring(0, true);
         guest.rings[0].wait();
-        assert_read(&guest, &buffers, sector + 10);
+        guest.assert_read(&buffers, sector + 10);
     }
 }
 
@@ -405,7 +385,7 @@ fn c26_a_suspended_device_is_still_and_answers() {
         ..GuestOptions::default()
     });
     for index in 0..2 {
-        let buffers = read_of(&guest, 0);
+        let buffers = guest.read_of(0);
         guest.rings[index].submit(&buffers);
         guest.rings[index].wait();
     }
@@ -415,7 +395,7 @@ fn c26_a_suspended_device_is_still_and_answers() {
     for ring in &guest.rings {
         while take_signals(ring.call_fd()) != 0 {}
     }
-    let buffers = read_of(&guest, 1);
+    let buffers = guest.read_of(1);
     guest.rings[0].submit(&buffers);
     guest.rings[1].submit(&buffers);
     let before = guest.memory.snapshot();
@@ -669,7 +649,7 @@ fn c31_reset_device_keeps_connection_and_disk() {
     disk.write(4, &pattern::stamped(1, 4, 4));
     let mut guest = disk.guest;
     guest.front_end.tell(code::RESET_DEVICE, &[], &[]);
-    let buffers = read_of(&guest, 0);
+    let buffers = guest.read_of(0);
     guest.rings[0].submit(&buffers);
     assert_idle(&guest, "a ring ran after the reset");
     assert_eq!(
@@ -816,10 +796,7 @@ fn c32_add_region_has_one_descriptor() {
         drop(guest);
         server.assert_serves();
     }
-    assert!(
-        until(|| server.process.open_fds() <= baseline),
-        "descriptors leaked"
-    );
+    server.assert_fds_closed(baseline);
 }
 
 /// Line 32: REM_MEM_REG names a region by guest address, front-end address and size, and by nothing else; a descriptor with
@@ -1096,14 +1073,7 @@ fn c36_memory_tables_that_contradict_themselves_are_refused() {
         drop(front_end);
         server.assert_serves();
     }
-    assert!(
-        until(|| server.process.open_fds() <= baseline),
-        "descriptors leaked"
-    );
-    assert!(
-        until(|| server.process.memfd_mappings() == 0),
-        "mappings leaked"
-    );
+    server.assert_nothing_kept(baseline);
 }
 
 /// Starts the dirty log of a running guest as a migration does: log, features, then the rings again with the log flag.
@@ -1244,7 +1214,7 @@ fn c33_used_ring_is_logged_only_if_asked() {
     );
     guest.front_end.set_features(guest.features | VHOST_LOG_ALL);
     let used_ring = guest.rings[0].addresses.used / PAGE;
-    let buffers = read_of(&guest, 1);
+    let buffers = guest.read_of(1);
     log.take();
     guest.run(&buffers);
     let marked: BTreeSet<u64> = log.take().into_iter().collect();
@@ -1314,7 +1284,7 @@ fn c33_short_logs_are_not_overrun() {
                 .attempt(code::SET_FEATURES, &features.to_le_bytes(), &[])
                 .is_no()
             {
-                let buffers = read_of(&guest, 1);
+                let buffers = guest.read_of(1);
                 guest.rings[0].submit(&buffers);
                 guest.verdict();
             }
@@ -1376,7 +1346,7 @@ fn c33_impossible_logs_are_refused() {
             .front_end
             .attempt(code::SET_VRING_ADDR, &addresses.encode(), &[]);
         if !answer.is_no() {
-            let buffers = read_of(&guest, 1);
+            let buffers = guest.read_of(1);
             guest.rings[0].submit(&buffers);
             guest.verdict();
         }
@@ -1396,10 +1366,7 @@ fn c33_impossible_logs_are_refused() {
         assert!(refused, "{fds} descriptors: {reply:?}");
     }
     server.assert_serves();
-    assert!(
-        until(|| server.process.open_fds() <= baseline),
-        "descriptors leaked"
-    );
+    server.assert_fds_closed(baseline);
 }
 
 /// Line 35: the channel for the back-end's own requests is taken; a front-end that never reads it is served on.
@@ -1445,10 +1412,7 @@ fn c35_a_channel_must_be_a_socket() {
         drop(guest);
         server.assert_serves();
     }
-    assert!(
-        until(|| server.process.open_fds() <= baseline),
-        "descriptors leaked"
-    );
+    server.assert_fds_closed(baseline);
 }
 
 /// Line 36: messages may arrive in pieces of any size.
@@ -1776,19 +1740,12 @@ fn c36_front_ends_that_vanish_leave_nothing() {
     drop(guest);
     let mut guest = server.guest();
     for sector in 0..32 {
-        let buffers = read_of(&guest, sector);
+        let buffers = guest.read_of(sector);
         guest.rings[0].submit(&buffers);
     }
     drop(guest);
     server.assert_serves();
-    assert!(
-        until(|| server.process.open_fds() <= baseline),
-        "descriptors leaked"
-    );
-    assert!(
-        until(|| server.process.memfd_mappings() == 0),
-        "mappings leaked"
-    );
+    server.assert_nothing_kept(baseline);
 }
 
 /// Line 36: a front-end that sends and never reads holds up nobody once it is gone.
@@ -1828,14 +1785,7 @@ fn c36_many_sessions_leave_nothing() {
         session(&server);
     }
     server.assert_serves();
-    assert!(
-        until(|| server.process.open_fds() <= fds),
-        "descriptors leaked"
-    );
-    assert!(
-        until(|| server.process.memfd_mappings() == 0),
-        "mappings leaked"
-    );
+    server.assert_nothing_kept(fds);
     let grown = server.process.resident_kib().saturating_sub(memory);
     assert!(grown < 4096, "memory grew by {grown} KiB");
 }
@@ -1940,7 +1890,7 @@ fn c37_sigterm_ends_it_quickly() {
             _ => {
                 let mut guest = server.guest();
                 for sector in 0..32 {
-                    let buffers = read_of(&guest, sector);
+                    let buffers = guest.read_of(sector);
                     guest.rings[0].submit(&buffers);
                 }
                 server.terminate()
@@ -2111,10 +2061,10 @@ fn c37_all_queues_work() {
     );
     for index in 0..4 {
         let sector = u64::try_from(index).expect("small");
-        let buffers = read_of(&guest, sector);
+        let buffers = guest.read_of(sector);
         guest.rings[index].submit(&buffers);
         guest.rings[index].wait();
-        assert_read(&guest, &buffers, sector);
+        guest.assert_read(&buffers, sector);
     }
 }
 

@@ -33,31 +33,11 @@ fn without_event_idx(server: &Server) -> Guest {
     })
 }
 
-/// The buffers of a read of one sector.
-fn read_of(guest: &Guest, sector: u64) -> [Buffer; 3] {
-    [
-        guest.header(T_IN, sector),
-        guest.memory.writable(512),
-        guest.status(),
-    ]
-}
-
-/// Checks that a read has been carried out.
-#[track_caller]
-fn assert_read(guest: &Guest, buffers: &[Buffer; 3], sector: u64) {
-    assert_eq!(guest.last_byte(buffers[2]), S_OK, "sector {sector}");
-    pattern::assert_same(
-        &guest.memory.bytes(buffers[1]),
-        &pattern::base(sector, 1),
-        "a read",
-    );
-}
-
 /// Runs a request and takes its notification, so that a notification of the ring's start is out of the way: devices may
 /// send one.
 #[track_caller]
 fn settle(guest: &mut Guest) {
-    let buffers = read_of(guest, 0);
+    let buffers = guest.read_of(0);
     guest.run(&buffers);
     // A used entry can be seen before its notification comes.
     while readable([guest.rings[0].call_fd()], QUIET) == [true] {
@@ -107,9 +87,9 @@ fn assert_chain_refused(
     let verdict = submit_raw(&mut guest, &descriptors);
     assert_refused(&guest, verdict, status, what);
     if matches!(verdict, Verdict::Returned(_)) {
-        let buffers = read_of(&guest, 3);
+        let buffers = guest.read_of(3);
         guest.run(&buffers);
-        assert_read(&guest, &buffers, 3);
+        guest.assert_read(&buffers, 3);
     }
     drop(guest);
     server.assert_serves();
@@ -126,12 +106,12 @@ fn c17_indirect_chains_work() {
         "INDIRECT_DESC is offered"
     );
     for sector in 0..20 {
-        let buffers = read_of(&guest, sector);
+        let buffers = guest.read_of(sector);
         let table = indirect(&guest.memory, &buffers);
         assert!(
             matches!(submit_raw(&mut guest, &[table]), Verdict::Returned(used) if used.len == 513)
         );
-        assert_read(&guest, &buffers, sector);
+        guest.assert_read(&buffers, sector);
     }
 }
 
@@ -140,7 +120,7 @@ fn c17_indirect_chains_work() {
 fn c17_write_flag_of_a_table_is_ignored() {
     let server = Server::start();
     let mut guest = server.guest();
-    let buffers = read_of(&guest, 9);
+    let buffers = guest.read_of(9);
     let table = indirect(&guest.memory, &buffers);
     let verdict = submit_raw(
         &mut guest,
@@ -150,7 +130,7 @@ fn c17_write_flag_of_a_table_is_ignored() {
         }],
     );
     assert!(matches!(verdict, Verdict::Returned(_)), "{verdict:?}");
-    assert_read(&guest, &buffers, 9);
+    guest.assert_read(&buffers, 9);
 }
 
 /// Line 17: normal descriptors may come before the one with the table.
@@ -158,13 +138,13 @@ fn c17_write_flag_of_a_table_is_ignored() {
 fn c17_normal_descriptors_before_a_table_work() {
     let server = Server::start();
     let mut guest = server.guest();
-    let buffers = read_of(&guest, 12);
+    let buffers = guest.read_of(12);
     let [first, rest] = buffers[0].split(5);
     let table = indirect(&guest.memory, &[rest, buffers[1], buffers[2]]);
     let verdict = submit_raw(&mut guest, &[Descriptor::of(first), table]);
     assert!(matches!(verdict, Verdict::Returned(_)), "{verdict:?}");
-    assert_read(&guest, &buffers, 12);
-    let buffers = read_of(&guest, 13);
+    guest.assert_read(&buffers, 12);
+    let buffers = guest.read_of(13);
     let table = indirect(&guest.memory, &buffers[2..]);
     let normal = [
         Descriptor::of(buffers[0]),
@@ -173,7 +153,7 @@ fn c17_normal_descriptors_before_a_table_work() {
     ];
     let verdict = submit_raw(&mut guest, &normal);
     assert!(matches!(verdict, Verdict::Returned(_)), "{verdict:?}");
-    assert_read(&guest, &buffers, 13);
+    guest.assert_read(&buffers, 13);
 }
 
 /// Line 17: a table in a table is refused.
@@ -228,7 +208,7 @@ fn c17_a_table_ends_its_chain() {
         &mut server,
         "a descriptor behind a table",
         |guest, status| {
-            let read = read_of(guest, 0);
+            let read = guest.read_of(0);
             let table = indirect(&guest.memory, &read[..2]);
             vec![table, Descriptor::of(status)]
         },
@@ -303,7 +283,7 @@ fn c18_used_event_is_honoured_in_a_batch() {
     let mut guest = server.guest();
     assert_ne!(guest.features & RING_EVENT_IDX, 0, "EVENT_IDX is offered");
     settle(&mut guest);
-    let chains: Vec<_> = (0..8).map(|sector| read_of(&guest, sector)).collect();
+    let chains: Vec<_> = (0..8).map(|sector| guest.read_of(sector)).collect();
     let ring = &mut guest.rings[0];
     // Only the eighth used entry from here passes this index.
     ring.set_used_event(ring.used_index().wrapping_add(7));
@@ -325,7 +305,7 @@ fn c18_used_event_is_honoured_in_a_batch() {
         assert!(ring.take().is_some());
     }
     for (sector, chain) in chains.iter().enumerate() {
-        assert_read(&guest, chain, u64::try_from(sector).expect("small"));
+        guest.assert_read(chain, u64::try_from(sector).expect("small"));
     }
 }
 
@@ -336,7 +316,7 @@ fn c18_a_batch_that_crosses_used_event_notifies() {
     for event in [0, 1, 7, 14, 15] {
         let mut guest = server.guest();
         settle(&mut guest);
-        let chains: Vec<_> = (0..16).map(|sector| read_of(&guest, sector)).collect();
+        let chains: Vec<_> = (0..16).map(|sector| guest.read_of(sector)).collect();
         let ring = &mut guest.rings[0];
         ring.set_used_event(ring.used_index().wrapping_add(event));
         for chain in &chains {
@@ -371,7 +351,7 @@ fn c18_indices_wrap_at_16_bits() {
                 ..GuestOptions::default()
             };
             let mut guest = server.guest_with(options);
-            let chains: Vec<_> = (0..8).map(|_| read_of(&guest, 0)).collect();
+            let chains: Vec<_> = (0..8).map(|_| guest.read_of(0)).collect();
             let mut done = 0_u64;
             while done < 240 {
                 let ring = &mut guest.rings[0];
@@ -393,7 +373,7 @@ fn c18_indices_wrap_at_16_bits() {
                     ring.wait();
                 }
                 for (index, chain) in chains.iter().enumerate() {
-                    assert_read(&guest, chain, done + u64::try_from(index).expect("small"));
+                    guest.assert_read(chain, done + u64::try_from(index).expect("small"));
                 }
                 done += 8;
             }
@@ -412,7 +392,7 @@ fn c18_no_notification_is_lost() {
             features,
             ..GuestOptions::default()
         });
-        let buffers = read_of(&guest, 4);
+        let buffers = guest.read_of(4);
         for round in 0..1500_u32 {
             let ring = &mut guest.rings[0];
             let from = ring.available_index();
@@ -425,7 +405,7 @@ fn c18_no_notification_is_lost() {
                 std::hint::spin_loop();
             }
         }
-        assert_read(&guest, &buffers, 4);
+        guest.assert_read(&buffers, 4);
     }
 }
 
@@ -437,10 +417,10 @@ fn c18_no_interrupt_is_obeyed_without_event_idx() {
     settle(&mut guest);
     guest.rings[0].set_flags(NO_INTERRUPT);
     for sector in 0..50 {
-        let buffers = read_of(&guest, sector);
+        let buffers = guest.read_of(sector);
         guest.rings[0].submit(&buffers);
         guest.rings[0].spin();
-        assert_read(&guest, &buffers, sector);
+        guest.assert_read(&buffers, sector);
     }
     assert_eq!(
         readable([guest.rings[0].call_fd()], QUIET),
@@ -448,9 +428,9 @@ fn c18_no_interrupt_is_obeyed_without_event_idx() {
         "told against its wish"
     );
     guest.rings[0].set_flags(0);
-    let buffers = read_of(&guest, 7);
+    let buffers = guest.read_of(7);
     guest.run(&buffers);
-    assert_read(&guest, &buffers, 7);
+    guest.assert_read(&buffers, 7);
 }
 
 /// Line 18: without EVENT_IDX the place of `used_event` means nothing.
@@ -460,9 +440,9 @@ fn c18_used_event_is_ignored_without_event_idx() {
     let mut guest = without_event_idx(&server);
     for sector in 0..20 {
         guest.rings[0].set_used_event(30_000);
-        let buffers = read_of(&guest, sector);
+        let buffers = guest.read_of(sector);
         guest.run(&buffers);
-        assert_read(&guest, &buffers, sector);
+        guest.assert_read(&buffers, sector);
     }
 }
 
@@ -472,9 +452,9 @@ fn c18_no_interrupt_is_ignored_with_event_idx() {
     let server = Server::start();
     let mut guest = server.guest();
     guest.rings[0].set_flags(NO_INTERRUPT);
-    let buffers = read_of(&guest, 2);
+    let buffers = guest.read_of(2);
     guest.run(&buffers);
-    assert_read(&guest, &buffers, 2);
+    guest.assert_read(&buffers, 2);
 }
 
 /// Line 19: requests may complete in any order, each exactly once; IN_ORDER is not promised.
@@ -489,7 +469,7 @@ fn c19_in_order_is_not_offered_and_each_completes_once() {
     );
     for round in 0..20 {
         let chains: Vec<_> = (0..32)
-            .map(|sector| read_of(&guest, round * 32 + sector))
+            .map(|sector| guest.read_of(round * 32 + sector))
             .collect();
         let ring = &mut guest.rings[0];
         let mut heads: Vec<u32> = chains
@@ -506,11 +486,7 @@ fn c19_in_order_is_not_offered_and_each_completes_once() {
         heads.sort_unstable();
         assert_eq!(seen, heads, "each head once");
         for (index, chain) in chains.iter().enumerate() {
-            assert_read(
-                &guest,
-                chain,
-                round * 32 + u64::try_from(index).expect("small"),
-            );
+            guest.assert_read(chain, round * 32 + u64::try_from(index).expect("small"));
         }
         // The memory of a round is not used again: 20 rounds fit.
     }
@@ -671,7 +647,7 @@ fn c13_heads_out_of_the_table_do_no_harm() {
 fn c13_descriptors_of_no_length_are_passed_over() {
     let mut server = Server::start();
     let mut guest = server.guest();
-    let buffers = read_of(&guest, 6);
+    let buffers = guest.read_of(6);
     let nothing = |buffer: Buffer| Buffer { len: 0, ..buffer };
     let chain = [
         nothing(buffers[0]),
@@ -686,7 +662,7 @@ fn c13_descriptors_of_no_length_are_passed_over() {
     match verdict {
         Verdict::Returned(used) if guest.last_byte(buffers[2]) == S_OK => {
             assert_eq!((used.head, used.len), (u32::from(head), 513));
-            assert_read(&guest, &buffers, 6);
+            guest.assert_read(&buffers, 6);
         }
         verdict => assert_refused(&guest, verdict, buffers[2], "empty descriptors"),
     }
@@ -783,11 +759,7 @@ fn c13_readable_after_writable_is_refused() {
             .map(Descriptor::of)
             .to_vec()
     });
-    pattern::assert_same(
-        &server.disk().read(0, 1),
-        &pattern::base(0, 1),
-        "nothing was written",
-    );
+    server.assert_base(0, 1, "nothing was written");
 }
 
 /// CVE-2026-45782: a head that is in flight is not taken a second time.
@@ -830,7 +802,7 @@ fn c13_an_available_index_that_jumps_is_not_believed() {
     let mut server = Server::start();
     for jump in [129_u16, 1000, 32_768, u16::MAX] {
         let mut guest = server.guest();
-        let buffers = read_of(&guest, 0);
+        let buffers = guest.read_of(0);
         let head = guest.rings[0].chain(&buffers);
         assert_eq!(head, 0, "all entries of the available ring name this chain");
         guest.rings[0].set_available_index(jump);
@@ -856,7 +828,7 @@ fn c13_an_available_index_that_goes_back_is_not_believed() {
     let mut server = Server::start();
     let mut guest = server.guest();
     for sector in 0..3 {
-        let buffers = read_of(&guest, sector);
+        let buffers = guest.read_of(sector);
         guest.run(&buffers);
     }
     guest.rings[0].set_available_index(1);
@@ -889,10 +861,10 @@ fn c13_a_broken_ring_harms_no_other() {
     let verdict = guest.verdict();
     assert_ne!(verdict, Verdict::Silent);
     if verdict == Verdict::RingBroken {
-        let buffers = read_of(&guest, 5);
+        let buffers = guest.read_of(5);
         guest.rings[1].submit(&buffers);
         guest.rings[1].wait();
-        assert_read(&guest, &buffers, 5);
+        guest.assert_read(&buffers, 5);
     }
     drop(guest);
     server.assert_serves();
@@ -904,16 +876,16 @@ fn c13_queue_size_is_frozen_while_the_ring_runs() {
     let mut server = Server::start();
     for size in [256, 64, 1, 1024] {
         let mut guest = server.guest();
-        let buffers = read_of(&guest, 1);
+        let buffers = guest.read_of(1);
         guest.run(&buffers);
         let answer = guest
             .front_end
             .attempt(code::SET_VRING_NUM, &vring_state(0, size), &[]);
         assert!(answer.is_no(), "size {size}: {answer:?}");
         if answer != Answer::Closed {
-            let buffers = read_of(&guest, 2);
+            let buffers = guest.read_of(2);
             guest.run(&buffers);
-            assert_read(&guest, &buffers, 2);
+            guest.assert_read(&buffers, 2);
         }
         drop(guest);
         server.assert_serves();
@@ -926,7 +898,7 @@ fn c13_addresses_and_base_are_frozen_while_the_ring_runs() {
     let mut server = Server::start();
     for request in [code::SET_VRING_ADDR, code::SET_VRING_BASE] {
         let mut guest = server.guest();
-        let buffers = read_of(&guest, 1);
+        let buffers = guest.read_of(1);
         guest.run(&buffers);
         let mut addresses = guest.vring_addresses(0);
         addresses.descriptors = guest.memory.uva(guest.memory.allocate(4096, 4096));
@@ -938,9 +910,9 @@ fn c13_addresses_and_base_are_frozen_while_the_ring_runs() {
         let answer = guest.front_end.attempt(request, &payload, &[]);
         assert!(answer.is_no(), "request {request}: {answer:?}");
         if answer != Answer::Closed {
-            let buffers = read_of(&guest, 2);
+            let buffers = guest.read_of(2);
             guest.run(&buffers);
-            assert_read(&guest, &buffers, 2);
+            guest.assert_read(&buffers, 2);
         }
         drop(guest);
         server.assert_serves();
@@ -972,9 +944,9 @@ fn c13_usual_queue_sizes_work() {
             ..GuestOptions::default()
         });
         for sector in 0..20 {
-            let buffers = read_of(&guest, sector);
+            let buffers = guest.read_of(sector);
             guest.run(&buffers);
-            assert_read(&guest, &buffers, sector);
+            guest.assert_read(&buffers, sector);
         }
     }
 }
@@ -1012,7 +984,7 @@ fn c14_ring_addresses_outside_memory_are_refused() {
             if !answer.is_no() {
                 guest.set_events(0);
                 guest.front_end.enable_vring(0, true);
-                let buffers = read_of(&guest, 0);
+                let buffers = guest.read_of(0);
                 guest.rings[0].submit(&buffers);
                 let fds = [guest.rings[0].error_fd(), guest.front_end.wire.as_fd()];
                 assert_ne!(
@@ -1037,12 +1009,12 @@ fn c14_ring_addresses_outside_memory_are_refused() {
 fn c14_a_ring_whose_memory_goes_away_stops() {
     let mut server = Server::start();
     let mut guest = server.guest();
-    let buffers = read_of(&guest, 0);
+    let buffers = guest.read_of(0);
     guest.run(&buffers);
     let info = guest.memory.regions()[0].info;
     let answer = guest.front_end.remove_region(&info);
     if answer == Answer::Accepted {
-        let buffers = read_of(&guest, 0);
+        let buffers = guest.read_of(0);
         guest.rings[0].submit(&buffers);
         let verdict = guest.verdict();
         assert!(
@@ -1082,11 +1054,7 @@ fn c14_data_in_memory_that_shrinks_fails() {
         server.assert_serves();
     }
     // What a failed write leaves in its own sectors is not defined.
-    pattern::assert_same(
-        &server.disk().read(8, 8),
-        &pattern::base(8, 8),
-        "nothing was written elsewhere",
-    );
+    server.assert_base(8, 8, "nothing was written elsewhere");
 }
 
 /// The same with headers, segments, tables and status bytes there, which the device reads and writes itself.
@@ -1115,11 +1083,7 @@ fn c14_headers_in_memory_that_shrinks_fail() {
         drop(guest);
         server.assert_serves();
     }
-    pattern::assert_same(
-        &server.disk().read(0, 8),
-        &pattern::base(0, 8),
-        "nothing was zeroed",
-    );
+    server.assert_base(0, 8, "nothing was zeroed");
 }
 
 /// CVE-2015-8550: a guest that rewrites headers, descriptors and segments while they are read gains nothing.
@@ -1170,11 +1134,7 @@ fn c14_memory_that_changes_under_the_device() {
     });
     drop(guest);
     let last = server.sectors() - 1;
-    pattern::assert_same(
-        &server.disk().read(last, 1),
-        &pattern::base(last, 1),
-        "the disk",
-    );
+    server.assert_base(last, 1, "the disk");
     server.assert_serves();
 }
 
@@ -1250,7 +1210,7 @@ fn c13_bursts_as_long_as_the_ring() {
     let mut guest = server.guest_with(options);
     let mut chains = Vec::new();
     for sector in 0..1024 {
-        let buffers = read_of(&guest, sector);
+        let buffers = guest.read_of(sector);
         let table = indirect(&guest.memory, &buffers);
         chains.push((buffers, table));
     }
@@ -1272,7 +1232,7 @@ fn c13_bursts_as_long_as_the_ring() {
         }
     }
     for (sector, (buffers, _)) in chains.iter().enumerate() {
-        assert_read(&guest, buffers, u64::try_from(sector).expect("small"));
+        guest.assert_read(buffers, u64::try_from(sector).expect("small"));
     }
     let grown = server.process.resident_kib().saturating_sub(settled);
     assert!(grown < 8 * 1024, "memory grew by {grown} KiB");

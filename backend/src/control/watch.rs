@@ -98,19 +98,9 @@ mod tests {
     /// A job that has copied so much.
     fn job(state: JobState, bytes_done: u64) -> Job {
         Job {
-            id: 7,
-            kind: JobKind::Merge,
-            subject: "web@s1".into(),
-            way: Direction::Up,
             state,
-            error: None,
             bytes_done,
-            bytes_total: 100,
-            bytes_per_s: 0,
-            rate_bytes_per_s: None,
-            remaining_s: None,
-            created: Timestamp(0),
-            ended: None,
+            ..Job::sample()
         }
     }
 
