@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use stratablk_tests::daemon::Daemon;
+use stratablk_tests::kill::home::Cache;
 use stratablk_tests::kill::oracle::Oracle;
-use stratablk_tests::kill::rig::Cache;
 use stratablk_tests::lifecycle::gaps::Load;
 use stratablk_tests::lifecycle::rig::{Rig, VOLUMES};
 use stratablk_tests::lifecycle::run::{Plan, run};

@@ -311,7 +311,7 @@ fn cache_families(out: &mut Encoder, cache: &CacheFigures) {
 mod tests {
     use super::*;
     use crate::control::timestamp::Timestamp;
-    use crate::control::types::{Attachment, Direction, JobKind, VolumeType};
+    use crate::control::types::{Attachment, VolumeType};
 
     /// A volume that is attached.
     fn volume(name: &str) -> Volume {

@@ -92,8 +92,6 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::control::timestamp::Timestamp;
-    use crate::control::types::{Direction, JobKind};
 
     /// A job that has copied so much.
     fn job(state: JobState, bytes_done: u64) -> Job {
