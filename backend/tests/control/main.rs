@@ -1,8 +1,8 @@
 //! The control socket as any HTTP client sees it: raw requests against the real server on an empty store.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod http;
 mod jobs;
-mod server;
 mod snapshots;
 mod status;
 mod volumes;

@@ -57,6 +57,15 @@ fn clone_of(snapshot: &str) -> VolumeSource {
     }
 }
 
+/// Carries out the jobs that join two layers: there were so many, and all reads the same after that and after a restart.
+fn run_join(world: &mut World, layers: usize, what: &str) {
+    world.run_jobs();
+    world.check();
+    assert_eq!(world.layers(), layers - 1, "{what}");
+    world.restart();
+    world.check();
+}
+
 #[test]
 fn sealed_layers_are_joined_in_both_directions_among_requests() {
     for seed in 0..60 {
@@ -68,11 +77,7 @@ fn sealed_layers_are_joined_in_both_directions_among_requests() {
             world.attach("clone");
             let layers = world.layers();
             world.delete("v", "a", Some(way));
-            world.run_jobs();
-            world.check();
-            assert_eq!(world.layers(), layers - 1, "seed {seed}, {way:?}");
-            world.restart();
-            world.check();
+            run_join(&mut world, layers, &format!("seed {seed}, {way:?}"));
         }
     }
 }
@@ -86,11 +91,7 @@ fn a_layer_joins_one_that_takes_writes_in_both_directions() {
             world.attach("v");
             let layers = world.layers();
             world.delete("v", "c", Some(way));
-            world.run_jobs();
-            world.check();
-            assert_eq!(world.layers(), layers - 1, "seed {seed}, {way:?}");
-            world.restart();
-            world.check();
+            run_join(&mut world, layers, &format!("seed {seed}, {way:?}"));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The rules for virtio-blk requests (lines 1 to 16 of the conformance list), each checked from a guest's side.
 //!
-//! Every test has its own back-end on an image full of [`base`](stratablk_tests::pattern::base), so the disk always has data below its active
-//! layer. Every test that sends nonsense ends with a new front-end that is served.
+//! Every test has its own back-end on an image full of [`base`](stratablk_tests::pattern::base), so the disk always has
+//! data below its active layer. Every test that sends nonsense ends with a new front-end that is served.
 
 mod changes;
 mod config;
