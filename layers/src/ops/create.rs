@@ -99,7 +99,7 @@ impl Store {
             }
             parent => parent,
         };
-        let (layer, row) = self.make_active_layer(name, parent, size, made)?;
+        let (layer, row) = self.make_active_layer(name, kind, parent, size, made)?;
         changes.push(Change::AddLayer(row));
         changes.push(Change::AddVolume(VolumeRow {
             name: name.to_owned(),
@@ -176,7 +176,7 @@ impl Store {
             .open(&path, OpenMode::ReadOnly, false)
             .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?;
         let id = LayerId(self.media.fresh_id());
-        let mut header = self.new_header(id, None, size, "");
+        let mut header = self.new_header(id, None, size, "", VolumeKind::Normal);
         header.kind = LayerKind::RawBase(base.clone());
         header.state = MapState::Sealed;
         made.layers.push(id);
@@ -229,12 +229,13 @@ impl Store {
     pub(crate) fn make_active_layer(
         &self,
         volume: &str,
+        kind: VolumeKind,
         parent: Option<LayerId>,
         size: Sector,
         made: &mut Made,
     ) -> Result<(Arc<Layer>, LayerRow)> {
         let id = LayerId(self.media.fresh_id());
-        let header = self.new_header(id, parent, size, volume);
+        let header = self.new_header(id, parent, size, volume, kind);
         made.layers.push(id);
         let data = self.make_data(id, size)?;
         let journal = MapFile::create(&self.media, &header, &SectorSet::empty())?;
@@ -261,7 +262,7 @@ impl Store {
     /// As `make_active_layer`, with another name of an existing file as its data. The map says nothing about it yet.
     pub(crate) fn make_linked_layer(
         &self,
-        volume: &str,
+        volume: &VolumeRow,
         parent: LayerId,
         size: Sector,
         file: &Path,
@@ -274,7 +275,8 @@ impl Store {
         self.media
             .link(file, &path)
             .map_err(self.io("link", &path))?;
-        self.open_new_layer(self.new_header(id, Some(parent), size, volume))
+        let header = self.new_header(id, Some(parent), size, &volume.name, volume.kind);
+        self.open_new_layer(header)
     }
 
     /// The second half of making an active layer: its data file exists.
@@ -305,7 +307,7 @@ impl Store {
     /// from something.
     fn make_empty_layer(&self, volume: &str, size: Sector, made: &mut Made) -> Result<LayerRow> {
         let id = LayerId(self.media.fresh_id());
-        let mut header = self.new_header(id, None, size, volume);
+        let mut header = self.new_header(id, None, size, volume, VolumeKind::Normal);
         header.state = MapState::Sealed;
         made.layers.push(id);
         self.make_data(id, size)?;
@@ -343,6 +345,7 @@ impl Store {
         parent: Option<LayerId>,
         size: Sector,
         volume: &str,
+        kind: VolumeKind,
     ) -> MapHeader {
         MapHeader {
             store: self.id(),
@@ -352,6 +355,7 @@ impl Store {
             kind: LayerKind::Differencing,
             state: MapState::Active,
             volume: volume.to_owned(),
+            volume_kind: kind,
             snapshot: String::new(),
             group: Uuid::nil(),
             created_ns: now_ns(),
