@@ -1,8 +1,8 @@
 //! A new catalog from the headers of the layers.
 //!
 //! A header has the names that were true when its map was last written. That is enough for all layers, for every volume
-//! (its active layer carries its name and type) and for every snapshot whose layer was sealed; it is not enough for attachments,
-//! nor for names that were removed or changed since. Where headers contradict each other nothing is guessed.
+//! (its active layer carries its name and type) and for every snapshot whose layer was sealed; it is not enough for
+//! attachments, nor for names that were removed or changed since. Where headers contradict each other nothing is guessed.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -291,7 +291,7 @@ fn add_snapshots(
     }
     if !found.is_empty() {
         notes.push(
-            "snapshots that were deleted while their layer had to stay, whole, are back".into(),
+            "snapshots that were deleted while their layer had to stay, whole, are back if its map is large".into(),
         );
     }
     let mut snapshots: Vec<_> = found

@@ -2,7 +2,8 @@
 //!
 //! DURABILITY: one catalog transaction takes the name, and with it dooms the layers that nobody needs without it, or adds
 //! the jobs that move its data. A crash before it leaves the snapshot, whole; after it the name is gone, the next start removes
-//! what is doomed, and the jobs go on. No disk reads differently at any time.
+//! what is doomed, and the jobs go on. No disk reads differently at any time. The map of a layer that stays is written anew
+//! without the name after that; until then the name is in the map, from which only `check --rebuild-catalog` reads it.
 
 use crate::catalog::{
     CatalogState, Change, JobId, JobKind, LayerRow, LayerState, SnapshotRow, Way,
@@ -75,6 +76,7 @@ impl Store {
             report.jobs.push(JobId(first.saturating_add(nth)));
         }
         self.commit_idle(&[], &changes, &gone)?;
+        self.forget_name(report.layer, &report.jobs);
         self.collect_after(&touched);
         Ok(report)
     }

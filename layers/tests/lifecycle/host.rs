@@ -269,6 +269,42 @@ fn what_volumes_start_from_stays_through_a_rebuilt_catalog() {
 }
 
 #[test]
+fn the_name_of_a_deleted_snapshot_does_not_come_back() {
+    let mut host = Host::new();
+    let size = VolumeSource::Size(SECTORS * SECTOR_BYTES);
+    host.store().create_volume("v", &size).unwrap();
+    for (name, id) in [("kept", 1), ("forked", 2), ("waits", 3), ("last", 4)] {
+        host.write("v", id, 2, id);
+        let of = Selection::Volumes(vec!["v".into()]);
+        host.store().snapshot(name, &of).unwrap();
+    }
+    host.write("v", 5, 2, 5);
+    let forked = VolumeSource::Snapshot {
+        volume: "v".into(),
+        snapshot: "forked".into(),
+    };
+    host.store().create_volume("clone", &forked).unwrap();
+    // One has two children, and the job of the other does not begin.
+    let held = host.store().hold_new_jobs();
+    for name in ["forked", "waits"] {
+        let options = DeleteOptions::default();
+        host.store().delete_snapshot("v", name, options).unwrap();
+    }
+    drop(held);
+    assert_eq!(host.store().jobs().len(), 1);
+    let expected = stamps(&[(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 4), (5, 2, 5)]);
+    rebuild(&mut host);
+    let snapshots = host.store().snapshots(None).unwrap();
+    let names: Vec<_> = snapshots.iter().map(|row| &*row.name).collect();
+    assert_eq!(names, ["kept", "last"]);
+    while host.store().job_step() {}
+    assert_eq!(host.values("v"), expected);
+    host.restart();
+    assert_eq!(host.values("v"), expected);
+    assert_eq!(host.values("clone"), stamps(&[(1, 1, 1), (2, 2, 2)]));
+}
+
+#[test]
 fn job_numbers_go_on_in_a_rebuilt_catalog() {
     for lost in [false, true] {
         let mut host = Host::new();
