@@ -15,6 +15,7 @@ use crate::units::LayerId;
 
 use super::collect::{Without, is_content, jobs_on, unneeded};
 use super::idle::{jobs_into, with_parents};
+use super::jobs::with_rate;
 
 /// What a deletion does.
 #[derive(Debug)]
@@ -72,10 +73,12 @@ impl Store {
         };
         for (nth, (kind, source, target, way)) in (0..).zip(jobs) {
             let subject = format!("{volume}@{snapshot}");
-            changes.push(self.job_change(nth, kind, subject, source, target, way));
+            let change = self.job_change(nth, kind, subject, source, target, way);
+            changes.push(with_rate(change, options.rate));
             report.jobs.push(JobId(first.saturating_add(nth)));
         }
         self.commit_idle(&[], &changes, &gone)?;
+        self.keep_rate(report.layer, options.rate);
         self.forget_name(report.layer, &report.jobs);
         self.collect_after(&touched);
         Ok(report)

@@ -38,7 +38,7 @@ impl Store {
     }
 
     /// After the name of a layer has gone: lets its map no longer say it, if that takes no time. Otherwise the job does that
-    /// which joins the layer, and an older one has it already. `new`: jobs that nobody has taken up yet. A failure is for the log.
+    /// which joins the layer. `new`: jobs that nobody has taken up yet. A failure is for the log.
     pub(crate) fn forget_name(&self, layer: LayerId, new: &[JobId]) {
         let (sealed, at_work) = {
             let inner = self.inner();

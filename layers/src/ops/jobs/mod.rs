@@ -7,6 +7,7 @@ pub(crate) mod info;
 mod rate;
 mod run;
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, Way};
@@ -73,6 +74,22 @@ impl Store {
             rate: None,
             created_ns: now_ns(),
         })
+    }
+
+    /// Remembers to what rate a layer is to be joined with the one above, by a job that may be made later.
+    pub(crate) fn keep_rate(&self, layer: LayerId, rate: Option<u64>) {
+        if rate.is_none() && self.jobs.board().rates.is_empty() {
+            return;
+        }
+        let known: HashSet<LayerId> = {
+            let inner = self.inner();
+            inner.catalog.state().layers.keys().copied().collect()
+        };
+        let mut board = self.jobs.board();
+        board.rates.retain(|layer, _| known.contains(layer));
+        if let Some(rate) = rate.filter(|_| known.contains(&layer)) {
+            board.rates.insert(layer, rate);
+        }
     }
 
     /// The jobs that have not ended, and those that ended since the store was opened (the last 100), by number.
@@ -305,6 +322,14 @@ impl Store {
         // Before its beginning the target lies directly over the source.
         row.way == Way::InPlace && target.is_some_and(|target| target.parent != Some(row.source))
     }
+}
+
+/// The change that adds a job, with a limit.
+pub(crate) fn with_rate(mut change: Change, rate: Option<u64>) -> Change {
+    if let Change::AddJob(row) = &mut change {
+        row.rate = rate.filter(|rate| *rate > 0);
+    }
+    change
 }
 
 /// A job on any of these layers, which are all of a chain from its root up, stopped ones left out. A job of another disk
