@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::catalog::{Change, JobKind, JobRow, LayerRow, LayerState, VolumeKind, VolumeRow};
+use crate::catalog::{Change, JobKind, JobRow, LayerRow, LayerState, VolumeKind, VolumeRow, Way};
 use crate::error::{Error, Result};
 use crate::file::{File, FileIdentity, OpenMode};
 use crate::layer::Layer;
@@ -46,6 +46,19 @@ impl Store {
         kind: VolumeKind,
     ) -> Result<VolumeInfo> {
         let _command = self.command();
+        self.create_in_command(name, source, kind, None)?;
+        self.volume_info(name)
+    }
+
+    /// Creates a volume, and a job of this kind that makes it independent of its base, in one transaction. The caller holds the
+    /// command lock.
+    pub(crate) fn create_in_command(
+        &self,
+        name: &str,
+        source: &VolumeSource,
+        kind: VolumeKind,
+        job: Option<JobKind>,
+    ) -> Result<()> {
         names::check("name", name)?;
         if self.inner().catalog.state().volumes.contains_key(name) {
             return Err(Error::Exists {
@@ -54,15 +67,14 @@ impl Store {
             });
         }
         let mut made = Made::default();
-        let result = self.create_volume_files(name, source, kind, &mut made);
-        if let Err(error) = result {
+        let result = self.create_volume_files(name, source, kind, job, &mut made);
+        if result.is_err() {
             self.unmake(&made);
             if let VolumeSource::Volume(volume) = source {
                 self.collect_sealed(volume);
             }
-            return Err(error);
         }
-        self.volume_info(name)
+        result
     }
 
     /// Makes the layers and commits the volume.
@@ -71,6 +83,7 @@ impl Store {
         name: &str,
         source: &VolumeSource,
         kind: VolumeKind,
+        job: Option<JobKind>,
         made: &mut Made,
     ) -> Result<()> {
         let mut changes = Vec::new();
@@ -111,6 +124,10 @@ impl Store {
             armed: kind == VolumeKind::Immutable,
             attached_from: None,
         }));
+        if let (Some(kind), Some(base)) = (job, parent) {
+            let subject = name.to_owned();
+            changes.push(self.job_change(0, kind, subject, base, layer.id(), Way::Copy));
+        }
         self.inner().catalog.commit(&changes)
     }
 

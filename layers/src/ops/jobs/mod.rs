@@ -10,7 +10,7 @@ mod run;
 use std::collections::HashSet;
 use std::path::Path;
 
-use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, Way};
+use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, VolumeKind, Way};
 use crate::check::base_change;
 use crate::error::{Error, Result};
 use crate::lifecycle::{JobInfo, Phase};
@@ -210,7 +210,7 @@ impl Store {
     /// `NotFound`; `Invalid` if nothing lies below it; `Busy` if its layers are being merged already.
     pub fn flatten(&self, volume: &str) -> Result<JobInfo> {
         let _command = self.command();
-        self.add_flatten(JobKind::Flatten, volume)
+        self.add_flatten(volume)
     }
 
     /// Creates a volume with the content of a raw image, which can be used at once; a job makes it independent of the image.
@@ -218,13 +218,17 @@ impl Store {
     /// # Errors
     /// As `create_volume`.
     pub fn import(&self, name: &str, image: &Path) -> Result<JobInfo> {
-        self.create_volume(name, &VolumeSource::Base(image.to_owned()))?;
         let _command = self.command();
-        self.add_flatten(JobKind::Import, name)
+        let id = JobId(self.inner().catalog.state().next_job);
+        let source = VolumeSource::Base(image.to_owned());
+        let (kind, job) = (VolumeKind::Normal, JobKind::Import);
+        self.create_in_command(name, &source, kind, Some(job))?;
+        self.jobs.wake();
+        self.job(id)
     }
 
     /// Adds a job that copies all that lies below a volume's active layer, or below what it starts from, into that.
-    fn add_flatten(&self, kind: JobKind, volume: &str) -> Result<JobInfo> {
+    fn add_flatten(&self, volume: &str) -> Result<JobInfo> {
         let row = self.volume_row(volume)?;
         let target = if starts_anew(row.kind) {
             self.sealed_content(&row)?
@@ -258,7 +262,8 @@ impl Store {
                 },
             })?
         };
-        let change = self.job_change(0, kind, volume.to_owned(), source, target, Way::Copy);
+        let (kind, subject) = (JobKind::Flatten, volume.to_owned());
+        let change = self.job_change(0, kind, subject, source, target, Way::Copy);
         let Change::AddJob(row) = &change else {
             unreachable!("a job is added");
         };
