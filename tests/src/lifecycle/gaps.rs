@@ -1,4 +1,7 @@
-//! How long a request waits while commands run, against how long without any.
+//! How long each request of a guest waits while commands run and while none does.
+//!
+//! The guest sleeps between its requests, which come one at a time at fixed instants: so the machine is idle most of the time
+//! even with two CPUs, and what a request waits for is the daemon and not its turn on a CPU.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,23 +10,27 @@ use std::time::{Duration, Instant};
 use crate::load::driver::{Done, Driver, DriverError, Options, Request};
 use crate::load::random::Random;
 
-/// Requests under way.
-const DEPTH: usize = 32;
+/// Requests that may be under way: those that come while an earlier one waits.
+const DEPTH: usize = 8;
+/// From one request to the next.
+const PERIOD: Duration = Duration::from_micros(500);
 /// Bytes of a request.
 const BLOCK: usize = 4096;
+/// The part of the disk that is in use, so that a pass through the commands has little to move.
+const WORKING_SET: u64 = 8 << 20;
 
-/// What was seen of the requests of a time.
+/// A request that has ended.
 #[derive(Clone, Copy, Debug)]
-pub struct Gaps {
-    /// The longest that one took.
-    pub longest: Duration,
-    /// When that one was submitted.
+pub struct Ended {
+    /// What it was.
+    pub kind: &'static str,
+    /// When it was submitted.
     pub since: Instant,
-    /// How many there were.
-    pub count: u64,
+    /// When its end was seen.
+    pub until: Instant,
 }
 
-/// Random reads and writes of one disk.
+/// A guest of one disk.
 #[derive(Debug)]
 pub struct Load {
     /// The driver.
@@ -37,7 +44,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// A load at queue depth 32.
+    /// A guest of the disk at this socket.
     ///
     /// # Errors
     /// No session could be had.
@@ -55,46 +62,56 @@ impl Load {
         })
     }
 
-    /// Keeps the disk busy until `stop`.
+    /// Uses the disk until `stop`, and until all requests have ended.
     ///
     /// # Errors
     /// A back-end that fails.
-    pub fn run(&mut self, stop: &AtomicBool) -> Result<Gaps, DriverError> {
-        let mut gaps = Gaps {
-            longest: Duration::ZERO,
-            since: Instant::now(),
-            count: 0,
-        };
+    pub fn run(&mut self, stop: &AtomicBool) -> Result<Vec<Ended>, DriverError> {
+        let mut ended = Vec::new();
         let mut done: Vec<Done> = Vec::new();
+        let mut next = Instant::now();
         loop {
             let stopping = stop.load(Ordering::Relaxed);
-            while let Some(slot) = self.idle.pop_if(|_| !stopping) {
+            if stopping && self.driver.under_way() == 0 {
+                return Ok(ended);
+            }
+            let now = Instant::now();
+            if !stopping
+                && now >= next
+                && let Some(slot) = self.idle.pop()
+            {
                 self.submit(slot)?;
+                self.driver.kick(0)?;
+                // What could not be submitted in time is left out.
+                next = (next + PERIOD).max(now);
             }
-            self.driver.kick(0)?;
-            if self.driver.under_way() == 0 {
-                return Ok(gaps);
-            }
-            self.driver.wait_for(0, &mut done)?;
-            for ended in done.drain(..) {
-                let since = self.since[ended.slot];
-                let took = since.elapsed();
-                if took > gaps.longest {
-                    (gaps.longest, gaps.since) = (took, since);
-                }
-                gaps.count += 1;
-                self.idle.push(ended.slot);
+            // With all slots taken there is nothing to do before one of them ends.
+            self.driver
+                .wait_until(next.max(Instant::now() + PERIOD / 2))?;
+            self.driver.poll(0, &mut done)?;
+            let until = Instant::now();
+            for Done { slot, request } in done.drain(..) {
+                ended.push(Ended {
+                    kind: match request {
+                        Request::Read { .. } => "read",
+                        Request::Write { .. } => "write",
+                        _ => "flush",
+                    },
+                    since: self.since[slot],
+                    until,
+                });
+                self.idle.push(slot);
             }
         }
     }
 
     /// Submits a request.
     fn submit(&mut self, slot: usize) -> Result<(), DriverError> {
-        let blocks = self.driver.capacity_bytes() / BLOCK as u64;
+        let blocks = self.driver.capacity_bytes().min(WORKING_SET) / BLOCK as u64;
         let offset = self.random.below(blocks) * BLOCK as u64;
         let request = match self.random.below(100) {
             0..40 => Request::Read { offset, len: BLOCK },
-            40..99 => Request::Write { offset, len: BLOCK },
+            40..80 => Request::Write { offset, len: BLOCK },
             _ => Request::Flush,
         };
         if let Request::Write { .. } = request {
