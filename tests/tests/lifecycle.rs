@@ -15,7 +15,7 @@ use stratablk_tests::daemon::Daemon;
 use stratablk_tests::kill::oracle::Oracle;
 use stratablk_tests::kill::rig::Cache;
 use stratablk_tests::lifecycle::control::{Command, jobs_left, pass};
-use stratablk_tests::lifecycle::gaps::{Ended, Load};
+use stratablk_tests::lifecycle::gaps::{self, Ended, Load};
 use stratablk_tests::lifecycle::judge::{ALLOWED, Verdict, Waits};
 use stratablk_tests::lifecycle::rig::{Rig, VOLUMES};
 use stratablk_tests::lifecycle::run::{Plan, run};
@@ -26,11 +26,15 @@ const KILLS_A_STORE: u64 = 8;
 /// Passes through all commands, before the first judgement.
 const PASSES_MIN: u64 = 16;
 /// How long it may take until it can be told whether commands make requests wait.
-const TIME_MAX: Duration = Duration::from_secs(90);
+const TIME_MAX: Duration = Duration::from_secs(25);
 /// How long requests are watched after a command.
 const TAIL: Duration = Duration::from_millis(5);
 /// How long the daemon is stopped, to see whether that is noticed.
 const PLANTED: Duration = Duration::from_millis(5);
+/// Bytes of the disk in use.
+const DISK_BYTES: u64 = 2 << 30;
+/// Clusters of it, each by itself, that its map speaks of.
+const CLUSTERS: u64 = 1 << 17;
 /// By how many bytes a disk grows each time.
 const GROWTH: u64 = 1 << 20;
 
@@ -113,6 +117,8 @@ fn rounds(
         lengths.insert(command.name, began.elapsed());
 
         if number % (commands.len() / 2) == 0 {
+            // What is under way ends first, and is not taken for what the command did.
+            pass_time(TAIL);
             let began = Instant::now();
             daemon.signal(Signal::STOP);
             pass_time(PLANTED);
@@ -132,17 +138,21 @@ fn sort(log: &[(What, Instant, Instant)], requests: &[Ended], waits: &mut Waits)
             What::Nothing => request.since >= *began && request.until <= *ended,
             What::Command(_) | What::Stopped => request.until >= *began && request.since <= *ended,
         });
-        let took = |request: &Ended| request.until - request.since;
-        let Some(longest) = of_it.max_by_key(|request| took(request)) else {
+        let Some(longest) = of_it.max_by_key(|request| request.took) else {
             continue;
         };
         match what {
-            What::Nothing => waits.quiet.push(took(longest)),
-            What::Stopped => waits.planted.push(took(longest)),
+            What::Nothing => waits.quiet.push(longest.took),
+            What::Stopped => waits.planted.push(longest.took),
             What::Command(name) => {
-                waits.busy.entry(name).or_default().push(took(longest));
-                if took(longest) > ALLOWED {
-                    println!("{name}: a {} waited for {:?}", longest.kind, took(longest));
+                waits.busy.entry(name).or_default().push(longest.took);
+                if longest.took > ALLOWED {
+                    println!(
+                        "{name}: a {} waited for {:?} ({:?})",
+                        longest.kind,
+                        longest.took,
+                        longest.until - longest.since
+                    );
                 }
             }
         }
@@ -154,10 +164,14 @@ fn no_command_makes_a_request_wait() {
     let rig = Rig::new(&Oracle::new(1, 64 * 1024), true, Cache::LARGE);
     let daemon = rig.launch();
     assert!(daemon.await_ready(), "{}", daemon.log());
-    let mut load = Load::new(&rig.socket(VOLUMES[0]), 7).expect("a session");
+    let (socket, pid) = (rig.socket(VOLUMES[0]), daemon.pid());
     let mut waits = Waits::default();
     let mut lengths = BTreeMap::new();
-    let mut bytes = 32 << 20;
+    let mut bytes = DISK_BYTES;
+    daemon
+        .line(&format!("volume resize {} {bytes}", VOLUMES[0]))
+        .ok();
+    gaps::scatter(&socket, CLUSTERS).expect("a back-end that serves");
     let began = Instant::now();
     let mut passes = 0;
     loop {
@@ -165,7 +179,7 @@ fn no_command_makes_a_request_wait() {
         let commands = pass(VOLUMES, passes, bytes);
         let stop = AtomicBool::new(false);
         let (log, requests) = thread::scope(|scope| {
-            let guest = scope.spawn(|| load.run(&stop));
+            let guest = scope.spawn(|| Load::new(&socket, pid, passes)?.run(&stop));
             let log = {
                 let _stop = Stop(&stop);
                 rounds(&daemon, &commands, &mut lengths)

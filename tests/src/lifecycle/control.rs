@@ -93,9 +93,9 @@ pub fn pass([volume, unused]: [&str; 2], pass: u64, bytes: u64) -> Vec<Command> 
         let target = format!("/v1/snapshots/{volume}/{snapshot}{how}");
         Command::new(name, "DELETE", target, Json::Null)
     };
-    let gone = |volume: &str| {
+    let gone = |name, volume: &str| {
         let target = format!("/v1/volumes/{volume}");
-        Command::new("volume delete", "DELETE", target, Json::Null)
+        Command::new(name, "DELETE", target, Json::Null)
     };
     let change = |name, volume: &str, body| {
         Command::new(name, "PATCH", format!("/v1/volumes/{volume}"), body)
@@ -115,7 +115,7 @@ pub fn pass([volume, unused]: [&str; 2], pass: u64, bytes: u64) -> Vec<Command> 
             &first,
             "?push_down=true",
         ),
-        gone(&clone),
+        gone("volume delete", &clone),
         snapshot("snapshot create", &[volume], &third),
         delete("snapshot delete", volume, &second, ""),
         delete("snapshot delete, in place", volume, &third, "?way=down"),
@@ -140,7 +140,7 @@ pub fn pass([volume, unused]: [&str; 2], pass: u64, bytes: u64) -> Vec<Command> 
             format!("/v1/volumes/{running}/flatten"),
             json!({}),
         ),
-        gone(&running),
+        gone("volume delete, flattened", &running),
         change("volume set --type", unused, json!({ "type": "immutable" })),
         change("volume set --type", unused, json!({ "type": "normal" })),
         look("tree", "/v1/tree".into()),

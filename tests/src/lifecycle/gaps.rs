@@ -1,13 +1,15 @@
 //! How long each request of a guest waits while commands run and while none does.
 //!
 //! The guest sleeps between its requests, which come one at a time at fixed instants: so the machine is idle most of the time
-//! even with two CPUs, and what a request waits for is the daemon and not its turn on a CPU.
+//! even with two CPUs. And what a request waits for while a thread that it needs could run and has no CPU is not counted: that is
+//! the host's doing, who has other things to do, and the more so if a command is at work on another CPU.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::load::driver::{Done, Driver, DriverError, Options, Request};
+use crate::load::process::CpuWaits;
 use crate::load::random::Random;
 
 /// Requests that may be under way: those that come while an earlier one waits.
@@ -28,6 +30,8 @@ pub struct Ended {
     pub since: Instant,
     /// When its end was seen.
     pub until: Instant,
+    /// How long it took, without what the worker and the guest waited for a CPU meanwhile.
+    pub took: Duration,
 }
 
 /// A guest of one disk.
@@ -35,8 +39,10 @@ pub struct Ended {
 pub struct Load {
     /// The driver.
     driver: Driver,
-    /// When the request in each slot was submitted.
-    since: Vec<Instant>,
+    /// How long the guest and the daemon's workers have waited for a CPU.
+    cpu_waits: CpuWaits,
+    /// When the request in each slot was submitted, and that at this moment.
+    since: Vec<(Instant, Duration)>,
     /// Slots with nothing to do.
     idle: Vec<usize>,
     /// Picks requests.
@@ -44,19 +50,25 @@ pub struct Load {
 }
 
 impl Load {
-    /// A guest of the disk at this socket.
+    /// A guest of the disk at this socket of the daemon with this process. To be run on the thread that it was made on.
     ///
     /// # Errors
     /// No session could be had.
-    pub fn new(socket: &Path, seed: u64) -> Result<Self, DriverError> {
-        let driver = Driver::connect(Options {
+    ///
+    /// # Panics
+    /// The host does not tell about the daemon's threads.
+    pub fn new(socket: &Path, daemon: u32, seed: u64) -> Result<Self, DriverError> {
+        let mut driver = Driver::connect(Options {
             depth: DEPTH,
             buffer_bytes: BLOCK,
             ..Options::new(socket)
         })?;
+        // From here on there is a worker.
+        driver.run(0, Request::Flush)?;
         Ok(Self {
             driver,
-            since: vec![Instant::now(); DEPTH],
+            cpu_waits: CpuWaits::new(daemon, "worker-").expect("a daemon that runs"),
+            since: vec![(Instant::now(), Duration::ZERO); DEPTH],
             idle: (0..DEPTH).collect(),
             random: Random::new(seed),
         })
@@ -89,16 +101,21 @@ impl Load {
             self.driver
                 .wait_until(next.max(Instant::now() + PERIOD / 2))?;
             self.driver.poll(0, &mut done)?;
-            let until = Instant::now();
+            if done.is_empty() {
+                continue;
+            }
+            let (until, waited) = (Instant::now(), self.cpu_waits.so_far());
             for Done { slot, request } in done.drain(..) {
+                let (since, before) = self.since[slot];
                 ended.push(Ended {
                     kind: match request {
                         Request::Read { .. } => "read",
                         Request::Write { .. } => "write",
                         _ => "flush",
                     },
-                    since: self.since[slot],
+                    since,
                     until,
+                    took: (until - since).saturating_sub(waited.saturating_sub(before)),
                 });
                 self.idle.push(slot);
             }
@@ -117,7 +134,38 @@ impl Load {
         if let Request::Write { .. } = request {
             self.random.fill(self.driver.buffer_mut(0, slot));
         }
-        self.since[slot] = Instant::now();
+        self.since[slot] = (Instant::now(), self.cpu_waits.so_far());
         self.driver.submit(0, slot, request)
     }
+}
+
+/// Makes the map of a disk long, behind what the load uses: so many clusters, each by itself, are zeroed.
+///
+/// # Errors
+/// A back-end that fails, or a disk that is too small.
+pub fn scatter(socket: &Path, clusters: u64) -> Result<(), DriverError> {
+    let mut driver = Driver::connect(Options::new(socket))?;
+    let mut idle: Vec<usize> = (0..driver.options().depth).collect();
+    let mut done = Vec::new();
+    for cluster in 0..clusters {
+        if idle.is_empty() {
+            driver.kick(0)?;
+            driver.wait_for(0, &mut done)?;
+            idle.extend(done.drain(..).map(|done: Done| done.slot));
+        }
+        let offset = WORKING_SET + cluster * 2 * BLOCK as u64;
+        let zeroes = Request::WriteZeroes {
+            offset,
+            len: BLOCK as u64,
+            unmap: false,
+        };
+        if let Some(slot) = idle.pop() {
+            driver.submit(0, slot, zeroes)?;
+        }
+    }
+    driver.kick(0)?;
+    while driver.under_way() > 0 {
+        driver.wait_for(0, &mut done)?;
+    }
+    driver.run(0, Request::Flush)
 }
