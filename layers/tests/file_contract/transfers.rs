@@ -6,7 +6,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stratablk_layers::file::IoOp;
 use stratablk_layers::file::sim::Random;
 
-use crate::{Bed, Buffers, check, contract, drain, one, pattern, submit};
+use crate::{Bed, Buffers, check, drain, one, pattern, submit};
 
 pub fn past_the_end(bed: &Bed) {
     let random = &mut Random::new(1);
