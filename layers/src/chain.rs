@@ -274,6 +274,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::catalog::VolumeKind;
     use crate::file::sim::SimMedia;
     use crate::file::{Media, OpenMode};
     use crate::map::{MapRecord, RecordKind, SectorSet, Table};
@@ -304,6 +305,7 @@ mod tests {
             kind: LayerKind::Differencing,
             state: MapState::Sealed,
             volume: "disk".into(),
+            volume_kind: VolumeKind::Normal,
             snapshot: String::new(),
             group: uuid::Uuid::nil(),
             created_ns: 1,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use crate::catalog::{Change, JobKind, LayerRow, LayerState};
+use crate::catalog::{Change, JobKind, LayerRow, LayerState, VolumeKind};
 use crate::chain::Chain;
 use crate::check::base_change;
 use crate::error::{Error, Result};
@@ -322,6 +322,7 @@ impl Store {
     /// The header of a layer once it is sealed: it carries the name of the snapshot that it stands for.
     pub(crate) fn sealed_header(&self, mut header: MapHeader) -> MapHeader {
         header.state = MapState::Sealed;
+        header.volume_kind = VolumeKind::Normal;
         let inner = self.inner();
         if let Some(row) = inner.catalog.state().names_of(header.layer).next() {
             header.volume.clone_from(&row.volume);

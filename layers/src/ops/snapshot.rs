@@ -410,8 +410,13 @@ impl Store {
         let mut rows = Vec::new();
         let mut actives = Vec::new();
         for volume in volumes {
-            let (active, layer_row) =
-                self.make_active_layer(&volume.name, Some(volume.active), volume.size, made)?;
+            let (active, layer_row) = self.make_active_layer(
+                &volume.name,
+                volume.kind,
+                Some(volume.active),
+                volume.size,
+                made,
+            )?;
             changes.push(Change::AddLayer(layer_row));
             changes.push(Change::SetLayerState {
                 layer: volume.active,
