@@ -92,11 +92,7 @@ impl Store {
     fn plan(&self, volume: &str, snapshot: &str, options: DeleteOptions) -> Result<Plan> {
         let inner = self.inner();
         let state = inner.catalog.state();
-        state.volume(volume)?;
-        let row = (state.snapshot(volume, snapshot)).ok_or_else(|| Error::NotFound {
-            kind: "snapshot",
-            name: format!("{volume}@{snapshot}"),
-        })?;
+        let row = state.snapshot_of(volume, snapshot)?;
         let mut plan = Plan {
             report: DeleteReport {
                 volume: volume.to_owned(),

@@ -98,10 +98,7 @@ impl Store {
             layer: layer.id(),
         });
         if size != row.size {
-            changes.push(Change::SetSize {
-                volume: row.name.clone(),
-                size,
-            });
+            changes.push(row.sized(size));
         }
         if old == Replaced::Discarded {
             changes.extend(jobs_into(self.inner().catalog.state(), &[row.active]));

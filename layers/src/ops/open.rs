@@ -19,7 +19,6 @@ use crate::mapfile::{
     LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, RawBase, data_path, layer_dir, map_path,
     sync_name,
 };
-use crate::ops::merge::parent_after;
 use crate::store::{Inner, Store};
 use crate::units::{
     CLUSTER_SECTORS, Cluster, LayerId, LayerSlot, SECTOR_BYTES, Sector, SectorMask,
@@ -182,7 +181,12 @@ impl Store {
                 header.layer, row.id
             )));
         }
-        if header.parent != row.parent && !self.is_end_of_job(row.id, header.parent) {
+        let may_have_parent = || {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            state.may_have_parent(row.id, header.parent)
+        };
+        if header.parent != row.parent && !may_have_parent() {
             return Err(mismatch(
                 "its parent is not the one that the catalog names".into(),
             ));
@@ -194,14 +198,6 @@ impl Store {
             )));
         }
         Ok(())
-    }
-
-    /// Whether a job gives this parent to a layer at its end: the map says so before the catalog does.
-    fn is_end_of_job(&self, layer: LayerId, parent: Option<LayerId>) -> bool {
-        let inner = self.inner();
-        let state = inner.catalog.state();
-        let mut jobs = state.jobs.values().filter(|job| job.target == layer);
-        jobs.any(|job| parent_after(state, job) == parent)
     }
 
     /// Opens a raw base, which must be the file that the store remembers.

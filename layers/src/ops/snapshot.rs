@@ -427,14 +427,7 @@ impl Store {
                 layer: active.id(),
             });
             if let Some(name) = name {
-                let row = SnapshotRow {
-                    volume: volume.name.clone(),
-                    name: name.to_owned(),
-                    layer: volume.active,
-                    group,
-                    created_ns,
-                    size: volume.size,
-                };
+                let row = volume.to_snapshot(name, group, created_ns);
                 changes.push(Change::AddSnapshot(row.clone()));
                 rows.push(row);
             }

@@ -30,10 +30,7 @@ impl Store {
         let (map, header, set, _) = MapFile::open(&self.media, layer)?;
         let header = self.named_truly(header);
         MapFile::succeed(&self.media, &header, map.incarnation(), &set)?;
-        let known = self.inner().layers.get(&layer).cloned();
-        if let Some(known) = known.and_then(|known| known.upgrade()) {
-            known.set_header(header);
-        }
+        self.show_header(layer, header);
         Ok(())
     }
 
@@ -97,12 +94,17 @@ impl Store {
             }
             to.clone_into(&mut header.volume);
             map.replace(&self.media, &header, &set)?;
-            let known = self.inner().layers.get(&layer).cloned();
-            if let Some(known) = known.and_then(|known| known.upgrade()) {
-                known.set_header(header);
-            }
+            self.show_header(layer, header);
         }
         Ok(())
+    }
+
+    /// Lets those that have a layer open know what its map says now.
+    fn show_header(&self, layer: LayerId, header: MapHeader) {
+        let known = self.inner().layers.get(&layer).cloned();
+        if let Some(known) = known.and_then(|known| known.upgrade()) {
+            known.set_header(header);
+        }
     }
 
     /// A header with the snapshot that the catalog knows of, or none.

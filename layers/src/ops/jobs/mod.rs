@@ -242,7 +242,9 @@ impl Store {
             let inner = self.inner();
             let state = inner.catalog.state();
             let chain = state.chain_of(target);
-            if let Some(job) = jobs_of(state, &chain.iter().map(|row| row.id).collect::<Vec<_>>()) {
+            if let Some(job) =
+                job_within(state, &chain.iter().map(|row| row.id).collect::<Vec<_>>())
+            {
                 return Err(Error::Busy {
                     what: format!(
                         "job {} works on layers of volume {volume:?}; wait for it (stratablk job wait {}) and try again",
@@ -342,7 +344,7 @@ pub(crate) fn with_rate(mut change: Change, rate: Option<u64>) -> Change {
 
 /// A job on any of these layers, which are all of a chain from its root up, stopped ones left out. A job of another disk
 /// over all of them is one too: it takes from them.
-fn jobs_of<'a>(state: &'a CatalogState, layers: &[LayerId]) -> Option<&'a JobRow> {
+fn job_within<'a>(state: &'a CatalogState, layers: &[LayerId]) -> Option<&'a JobRow> {
     let over = |target: LayerId| {
         let top = layers.last();
         layers.contains(&target) || state.chain(target).iter().any(|row| Some(&row.id) == top)
