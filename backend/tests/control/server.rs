@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use serde_json::Value;
 use stratablk::control::{routes, server};
 
-use crate::{DEADLINE, Server, events, reply};
+use crate::{DEADLINE, Server, reply};
 
 #[test]
 fn a_bad_body_is_refused_by_the_name_of_its_field() {
