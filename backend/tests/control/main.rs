@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use stratablk::control::commands::Commands;
 use stratablk::control::gate::Gate;
 use stratablk::control::socket::ControlSocket;
-use stratablk::control::{routes, server};
+use stratablk::control::{routes, server::serve};
 use stratablk_layers::store::{Store, StoreOptions};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -60,7 +60,7 @@ impl Server {
             runtime.unwrap().block_on(async {
                 listener.set_nonblocking(true).unwrap();
                 let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                server::serve(listener, routes::router(Arc::new(gate)), stopped).await;
+                serve(listener, routes::router(Arc::new(gate)), stopped).await;
             });
             drop(socket);
         });

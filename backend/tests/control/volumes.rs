@@ -93,6 +93,8 @@ fn types_and_sizes_by_hand() {
     );
     assert_eq!(event(&mut heard, "volume-resized")["size_bytes"], 2 << 20);
     s.refused(patch(r#"{"size_bytes":1048576}"#), 422, Some("size_bytes"));
+    let odd = s.refused(patch(r#"{"size_bytes":1}"#), 422, Some("size_bytes"));
+    assert!(odd.starts_with("size_bytes: 1 bytes"), "{odd}");
     let (status, _) = s.ask(
         "PATCH",
         "/v1/volumes/web",

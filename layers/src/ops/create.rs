@@ -189,9 +189,12 @@ impl Store {
         if let Some(layer) = known {
             return Ok((layer, size));
         }
-        self.media
+        let file = self
+            .media
             .open(&path, OpenMode::ReadOnly, false)
             .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?;
+        self.lock_base(&file, &path, false)?;
+        drop(file);
         let id = LayerId(self.media.fresh_id());
         let mut header = self.new_header(id, None, size, "", VolumeKind::Normal);
         header.kind = LayerKind::RawBase(base.clone());

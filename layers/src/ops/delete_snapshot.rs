@@ -5,10 +5,14 @@
 //! what is doomed, and the jobs go on. No disk reads differently at any time. The map of a layer that stays is written anew
 //! without the name after that; until then the name is in the map, from which only `check --rebuild-catalog` reads it.
 
+use std::path::Path;
+use std::sync::Weak;
+
 use crate::catalog::{
     CatalogState, Change, JobId, JobKind, LayerRow, LayerState, SnapshotRow, Way,
 };
 use crate::error::{Error, Result};
+use crate::file::OpenMode;
 use crate::lifecycle::{DeleteOptions, DeleteReport, Fate, WayCost};
 use crate::store::Store;
 use crate::units::LayerId;
@@ -176,6 +180,7 @@ impl Store {
             layers.filter_map(base).partition(|(id, _)| *id == layer)
         };
         for (_, path) in own {
+            self.check_unused_elsewhere(layer, &path)?;
             let stat = self.media.stat(&path).map_err(self.io("stat", &path))?;
             for (_, other) in &others {
                 if self.is_file(other, stat.identity)? {
@@ -192,6 +197,22 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Refuses to write to a base that another daemon uses.
+    fn check_unused_elsewhere(&self, layer: LayerId, path: &Path) -> Result<()> {
+        let known = self.inner().layers.get(&layer).and_then(Weak::upgrade);
+        match known {
+            // Its own lock must not be in its way.
+            Some(known) => {
+                self.lock_base(known.data(), path, true)?;
+                self.lock_base(known.data(), path, false)
+            }
+            None => {
+                let file = self.media.open(path, OpenMode::ReadOnly, false);
+                self.lock_base(&file.map_err(self.io("open base", path))?, path, true)
+            }
+        }
     }
 
     /// A layer with several children: it stays, or is copied into all but the last of them, with which it is then joined.

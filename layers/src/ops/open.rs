@@ -202,10 +202,41 @@ impl Store {
 
     /// Opens a raw base, which must be the file that the store remembers.
     fn open_base(&self, layer: LayerId, base: &RawBase) -> Result<Arc<dyn File>> {
-        self.check_base(layer, base)?;
-        self.media
+        let file = self
+            .media
             .open(&base.path, OpenMode::ReadOnly, self.options.direct_io)
-            .map_err(self.io("open base", &base.path))
+            .map_err(self.io("open base", &base.path))?;
+        // First, so that nobody changes it after the look.
+        self.lock_base(&file, &base.path, false)?;
+        self.check_base(layer, base)?;
+        Ok(file)
+    }
+
+    /// Locks a raw base that is open, so that other daemons do not write to it meanwhile, or not use it at all.
+    pub(crate) fn lock_base(&self, file: &Arc<dyn File>, path: &Path, alone: bool) -> Result<()> {
+        match file.lock(alone) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.maintenance.note(format!(
+                    "base {}: its file system has no locks, so nobody can tell whether another daemon uses it",
+                    path.display()
+                ));
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(Error::Busy {
+                what: match alone {
+                    true => format!(
+                        "{} is used by another daemon or program, whose disks would change; stop that first",
+                        path.display()
+                    ),
+                    false => format!(
+                        "another daemon or program writes to {}; wait until it has ended",
+                        path.display()
+                    ),
+                },
+            }),
+            Err(error) => Err(self.io("lock", path)(error)),
+        }
     }
 
     /// Refuses a raw base that is not the file that the store remembers.

@@ -57,12 +57,18 @@ impl Store {
     /// Refuses volumes whose size is that of what they start from, and layers that a job works on.
     fn check_resizable(&self, row: &VolumeRow) -> Result<()> {
         let name = &row.name;
-        if !matches!(row.kind, VolumeKind::Normal | VolumeKind::Writethrough) {
+        let why = match row.kind {
+            VolumeKind::Normal | VolumeKind::Writethrough => None,
+            VolumeKind::Readonly => Some("is readonly, so nothing of it changes"),
+            VolumeKind::Immutable | VolumeKind::Multiattach => {
+                Some("starts from a content that never changes, nor does its size")
+            }
+        };
+        if let Some(why) = why {
             return Err(Error::Invalid {
                 field: "volume",
                 what: format!(
-                    "{name:?} starts from a content that never changes, nor does its size; make it a normal volume first \
-                     (stratablk volume set {name} --type normal)"
+                    "{name:?} {why}; make it a normal volume first (stratablk volume set {name} --type normal)"
                 ),
             });
         }

@@ -168,13 +168,13 @@ fn what_is_asked_for_must_make_sense() {
     says(store.resize("a", 512, any), &["--shrink"]);
     says(store.resize("a", 512, SHRINK), &["--force", "32768"]);
     resize(store, "a", SECTORS, any);
-    for kind in [
-        VolumeKind::Readonly,
-        VolumeKind::Immutable,
-        VolumeKind::Multiattach,
+    for (kind, why) in [
+        (VolumeKind::Readonly, "is readonly"),
+        (VolumeKind::Immutable, "starts from"),
+        (VolumeKind::Multiattach, "starts from"),
     ] {
         store.set_kind("a", kind).unwrap();
-        says(store.resize("a", 1 << 20, any), &["--type normal"]);
+        says(store.resize("a", 1 << 20, any), &[why, "--type normal"]);
     }
 }
 

@@ -181,6 +181,9 @@ impl Store {
             inner.catalog.commit(&[Change::RemoveJob(id)])?;
             self.jobs.board().ended_row(&row, Phase::Cancelled);
             drop(inner);
+            if into_base {
+                self.share_base_again(row.source);
+            }
             self.jobs.wake();
             return self.job(id);
         }

@@ -10,7 +10,7 @@
 //! A crash before 3 lets the job end once more; after it the catalog knows which files are doomed.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::catalog::{CatalogState, Change, JobRow, LayerState, Way};
 use crate::error::Result;
@@ -262,7 +262,17 @@ impl Store {
             },
             Change::RemoveJob(row.id),
         ])?;
+        self.share_base_again(row.source);
         Ok(Step::Finish)
+    }
+
+    /// A job that wrote to a base, or was to, is over: others may use it again.
+    pub(crate) fn share_base_again(&self, base: LayerId) {
+        let known = self.inner().layers.get(&base).and_then(Weak::upgrade);
+        if let Some(Err(error)) = known.map(|layer| layer.data().lock(false)) {
+            self.maintenance
+                .note(format!("base of layer {base}: it stays locked: {error}"));
+        }
     }
 
     /// Step 3.

@@ -269,7 +269,10 @@ impl Store {
                     .media
                     .open(&base.path, OpenMode::ReadWrite, self.options.direct_io)
                     .map_err(self.io("open base", &base.path))?;
-                (file, self.job_file(upper.id)?)
+                let upper_file = self.job_file(upper.id)?;
+                // In the place of the lock that whoever reads it has; until the job has ended.
+                self.lock_base(lower_layer.data(), &base.path, true)?;
+                (file, upper_file)
             }
             None if !into_base => (self.job_file(lower.id)?, self.job_file(upper.id)?),
             _ => return Err(gone(row)),
