@@ -26,7 +26,7 @@ const KILLS_A_STORE: u64 = 8;
 /// Passes through all commands, before the first judgement.
 const PASSES_MIN: u64 = 16;
 /// How long it may take until it can be told whether commands make requests wait.
-const TIME_MAX: Duration = Duration::from_secs(25);
+const TIME_MAX: Duration = Duration::from_secs(60);
 /// How long requests are watched after a command.
 const TAIL: Duration = Duration::from_millis(5);
 /// How long the daemon is stopped, to see whether that is noticed.

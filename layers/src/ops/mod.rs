@@ -13,7 +13,7 @@ mod doomed;
 pub mod facts;
 mod fit;
 mod groups;
-mod idle;
+pub(crate) mod idle;
 pub(crate) mod jobs;
 pub(crate) mod kind;
 mod lookup;

@@ -26,11 +26,20 @@ use crate::units::{
 use crate::volume::{Shared, Volume};
 
 impl Store {
-    /// Opens a volume for requests: builds its resolve table. All openers share one.
+    /// Opens a volume for requests: builds its resolve table. All openers share one. One that is open already is given at
+    /// once, whatever command is under way, unless that needs it for itself.
     ///
     /// # Errors
     /// `NotFound`, `BaseChanged`, `Corrupt`, `Unsupported`, `Io`.
     pub fn open_volume(&self, name: &str) -> Result<Arc<Volume>> {
+        {
+            let inner = self.inner();
+            if let Some(volume) = inner.open.get(name)
+                && !inner.reserved.contains(name)
+            {
+                return Ok(Arc::clone(volume));
+            }
+        }
         let _command = self.command();
         self.open_volume_in_command(name)
     }
@@ -90,23 +99,23 @@ impl Store {
         };
         let flushed = volume.flush_blocking();
         // What became dirty since must keep its marks.
-        if flushed.is_ok() && !volume.is_dirty() {
-            self.forget_volume(name, volume);
+        if flushed.is_ok() {
+            self.forget_clean(name, volume);
         }
         flushed
     }
 
-    /// Closes a volume without a flush, if only the store and the caller hold it. Returns whether it is closed.
-    pub(crate) fn forget_volume(&self, name: &str, volume: Arc<Volume>) -> bool {
+    /// Closes a volume that was flushed, if only the store and the caller hold it, and nothing was written to it since.
+    fn forget_clean(&self, name: &str, volume: Arc<Volume>) {
         let _write_back = self.write_back.hold();
-        if Arc::strong_count(&volume) > 2 {
-            return false;
-        }
         let mut inner = self.inner();
+        // With `inner` held nobody gets hold of it any more; who did before may have written and gone again.
+        if Arc::strong_count(&volume) > 2 || volume.is_dirty() {
+            return;
+        }
         inner.open.remove(name);
         drop(volume);
         inner.forget_unused_layers();
-        true
     }
 
     /// A layer, from memory if an open volume uses it, else from its files.
