@@ -2,7 +2,8 @@
 //!
 //! DURABILITY: one catalog transaction takes the name, and with it dooms the layers that nobody needs without it, or adds
 //! the jobs that move its data. A crash before it leaves the snapshot, whole; after it the name is gone, the next start removes
-//! what is doomed, and the jobs go on. No disk reads differently at any time.
+//! what is doomed, and the jobs go on. No disk reads differently at any time. The map of a layer that stays is written anew
+//! without the name after that; until then the name is in the map, from which only `check --rebuild-catalog` reads it.
 
 use crate::catalog::{
     CatalogState, Change, JobId, JobKind, LayerRow, LayerState, SnapshotRow, Way,
@@ -14,6 +15,7 @@ use crate::units::LayerId;
 
 use super::collect::{Without, is_content, jobs_on, unneeded};
 use super::idle::{jobs_into, with_parents};
+use super::jobs::with_rate;
 
 /// What a deletion does.
 #[derive(Debug)]
@@ -71,10 +73,13 @@ impl Store {
         };
         for (nth, (kind, source, target, way)) in (0..).zip(jobs) {
             let subject = format!("{volume}@{snapshot}");
-            changes.push(self.job_change(nth, kind, subject, source, target, way));
+            let change = self.job_change(nth, kind, subject, source, target, way);
+            changes.push(with_rate(change, options.rate));
             report.jobs.push(JobId(first.saturating_add(nth)));
         }
         self.commit_idle(&[], &changes, &gone)?;
+        self.keep_rate(report.layer, options.rate);
+        self.forget_name(report.layer, &report.jobs);
         self.collect_after(&touched);
         Ok(report)
     }
@@ -83,11 +88,7 @@ impl Store {
     fn plan(&self, volume: &str, snapshot: &str, options: DeleteOptions) -> Result<Plan> {
         let inner = self.inner();
         let state = inner.catalog.state();
-        state.volume(volume)?;
-        let row = (state.snapshot(volume, snapshot)).ok_or_else(|| Error::NotFound {
-            kind: "snapshot",
-            name: format!("{volume}@{snapshot}"),
-        })?;
+        let row = state.snapshot_of(volume, snapshot)?;
         let mut plan = Plan {
             report: DeleteReport {
                 volume: volume.to_owned(),

@@ -1,4 +1,4 @@
-//! The files of an active layer, brought to the size that the catalog says its disk has.
+//! The files of an active layer, brought to the size that the catalog says its disk has, and its map to the type of the volume.
 //!
 //! A layer's map says how large its disk is, and so does the catalog. Where they differ, a change of size was interrupted and
 //! the catalog is right. The difference is made up for when the layer is next opened, before anything is appended to its map.
@@ -89,7 +89,8 @@ pub(crate) fn cut(set: &SectorSet, size: Sector) -> SectorSet {
 }
 
 impl Store {
-    /// Brings the map and the data of an active layer that was just opened to the size of its row.
+    /// Brings the map and the data of an active layer that was just opened to the size of its row, and the map to the type of
+    /// its volume.
     ///
     /// DURABILITY: the data file is long enough and its tail is zeroes before the map says so; the map is replaced whole. A
     /// crash at any point leaves what this function makes up for when it is called again.
@@ -103,7 +104,21 @@ impl Store {
         mut header: MapHeader,
         mut set: SectorSet,
     ) -> Result<(MapFile, MapHeader, SectorSet)> {
-        if header.state != MapState::Active || header.size == row.size {
+        if header.state != MapState::Active {
+            return Ok((map, header, set));
+        }
+        let kind = {
+            let inner = self.inner();
+            let volume = inner.catalog.state().active_of(row.id);
+            volume.map(|volume| volume.kind)
+        };
+        let kind = kind.unwrap_or(header.volume_kind);
+        if header.size == row.size && header.volume_kind == kind {
+            return Ok((map, header, set));
+        }
+        header.volume_kind = kind;
+        if header.size == row.size {
+            let map = map.replace(&self.media, &header, &set)?;
             return Ok((map, header, set));
         }
         if header.size > row.size {

@@ -51,7 +51,13 @@ impl Store {
         self.check_base_of(content)?;
         let mut made = Made::default();
         let given = self
-            .make_active_layer(&name, Some(content), row.size, &mut made)
+            .make_active_layer(
+                &name,
+                VolumeKind::Normal,
+                Some(content),
+                row.size,
+                &mut made,
+            )
             .and_then(|(layer, layer_row)| {
                 let changes = [
                     Change::AddLayer(layer_row),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use crate::catalog::{Change, JobKind, LayerRow, LayerState};
+use crate::catalog::{Change, JobKind, LayerRow, LayerState, VolumeKind};
 use crate::chain::Chain;
 use crate::check::base_change;
 use crate::error::{Error, Result};
@@ -19,7 +19,6 @@ use crate::mapfile::{
     LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, RawBase, data_path, layer_dir, map_path,
     sync_name,
 };
-use crate::ops::merge::parent_after;
 use crate::store::{Inner, Store};
 use crate::units::{
     CLUSTER_SECTORS, Cluster, LayerId, LayerSlot, SECTOR_BYTES, Sector, SectorMask,
@@ -182,7 +181,12 @@ impl Store {
                 header.layer, row.id
             )));
         }
-        if header.parent != row.parent && !self.is_end_of_job(row.id, header.parent) {
+        let may_have_parent = || {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            state.may_have_parent(row.id, header.parent)
+        };
+        if header.parent != row.parent && !may_have_parent() {
             return Err(mismatch(
                 "its parent is not the one that the catalog names".into(),
             ));
@@ -194,14 +198,6 @@ impl Store {
             )));
         }
         Ok(())
-    }
-
-    /// Whether a job gives this parent to a layer at its end: the map says so before the catalog does.
-    fn is_end_of_job(&self, layer: LayerId, parent: Option<LayerId>) -> bool {
-        let inner = self.inner();
-        let state = inner.catalog.state();
-        let mut jobs = state.jobs.values().filter(|job| job.target == layer);
-        jobs.any(|job| parent_after(state, job) == parent)
     }
 
     /// Opens a raw base, which must be the file that the store remembers.
@@ -327,6 +323,7 @@ impl Store {
     /// The header of a layer once it is sealed: it carries the name of the snapshot that it stands for.
     pub(crate) fn sealed_header(&self, mut header: MapHeader) -> MapHeader {
         header.state = MapState::Sealed;
+        header.volume_kind = VolumeKind::Normal;
         let inner = self.inner();
         if let Some(row) = inner.catalog.state().names_of(header.layer).next() {
             header.volume.clone_from(&row.volume);

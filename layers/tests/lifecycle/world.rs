@@ -8,7 +8,7 @@ use stratablk_layers::Error;
 use stratablk_layers::cache::CacheOptions;
 use stratablk_layers::cache::arena::Arena;
 use stratablk_layers::catalog::memory::{CommitPoint, MemoryCatalog, MemoryDisk};
-use stratablk_layers::catalog::{CatalogState, JobRow, VolumeKind};
+use stratablk_layers::catalog::{CatalogState, JobKind, JobRow, VolumeKind};
 use stratablk_layers::check::{CheckOptions, Severity, check_against};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{SimMedia, Survival};
@@ -44,6 +44,8 @@ pub struct SeenVolume {
     pub armed: bool,
     /// Whose attachment it is.
     pub attached_from: Option<String>,
+    /// Whether a job makes it independent of an image.
+    pub imported: bool,
     /// What it reads.
     pub values: Vec<Value>,
 }
@@ -192,6 +194,8 @@ impl World {
                 kind: row.kind,
                 armed: row.armed,
                 attached_from: row.attached_from.clone(),
+                imported: (state.jobs.values())
+                    .any(|job| job.kind == JobKind::Import && job.target == row.active),
                 values: self.values(&row.name),
             };
             seen.volumes.insert(row.name.clone(), volume);
@@ -409,6 +413,10 @@ fn examine(image: Image, when: &str, before: &Seen, after: &Seen, promised: bool
     tidy();
     if !world.jobs().is_empty() {
         world.work_all();
+        let mut seen = seen;
+        for volume in seen.volumes.values_mut() {
+            volume.imported = false;
+        }
         assert_eq!(world.seen(), seen, "{when}, at the end of all jobs");
         tidy();
     }

@@ -25,7 +25,6 @@ use crate::volume::Volume;
 
 use super::down::{Down, sealed_set};
 use super::gather::{Gather, Into, Stage};
-use super::load::parent_after;
 use super::{Kind, Patience, Retiring, Runner, Step};
 
 /// The name under which a file waits to take a layer's data's place.
@@ -73,7 +72,7 @@ impl Store {
         if !self.is_as_it_was(row, &gather.chain, state) {
             return Ok(Step::Again);
         }
-        let parent = parent_after(self.inner().catalog.state(), row);
+        let parent = self.inner().catalog.state().parent_after(row);
         let target = Arc::clone(&gather.target);
         let below: Vec<LayerId> = gather.chain.iter().skip(1).copied().collect();
         if let Stage::Leave(_) = gather.phase {
@@ -159,7 +158,7 @@ impl Store {
             return Ok(Step::Again);
         }
         let [upper, lower] = chain;
-        let parent = parent_after(self.inner().catalog.state(), row);
+        let parent = self.inner().catalog.state().parent_after(row);
         if down.upper.header.parent == Some(lower) {
             self.exchange_names(upper, lower)?;
             down.upper.header.parent = parent;

@@ -31,17 +31,6 @@ pub(super) enum Loaded {
     Obsolete(String),
 }
 
-/// The parent that a job's target has at its end.
-pub(crate) fn parent_after(state: &CatalogState, job: &JobRow) -> Option<LayerId> {
-    match job.kind {
-        JobKind::Flatten | JobKind::Import => None,
-        JobKind::IntoBase => Some(job.source),
-        JobKind::Merge | JobKind::PushDown => {
-            state.layers.get(&job.source).and_then(|row| row.parent)
-        }
-    }
-}
-
 /// The layers of a job from its target down to the lowest that it takes from; `None` if they are not there or do not lie so.
 fn span(state: &CatalogState, job: &JobRow) -> Option<Vec<LayerRow>> {
     let whole = matches!(job.kind, JobKind::Flatten | JobKind::Import);
