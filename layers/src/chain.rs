@@ -279,7 +279,7 @@ mod tests {
     use crate::file::{Media, OpenMode};
     use crate::map::{MapRecord, RecordKind, SectorSet, Table};
     use crate::mapfile::{LayerKind, MapHeader, MapState};
-    use crate::resolve::{Part, Source, UnknownLayer, resolve};
+    use crate::resolve::{Part, Source, UnknownLayer, resolve, resolve_by_maps};
     use crate::units::{Cluster, Sector, SectorRange, StoreId};
     use std::path::Path;
 
@@ -383,6 +383,22 @@ mod tests {
             Err(UnknownLayer)
         );
         assert_eq!(resolve(&table, &whole, one, &mut Vec::new()), Ok(()));
+        // The maps know, whatever a word says.
+        let mut parts = Vec::new();
+        resolve_by_maps(
+            &chain,
+            SectorRange::new(Sector(0), CLUSTERS * 8).unwrap(),
+            &mut parts,
+        );
+        for part in &parts {
+            for sector in part.range.start.0..part.range.end().0 {
+                assert_eq!(part.source, Source::Layer(LayerSlot(expected(sector))));
+            }
+        }
+        assert_eq!(
+            parts.iter().map(|part| part.range.count).sum::<u64>(),
+            CLUSTERS * 8
+        );
         // The newest slot is not given out again, even if its layer goes.
         let fifth = sealed(&media, 5, &[]);
         let more = chain

@@ -61,19 +61,29 @@ fn run(start: u64, end: u64) -> Option<SectorRange> {
     SectorRange::new(Sector(start), count)
 }
 
-/// What is left of a set on a disk of this size. Sectors behind the end in the last cluster stay: they mean nothing.
+/// What is left of a set on a disk of this size. Of data nothing stays behind the end: it would be looked for there, although
+/// no merge moves it. Zeroes go on to the end of the last cluster, which has them in all sectors without data or in none.
 pub(crate) fn cut(set: &SectorSet, size: Sector) -> SectorSet {
-    let end = padded(size);
+    let (last, tail) = (size.cluster(), size.index_in_cluster());
+    let has_zeroes = tail > 0 && set.cluster(last).1 != SectorMask::NONE;
     let mut left = SectorSet::empty();
     let kinds = [
-        (RecordKind::Data, set.data_runs().collect::<Vec<_>>()),
-        (RecordKind::Zero, set.zero_runs().collect()),
+        (
+            RecordKind::Data,
+            set.data_runs().collect::<Vec<_>>(),
+            size.0,
+        ),
+        (RecordKind::Zero, set.zero_runs().collect(), padded(size)),
     ];
-    for (kind, runs) in kinds {
+    for (kind, runs, end) in kinds {
         let inside = runs
             .into_iter()
             .filter_map(|range| run(range.start.0, range.end().0.min(end)));
         inside.for_each(|range| left.apply(&MapRecord { kind, range }));
+    }
+    if let Some(range) = run(size.0, padded(size)).filter(|_| has_zeroes) {
+        let kind = RecordKind::Zero;
+        left.apply(&MapRecord { kind, range });
     }
     left
 }
@@ -215,7 +225,7 @@ mod tests {
         for (kind, (start, end), left) in [
             (RecordKind::Data, (0, 3), Some((0, 3))),
             (RecordKind::Zero, (16, 800), Some((16, 88))),
-            (RecordKind::Data, (80, 86), Some((80, 86))),
+            (RecordKind::Data, (80, 86), Some((80, 83))),
             (RecordKind::Data, (100, 200), None),
         ] {
             set.apply(&MapRecord {
@@ -229,7 +239,18 @@ mod tests {
                 });
             }
         }
+        // The rest of the cluster that has zeroes.
+        expected.apply(&MapRecord {
+            kind: RecordKind::Zero,
+            range: range(83, 88),
+        });
         assert_eq!(cut(&set, Sector(83)), expected);
+        let mut behind = SectorSet::empty();
+        behind.apply(&MapRecord {
+            kind: RecordKind::Data,
+            range: range(85, 87),
+        });
+        assert_eq!(cut(&behind, Sector(83)), SectorSet::empty());
         assert_eq!(cut(&set, Sector(800)), set);
     }
 }

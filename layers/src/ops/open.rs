@@ -306,6 +306,7 @@ impl Store {
         for row in sealing {
             self.finish_sealing(&row);
         }
+        self.undo_half_kept();
         self.remove_doomed();
         self.remove_remains()?;
         self.collect_at_start();
@@ -437,7 +438,9 @@ pub(crate) fn clusters(size: Sector) -> u64 {
 /// The resolve table of a chain: layers oldest first, each over those before it.
 ///
 /// A layer that says something only about sectors behind the end of the disk, in the last cluster, which is cut short, is no
-/// layer to look at there: a merge does not move those sectors, so the word would name a layer that goes.
+/// layer to look at there: a merge does not move those sectors, so the word would name a layer that goes. There are such layers
+/// below a disk that was made smaller: a larger one below that has data only where the smaller one does not reach. Words that
+/// come later are of sectors on the disk, and where a disk grows its active layer hides what is below (`fit`).
 fn build_table(size: Sector, layers: &[Arc<Layer>]) -> Table {
     let table = Table::new(clusters(size));
     let last = Cluster(clusters(size).saturating_sub(1));
@@ -454,6 +457,9 @@ fn build_table(size: Sector, layers: &[Arc<Layer>]) -> Table {
         let (data, zero) = layer.cluster(last);
         let behind = (data.0 | zero.0) != 0 && (data.0 | zero.0) & on_disk.0 == 0;
         match &**layer.map() {
+            LayerMap::Active(map) if behind => {
+                table.load_layer(slot, &map.to_set().without(last, 1));
+            }
             LayerMap::Active(map) => table.load_layer(slot, &map.to_set()),
             LayerMap::Sealed(set) if behind => table.load_layer(slot, &set.without(last, 1)),
             LayerMap::Sealed(set) => table.load_layer(slot, set),

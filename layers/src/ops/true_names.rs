@@ -16,6 +16,15 @@ use crate::units::LayerId;
 
 use super::collect::jobs_on;
 
+/// In which order the maps of a volume get another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// So that its active layer has it if any has.
+    ActiveFirst,
+    /// So that its active layer has it only if all have.
+    ActiveLast,
+}
+
 /// The largest map that is written anew while a command waits: that takes some 30 ms.
 const AT_ONCE_BYTES_MAX: u64 = 1 << 20;
 
@@ -64,12 +73,21 @@ impl Store {
 
     /// Lets the maps of the layers from `top` down of volume `from` say `to`. The volume is closed, and all that was
     /// written to it is flushed. The caller holds the command lock.
-    pub(crate) fn rename_in_maps(&self, top: LayerId, from: &str, to: &str) -> Result<()> {
-        let chain: Vec<LayerId> = {
+    pub(crate) fn rename_in_maps(
+        &self,
+        top: LayerId,
+        from: &str,
+        to: &str,
+        order: Order,
+    ) -> Result<()> {
+        let mut chain: Vec<LayerId> = {
             let inner = self.inner();
             let chain = inner.catalog.state().chain_of(top);
             chain.into_iter().map(|row| row.id).collect()
         };
+        if order == Order::ActiveFirst {
+            chain.reverse();
+        }
         for layer in chain {
             let written = MapFile::read_header(&self.media, layer)?;
             // One that is still to be sealed gets its names then.

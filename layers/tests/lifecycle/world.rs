@@ -12,7 +12,7 @@ use stratablk_layers::catalog::{CatalogState, JobKind, JobRow, VolumeKind};
 use stratablk_layers::check::{CheckOptions, Severity, check_against};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{SimMedia, Survival};
-use stratablk_layers::mapfile::{LAYERS_DIR, layer_dir};
+use stratablk_layers::mapfile::{LAYERS_DIR, MapFile, layer_dir};
 use stratablk_layers::store::{Selection, Store, StoreOptions, VolumeSource};
 use stratablk_layers::units::{LayerId, SECTOR_BYTES, Sector, StoreId};
 use stratablk_layers::volume::Operation;
@@ -236,8 +236,25 @@ impl World {
                 misplaced.push(format!("{} has {names:?}", row.id));
             }
         }
-        misplaced.extend(state.doomed.iter().map(|id| format!("{id} is doomed")));
         let media: Arc<dyn Media> = Arc::new(self.media.clone());
+        // A catalog that is made anew believes the names in maps.
+        let name_in = |layer| MapFile::read_header(&media, layer).unwrap().volume;
+        for row in state.volumes.values() {
+            let name = name_in(row.active);
+            if name != row.name {
+                misplaced.push(format!("the map of {} says {name}", row.name));
+            }
+        }
+        for row in &state.snapshots {
+            let name = name_in(row.layer);
+            if !state.volumes.contains_key(&name) {
+                misplaced.push(format!(
+                    "the map of {}@{} says {name}",
+                    row.volume, row.name
+                ));
+            }
+        }
+        misplaced.extend(state.doomed.iter().map(|id| format!("{id} is doomed")));
         let report = check_against(&state, &media, CheckOptions::default()).unwrap();
         // A file longer than its disk is what an interrupted change of size leaves; nobody reads its end.
         let findings = report

@@ -162,7 +162,10 @@ fn the_holes_and_zeroes_of_an_image_take_no_space() {
         file.write_at(&[0; 10 * 4096], 20 * 4096).unwrap();
         // The end of the disk, which is not a whole cluster.
         let tail = SECTORS / 8 * 4096;
-        file.write_at(&[0; 1536], tail).unwrap();
+        if seed % 4 < 2 {
+            // Else it is a hole.
+            file.write_at(&[0; 1536], tail).unwrap();
+        }
         assert_eq!(SECTORS * SECTOR_BYTES - tail, 1536);
         drop(file);
         let job = world.store().import("v", image).unwrap();
@@ -420,14 +423,16 @@ fn a_merge_in_place_is_not_cancelled_but_paused() {
 #[test]
 fn a_full_disk_or_a_failing_one_stops_a_job_and_harms_no_disk() {
     let failures = [
-        (FaultPoint::Write, "data", FaultEffect::NoSpace),
-        (FaultPoint::Write, "data", FaultEffect::Error),
-        (FaultPoint::Write, "map.new", FaultEffect::NoSpace),
-        (FaultPoint::SyncData, "data", FaultEffect::Error),
-        (FaultPoint::SyncData, "map.new", FaultEffect::Error),
-        (FaultPoint::Rename, "map", FaultEffect::Error),
-        (FaultPoint::Read, "data", FaultEffect::Error),
-        (FaultPoint::Punch, "data", FaultEffect::Error),
+        (FaultPoint::Write, Some("data"), FaultEffect::NoSpace),
+        (FaultPoint::Write, Some("data"), FaultEffect::Error),
+        (FaultPoint::Write, Some("map.new"), FaultEffect::NoSpace),
+        (FaultPoint::SyncData, Some("data"), FaultEffect::Error),
+        (FaultPoint::SyncData, Some("map.new"), FaultEffect::Error),
+        (FaultPoint::Rename, Some("map"), FaultEffect::Error),
+        (FaultPoint::Read, Some("data"), FaultEffect::Error),
+        (FaultPoint::Punch, Some("data"), FaultEffect::Error),
+        // After a map has taken its name.
+        (FaultPoint::SyncDir, None, FaultEffect::Error),
     ];
     let mut stopped = 0;
     for seed in 0..12 {
@@ -435,10 +440,11 @@ fn a_full_disk_or_a_failing_one_stops_a_job_and_harms_no_disk() {
             for (snapshot, way) in [("a", Way::Up), ("a", Way::Down)] {
                 let mut world = tree(seed);
                 world.set_step(4096);
+                world.attach("v");
                 world.delete("v", snapshot, Some(way));
                 world.media.inject(Fault {
                     point,
-                    name: Some(name.to_owned()),
+                    name: name.map(str::to_owned),
                     after: seed % 5,
                     times: 1,
                     effect,

@@ -13,13 +13,15 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
 use crate::catalog::{CatalogState, Change, JobRow, LayerState, Way};
+use crate::chain::Chain;
 use crate::error::Result;
 use crate::file::OpenMode;
 use crate::layer::Layer;
 use crate::lifecycle::Phase;
 use crate::mapfile::{LayerKind, MapFile, MapHeader, RawBase, data_path, layer_dir};
 use crate::store::Store;
-use crate::units::LayerId;
+use crate::units::{Cluster, LayerId, LayerSlot};
+use crate::volume::Volume;
 
 use super::down::{Down, sealed_set};
 use super::gather::{Gather, Into, Stage};
@@ -122,7 +124,9 @@ impl Store {
     /// Takes layers out of all chains of open volumes over a layer that holds what they hold.
     fn leave(&self, target: LayerId, gone: &[LayerId]) {
         for volume in self.volumes_over(target) {
-            volume.exchange(volume.newest_chain().without(gone));
+            let next = volume.newest_chain().without(gone);
+            debug_assert!(leads_to_all(&volume, &next), "a word names {gone:?}");
+            volume.exchange(next);
         }
     }
 
@@ -187,6 +191,7 @@ impl Store {
                 }
                 _ => newest.without(&[lower]),
             };
+            debug_assert!(leads_to_all(&volume, &next), "a word names {chain:?}");
             volume.exchange(next);
         }
         self.retire_later(runner, &[lower]);
@@ -329,6 +334,15 @@ impl Store {
         self.remove_doomed();
         true
     }
+}
+
+/// Whether every word of a volume's table names a layer of this chain, or none.
+fn leads_to_all(volume: &Volume, chain: &Chain) -> bool {
+    let table = volume.table();
+    table
+        .runs(Cluster(0), table.clusters())
+        .map(|run| run.resolve.slot)
+        .all(|slot| slot == LayerSlot::NONE || chain.has(slot))
 }
 
 /// Other jobs, stopped ones, that were to take from a layer that stays and that will not lie below theirs any more: the target
