@@ -1,8 +1,8 @@
 //! How long each request of a guest waits while commands run and while none does.
 //!
 //! The guest sleeps between its requests, which come one at a time at fixed instants: so the machine is idle most of the time
-//! even with two CPUs. And what a request waits for while a thread that it needs could run and has no CPU is not counted: that is
-//! the host's doing, who has other things to do, and the more so if a command is at work on another CPU.
+//! even with two CPUs. And what a request waits for while a thread that it needs could run and has no CPU is not counted: that
+//! is the host's doing, who has other things to do, and the more so if a command is at work on another CPU.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
