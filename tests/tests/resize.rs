@@ -90,7 +90,8 @@ fn a_front_end_is_told_of_a_larger_disk_and_may_use_it_at_once() {
 
 #[test]
 fn a_paused_machine_is_told_when_it_goes_on() {
-    let host = Host::new();
+    let mut host = Host::new();
+    host.noise("watched", MIB);
     host.line("volume create disk --size 1M").ok();
     host.line("snapshot create small disk").ok();
     host.attach("disk", 1);
