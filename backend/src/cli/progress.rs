@@ -165,7 +165,7 @@ pub(super) fn wait(client: &Client, begun: Vec<Job>, quiet: bool) -> Result<Vec<
     }
 }
 
-/// A job as it is now. The daemon has named it, so one that it does not know any more has ended, so long ago that it is forgotten;
+/// A job as it is now. The daemon has named it, so one that it does not know any more has ended, and is forgotten;
 /// those that fail, or are cancelled and can go on, are not.
 fn look(client: &Client, mut job: Job) -> Result<Job, Failure> {
     match client.call(Method::GET, &jobs::target(job.id), None) {

@@ -148,8 +148,8 @@ fn deleted(report: &DeleteReport, after: Option<u64>) -> String {
         ),
         Fate::Named => "its data stays, since something else needs it as it is\n".to_owned(),
         Fate::Joined { child, ways, .. } if *child == report.layer => {
-            let mut text = "its data is moved into the image below it, which is written: neither what it was nor what it will be \
-                            until the job has ended\n"
+            let mut text = "its data is moved into the image below it, which is written: neither what it was nor what it will \
+                            be until the job has ended\n"
                 .to_owned();
             if report.dry_run {
                 text.push_str(&costs(ways, "down: its data goes into the image"));

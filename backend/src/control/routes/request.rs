@@ -174,8 +174,8 @@ fn named_in(message: &str) -> String {
     message.split('`').nth(1).unwrap_or("body").to_owned()
 }
 
-/// The field that a message about a query is about, quoted as by serde or put before a colon ("way: unknown ..."), and what there
-/// is to say about it.
+/// The field that a message about a query is about, quoted as by serde or put before a colon ("way: unknown ..."), and what
+/// there is to say about it.
 fn in_query(message: &str) -> (String, String) {
     let text = message
         .rsplit_once("query string: ")
