@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use stratablk_tests::daemon::Daemon;
+use stratablk_tests::kill::home::Cache;
 use stratablk_tests::kill::oracle::Oracle;
-use stratablk_tests::kill::rig::Cache;
 use stratablk_tests::lifecycle::control::{Command, jobs_left, pass};
 use stratablk_tests::lifecycle::gaps::{self, Ended, Load};
 use stratablk_tests::lifecycle::judge::{ALLOWED, Verdict, Waits};

@@ -117,7 +117,7 @@ impl Store {
         made: &mut Made,
         changes: &mut Vec<Change>,
     ) -> Result<()> {
-        let (layer, new) = self.make_active_layer(&row.name, Some(parent), size, made)?;
+        let (layer, new) = self.make_active_layer(&row.name, row.kind, Some(parent), size, made)?;
         changes.push(Change::AddLayer(new));
         if old == Replaced::Sealed {
             changes.push(Change::SetLayerState {
@@ -130,10 +130,7 @@ impl Store {
             layer: layer.id(),
         });
         if size != row.size {
-            changes.push(Change::SetSize {
-                volume: row.name.clone(),
-                size,
-            });
+            changes.push(row.sized(size));
         }
         if old == Replaced::Discarded {
             changes.extend(jobs_into(self.inner().catalog.state(), &[row.active]));

@@ -15,7 +15,7 @@ mod fit;
 mod groups;
 pub(crate) mod idle;
 pub(crate) mod jobs;
-mod kind;
+pub(crate) mod kind;
 mod lookup;
 pub(crate) mod merge;
 mod multiattach;

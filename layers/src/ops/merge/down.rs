@@ -121,15 +121,7 @@ impl Down {
 
     /// The first cluster of which the upper layer says anything.
     fn first_left(&self) -> u64 {
-        let mut at = 0;
-        while at < self.sources.clusters() {
-            let piece = self.look(at, 1);
-            if let Some(gain) = piece.gains.first() {
-                return gain.first.0;
-            }
-            at = piece.end;
-        }
-        at
+        Piece::first_gain(&self.sources, |at| self.look(at, 1))
     }
 
     /// Bytes that are still to be copied.

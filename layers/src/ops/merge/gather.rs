@@ -147,15 +147,7 @@ impl Gather {
 
     /// The first cluster of which the target lacks something.
     fn first_lacking(&self) -> u64 {
-        let mut at = 0;
-        while at < self.sources.clusters() {
-            let piece = self.look(at, Most::of_space(1));
-            if let Some(gain) = piece.gains.first() {
-                return gain.first.0;
-            }
-            at = piece.end;
-        }
-        at
+        Piece::first_gain(&self.sources, |at| self.look(at, Most::of_space(1)))
     }
 
     /// Bytes that are still to be copied.

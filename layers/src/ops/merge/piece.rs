@@ -213,6 +213,19 @@ impl Piece {
         piece
     }
 
+    /// The first cluster that is gained in what `look` finds from a cluster on, or the end of the sources.
+    pub(super) fn first_gain(sources: &Sources, look: impl Fn(u64) -> Self) -> u64 {
+        let mut at = 0;
+        while at < sources.clusters() {
+            let piece = look(at);
+            if let Some(gain) = piece.gains.first() {
+                return gain.first.0;
+            }
+            at = piece.end;
+        }
+        at
+    }
+
     /// Lets clusters become zero of which all that is copied was read as zeroes, and that are copied as far as they lie on the
     /// disk: their zeroes take no space. Returns which.
     pub(super) fn turn_zero(
