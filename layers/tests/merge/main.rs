@@ -557,6 +557,40 @@ fn a_flatten_ends_jobs_that_were_cancelled() {
     }
 }
 
+/// A flatten that was cancelled when its map had its end already, and a longer one over it that is as far: whichever comes
+/// first, neither leaves a map that says another parent than the catalog.
+#[test]
+fn a_longer_flatten_goes_on_when_a_shorter_one_ends() {
+    let mut both = 0;
+    for (first, second) in (0..10).flat_map(|first| (0..10).map(move |second| (first, second))) {
+        let mut world = World::new(3);
+        let base = world.install_base();
+        world.create("v", &base);
+        world.scribble("v", 20);
+        world.set_step(1 << 20);
+        let store = std::sync::Arc::clone(world.store());
+        let short = store.flatten("v").unwrap().id;
+        (0..first).for_each(|_| drop(store.job_step()));
+        let _ = store.cancel_job(short);
+        world.snapshot("v", "a");
+        world.scribble("v", 20);
+        let long = store.flatten("v").map(|job| job.id);
+        (0..second).for_each(|_| drop(store.job_step()));
+        drop(store);
+        world.restart();
+        let store = std::sync::Arc::clone(world.store());
+        let resumed = store.resume_job(short).is_ok();
+        let waits = long.is_ok_and(|id| store.job(id).is_ok_and(|job| job.phase == Phase::Queued));
+        both += usize::from(resumed && waits);
+        drop(store);
+        world.run_jobs();
+        world.check();
+        world.restart();
+        world.check();
+    }
+    assert!(both > 0, "never were there both");
+}
+
 #[test]
 fn what_is_moved_at_once_follows_the_rate() {
     for way in [Way::Up, Way::Down] {

@@ -288,8 +288,15 @@ impl Store {
             parent,
         }];
         changes.extend(moved_jobs(inner.catalog.state(), row, parent, gone));
-        let cut_off = cut_off_jobs(inner.catalog.state(), row, parent, gone);
+        let (cut_off, longer): (Vec<_>, Vec<_>) =
+            (cut_off_jobs(inner.catalog.state(), row, parent, gone).into_iter())
+                .partition(|job| job.target == row.target);
         changes.extend(cut_off.iter().map(|job| Change::RemoveJob(job.id)));
+        changes.extend(longer.iter().map(|job| Change::MoveJob {
+            id: job.id,
+            source: row.target,
+            target: job.target,
+        }));
         changes.extend(gone.iter().map(|layer| Change::RemoveLayer(*layer)));
         changes.push(Change::RemoveJob(row.id));
         // Before anybody can find them doomed.
@@ -345,8 +352,10 @@ fn leads_to_all(volume: &Volume, chain: &Chain) -> bool {
         .all(|slot| slot == LayerSlot::NONE || chain.has(slot))
 }
 
-/// Other jobs, stopped ones, that were to take from a layer that stays and that will not lie below theirs any more: the target
-/// of this one holds all that they would have moved, so they have ended, however they stood.
+/// Other jobs, stopped ones, that were to take from a layer that stays and that will not lie below theirs any more. The target
+/// of this one holds all that they would have moved up to there: those with the same target have ended, however they stood,
+/// and those that reach further up (copies of a whole chain) take from it what is left. They may not just end: their target's map may
+/// say already that nothing lies below.
 fn cut_off_jobs(
     state: &CatalogState,
     row: &JobRow,
