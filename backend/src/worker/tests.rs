@@ -114,6 +114,7 @@ impl Bench {
             call: Some(Arc::clone(&self.call_event)),
             err: Some(Arc::clone(&self.err_event)),
             look,
+            resumed: None,
         }
     }
 
