@@ -97,14 +97,11 @@ fn c23_protocol_features_come_before_set_features() {
         protocol::CONFIG,
         protocol::RESET_DEVICE,
         protocol::CONFIGURE_MEM_SLOTS,
+        protocol::INFLIGHT_SHMFD,
     ] {
         assert_ne!(offered & bit, 0, "protocol feature {bit:#x} is offered");
     }
-    for bit in [
-        protocol::INFLIGHT_SHMFD,
-        protocol::STATUS,
-        protocol::DEVICE_STATE,
-    ] {
+    for bit in [protocol::STATUS, protocol::DEVICE_STATE] {
         assert_eq!(
             offered & bit,
             0,
@@ -432,7 +429,7 @@ fn c26_a_suspended_device_is_still_and_answers() {
     }
 }
 
-/// Line 28: no reconnect without an inflight buffer is promised: INFLIGHT is not offered and its messages are refused.
+/// Line 28: without INFLIGHT negotiated its messages are refused. See `inflight.rs` for what they do with it.
 #[test]
 fn c28_inflight_messages_are_refused_and_leak_nothing() {
     let mut server = Server::start();
@@ -2118,8 +2115,8 @@ fn c37_all_queues_work() {
     }
 }
 
-/// Each line of the list that holds for this version has a test that names it. 27 (the inflight buffer), 34 (device state)
-/// and 38 (what counts as the start of a machine) are about features that are not offered, which line 23 checks.
+/// Each line of the list that holds for this version has a test that names it. 27 (the inflight buffer) and 38 (what counts as
+/// the start of a machine) have files of their own; 34 (device state) is about a feature that is not offered.
 #[test]
 fn every_line_has_a_test() {
     let sources = [
