@@ -150,7 +150,7 @@ fn c27_what_was_under_way_is_carried_out_once_and_before_anything_new() {
         assert_eq!(guest.rings[0].wait().head, u32::from(warm.head));
         assert_at_rest(&inflight, &guest.rings[0]);
         server.process.kill();
-        // The last word on a sector counts: the first two as if taken, in the other order, the third one as if not.
+        // The first two as if taken, in the other order, the third one as if not.
         let sent: Vec<Sent> = (1..=3)
             .map(|version| stage(&mut guest, 0, T_OUT, 9, version))
             .collect();
@@ -173,7 +173,8 @@ fn c27_what_was_under_way_is_carried_out_once_and_before_anything_new() {
         assert_eq!(guest.rings[0].wait_for(QUIET), None, "once");
         assert_at_rest(&inflight, &guest.rings[0]);
         assert!(inflight.entry(0, sent[2].head).counter > 1000);
-        assert_eq!(Disk::new(guest).read(9, 1).len(), 512);
+        let found = Disk::new(guest).read(9, 1);
+        assert!((1..=3).any(|version| found == stamped(version, 9, 1)));
     }
 }
 

@@ -15,6 +15,8 @@ use super::*;
 use crate::vhost::event::Event;
 use crate::virtio::test_guest::{NEXT, TestGuest, WRITE};
 
+mod replay;
+
 /// How long anything may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
