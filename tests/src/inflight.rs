@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 use crate::frontend::{Answer, FrontEnd};
-use crate::wire::code;
+use crate::wire::{Message, code};
 
 /// Bytes in front of a region's entries, and of an entry.
 const HEAD_BYTES: u64 = 16;
@@ -89,10 +89,19 @@ impl Inflight {
         let payload = Shape::of(queues, size).encode();
         let reply = front_end.try_ask(code::GET_INFLIGHT_FD, &payload, &[])?;
         assert_eq!(reply.request, code::GET_INFLIGHT_FD, "{reply:?}");
-        Some(Self {
+        Some(Self::of_reply(reply))
+    }
+
+    /// The buffer that a reply brings.
+    ///
+    /// # Panics
+    /// It brings none.
+    #[track_caller]
+    pub fn of_reply(reply: Message) -> Self {
+        Self {
             shape: Shape::decode(&reply.payload),
             file: reply.file.expect("a descriptor comes with the reply"),
-        })
+        }
     }
 
     /// Asks for a buffer, which must be given.
