@@ -322,7 +322,9 @@ fn a_machine_whose_inflight_buffer_was_used_goes_on() {
     inflight.set_entry(0, head, entry);
     inflight.set_head(0, [1, 128, 0, 0]);
     inflight.hand_over(&guest.front_end);
-    guest.start_ring(0);
+    guest.set_up_ring_at(0, 0);
+    guest.set_events(0);
+    guest.enable_ring(0);
     assert_eq!(guest.rings[0].wait().head, u32::from(head));
     let mut disk = Disk::new(guest);
     assert_eq!(found(&mut disk), 2, "it goes on");
