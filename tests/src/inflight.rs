@@ -1,4 +1,5 @@
-//! The inflight buffer as a front-end keeps it: asked for, handed back, read and forged. Written from the protocol document.
+//! The inflight buffer as a front-end keeps it: asked for, handed back, read and forged. Written from the protocol document,
+//! for a host that is little-endian, as its numbers are the host's.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -157,22 +158,22 @@ impl Inflight {
 
     /// The features of a region.
     pub fn features(&self, queue: u16) -> u64 {
-        u64::from_ne_bytes(self.read(queue, 0))
+        u64::from_le_bytes(self.read(queue, 0))
     }
 
     /// Sets them.
     pub fn set_features(&self, queue: u16, features: u64) {
-        self.write(queue, 0, &features.to_ne_bytes());
+        self.write(queue, 0, &features.to_le_bytes());
     }
 
     /// The version of a region, its entries, the head of its list and its used index.
     pub fn head(&self, queue: u16) -> [u16; 4] {
-        [8, 10, 12, 14].map(|at| u16::from_ne_bytes(self.read(queue, at)))
+        [8, 10, 12, 14].map(|at| u16::from_le_bytes(self.read(queue, at)))
     }
 
     /// Sets them.
     pub fn set_head(&self, queue: u16, head: [u16; 4]) {
-        self.write(queue, 8, &head.map(u16::to_ne_bytes).concat());
+        self.write(queue, 8, &head.map(u16::to_le_bytes).concat());
     }
 
     /// An entry.
@@ -181,8 +182,8 @@ impl Inflight {
         let [in_flight] = self.read(queue, at);
         Entry {
             in_flight,
-            next: u16::from_ne_bytes(self.read(queue, at + 6)),
-            counter: u64::from_ne_bytes(self.read(queue, at + 8)),
+            next: u16::from_le_bytes(self.read(queue, at + 6)),
+            counter: u64::from_le_bytes(self.read(queue, at + 8)),
         }
     }
 
@@ -190,8 +191,8 @@ impl Inflight {
     pub fn set_entry(&self, queue: u16, head: u16, entry: Entry) {
         let at = HEAD_BYTES + ENTRY_BYTES * u64::from(head);
         self.write(queue, at, &[entry.in_flight]);
-        self.write(queue, at + 6, &entry.next.to_ne_bytes());
-        self.write(queue, at + 8, &entry.counter.to_ne_bytes());
+        self.write(queue, at + 6, &entry.next.to_le_bytes());
+        self.write(queue, at + 8, &entry.counter.to_le_bytes());
     }
 
     /// The heads that are under way.

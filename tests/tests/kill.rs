@@ -86,8 +86,8 @@ fn kills_lose_nothing_of_a_store_in_memory() {
     kills_lose_nothing(true);
 }
 
-/// A machine with an inflight buffer goes from daemon to daemon with 32 requests under way on each queue: each of them comes back
-/// once, from one daemon or the next, and nothing is submitted again.
+/// A machine with an inflight buffer goes from daemon to daemon with 32 requests under way on each queue: each of them comes
+/// back once, from one daemon or the next, and nothing is submitted again.
 #[test]
 fn a_tracked_machine_gets_each_request_back_once() {
     for in_memory in [false, true] {

@@ -10,7 +10,8 @@
 //! | firmware hands over to an operating system      | the same   | entry 0                          | no         |
 //! | a guest reboots, and its front-end keeps the connection | the same | entry 0                    | no         |
 //! | a guest reboots, and its front-end connects anew | new       | entry 0 of a ring never used     | yes        |
-//! | we were restarted, or the connection was lost   | new        | another entry, a ring in use, or an inflight buffer that was used | no |
+//! | we were restarted, or the connection was lost   | new        | another entry, or a ring in use  | no         |
+//! | the same, of a front-end with an inflight buffer | new       | any, but the buffer was used     | no         |
 //! | a machine is restored from a file, or migrated  | new        | another entry, or a loaded state | no         |
 //!
 //! A ring in use is told by the used ring, which its driver has zeroed at the beginning and into which only a device writes.

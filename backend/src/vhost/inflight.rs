@@ -27,7 +27,6 @@
 use std::fs::File;
 use std::io;
 use std::mem::offset_of;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
@@ -133,10 +132,16 @@ impl InflightBuffer {
         let file = File::from(rustix::fs::memfd_create("stratablk-inflight", flags)?);
         file.set_len(bytes)?;
         let (queues, entries) = (asked.num_queues, asked.queue_size);
-        for queue in 0..queues {
-            let start = region_bytes(entries) * u64::from(queue);
-            file.write_all_at(&VERSION.to_ne_bytes(), start + REGION_VERSION as u64)?;
-            file.write_all_at(&entries.to_ne_bytes(), start + ENTRY_COUNT as u64)?;
+        let buffer = Self {
+            mapping: Arc::new(Mapping::shared(&file, 0, bytes)?),
+            queues,
+            entries,
+            has_history: false,
+        };
+        for region in (0..queues).filter_map(|queue| buffer.region(queue)) {
+            // All else is zero already, and takes no memory until it is written.
+            region.store::<AtomicU16>(ENTRY_COUNT, entries);
+            region.store::<AtomicU16>(REGION_VERSION, VERSION);
         }
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok((VhostUserInflight::new(bytes, 0, queues, entries), file))
@@ -348,8 +353,8 @@ impl QueueRegion {
     ///
     /// ORDERING: Release, every one of them: no store then comes before one that stands before it in the program, to a
     /// region or to the used ring, neither in what the compiler makes of it nor in memory. So what a process leaves that is
-    /// killed at any instant is what it had stored up to some point of its program. Who reads it next does so after the kernel has
-    /// ended this process and handed it the file, which is as good as any fence.
+    /// killed at any instant is what it had stored up to some point of its program. Who reads it next does so after the
+    /// kernel has ended this process and handed it the file, which is as good as any fence.
     #[inline]
     fn store<T: AtomicInteger>(&self, offset: usize, value: T::V) {
         if let Some(field) = self.field::<T>(offset) {

@@ -122,8 +122,8 @@ impl InflightTracker {
 }
 
 /// Finds out how a ring goes on: one with `size` entries whose used index is `used_index`, and of which the front-end says
-/// that it goes on at the entry `base`. Brings the region in order; doing so again, after a kill in the midst of it too, changes
-/// nothing.
+/// that it goes on at the entry `base`. Brings the region in order; doing so again, after a kill in the midst of it too,
+/// changes nothing.
 ///
 /// # Errors
 /// The region is of no use for this ring.
