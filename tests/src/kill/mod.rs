@@ -13,6 +13,7 @@
 //! it all together, for a daemon that is killed and for a host that loses power ([`run::After`]).
 
 pub mod client;
+pub mod home;
 pub mod lasting;
 pub mod oracle;
 pub mod rig;
