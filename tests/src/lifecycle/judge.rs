@@ -1,10 +1,10 @@
 //! Whether commands make requests wait, judged by many short times with a command and as many without.
 //!
 //! The host does other things too, and now and then keeps a request waiting for longer than any command does. So not the
-//! longest wait of all counts, but what the longest waits of a quarter, of half and of three quarters of the times do not exceed: with
-//! a command these may be longer than without by no more than is allowed. Nothing that was measured is ever thrown away, so
-//! measuring on cannot hide what was seen. And a judgement counts only if a wait that the test itself makes, in the same
-//! way and as often, is noticed by the same measure.
+//! longest wait of all counts, but what the longest waits of a quarter, of half and of three quarters of the times do not
+//! exceed: with a command these may be longer than without by no more than is allowed. Nothing that was measured is ever
+//! thrown away, so measuring on cannot hide what was seen. And a judgement counts only if a wait that the test itself makes,
+//! in the same way and as often, is noticed by the same measure.
 
 use std::collections::BTreeMap;
 use std::fmt;
