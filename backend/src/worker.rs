@@ -326,6 +326,7 @@ impl<D: DiskSource> Worker<D> {
         }
         let mut waiting = false;
         for queue in self.queues.iter_mut().flatten() {
+            waiting |= queue.is_replaying();
             if !queue.is_served() {
                 continue;
             }
@@ -355,10 +356,7 @@ impl<D: DiskSource> Worker<D> {
         let Some(Some(queue)) = self.queues.get_mut(place) else {
             return false;
         };
-        if !queue.is_served() {
-            return false;
-        }
-        let head = match queue.ring.take() {
+        let head = match queue.next_head() {
             Ok(Some(head)) => head,
             Ok(None) => return false,
             Err(why) => {
@@ -367,11 +365,6 @@ impl<D: DiskSource> Worker<D> {
             }
         };
         queue.ring.suppress_kicks();
-        if queue.in_flight.holds(head) {
-            queue.ring.untake();
-            break_ring(queue, &self.counters, Broken::HeadInFlight);
-            return false;
-        }
         let size = queue.ring.size();
         let walked = self
             .chain
@@ -501,9 +494,15 @@ impl<D: DiskSource> Worker<D> {
     fn judge_memory(&mut self) {
         self.lost = self.memory.is_lost()
             || self.retired.iter().any(|(memory, _)| memory.is_lost())
-            || self.log.as_ref().is_some_and(|log| log.is_lost());
+            || self.log.as_ref().is_some_and(|log| log.is_lost())
+            || self
+                .queues
+                .iter()
+                .flatten()
+                .any(|queue| queue.ring.has_lost_tracker());
         if self.lost {
             for queue in self.queues.iter_mut().flatten() {
+                queue.stop_replaying();
                 if matches!(queue.phase, Phase::Armed | Phase::Started) {
                     break_ring(queue, &self.counters, Broken::MemoryLost);
                 }
@@ -526,7 +525,9 @@ impl<D: DiskSource> Worker<D> {
     fn finish_drains(&mut self) {
         for place in &mut self.queues {
             let drained = place.as_ref().is_some_and(|queue| {
-                matches!(queue.phase, Phase::Draining(_)) && queue.in_flight.count() == 0
+                matches!(queue.phase, Phase::Draining(_))
+                    && queue.in_flight.count() == 0
+                    && !queue.is_replaying()
             });
             if drained && let Some(mut queue) = place.take() {
                 if let Kick::Event(event) = &*queue.kick {

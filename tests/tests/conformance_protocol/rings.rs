@@ -30,14 +30,11 @@ fn c23_protocol_features_come_before_set_features() {
         protocol::CONFIG,
         protocol::RESET_DEVICE,
         protocol::CONFIGURE_MEM_SLOTS,
+        protocol::INFLIGHT_SHMFD,
     ] {
         assert_ne!(offered & bit, 0, "protocol feature {bit:#x} is offered");
     }
-    for bit in [
-        protocol::INFLIGHT_SHMFD,
-        protocol::STATUS,
-        protocol::DEVICE_STATE,
-    ] {
+    for bit in [protocol::STATUS, protocol::DEVICE_STATE] {
         assert_eq!(
             offered & bit,
             0,
@@ -365,7 +362,7 @@ fn c26_a_suspended_device_is_still_and_answers() {
     }
 }
 
-/// Line 28: no reconnect without an inflight buffer is promised: INFLIGHT is not offered and its messages are refused.
+/// Line 28: without INFLIGHT negotiated its messages are refused. See `inflight.rs` for what they do with it.
 #[test]
 fn c28_inflight_messages_are_refused_and_leak_nothing() {
     let mut server = Server::start();
