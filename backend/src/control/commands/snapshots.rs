@@ -14,7 +14,8 @@ use super::super::types::{
     DeleteQuery, DeleteReport, DiffLine, DiffQuery, ErrorKind, MergeWay, PointRef, RestoreReport,
     RestoreRequest, SnapshotList, SnapshotReport, SnapshotRequest, Tree,
 };
-use super::Commands;
+use super::{Commands, check_reach};
+use crate::confine::reach::Want;
 
 impl Commands {
     /// Takes a snapshot.
@@ -143,6 +144,11 @@ impl Commands {
                 MergeWay::Down => layers::catalog::Way::Down,
             }),
         };
+        if query.into_base
+            && let Some(base) = self.store.volume_info(volume)?.base
+        {
+            check_reach("into_base", &base, Want::Write)?;
+        }
         // A job gets its limit before it begins.
         let held = query.rate_bytes_per_s.map(|_| self.store.hold_new_jobs());
         let plan = if query.dry_run {
