@@ -7,14 +7,14 @@
 //!
 //! | thread | files that it can open | system calls |
 //! |---|---|---|
-//! | worker, write-back, huge-pages | none; they work on files that others have opened | memory, waiting, transfers on open files |
-//! | attachment | the store, the directory of its base (to read), its socket's name (to remove) | also opening files, a connection's messages, starting workers |
+//! | worker, write-back, huge-pages | none; others have opened them | memory, waiting, transfers on open files |
+//! | attachment | the store, its base's directory (to read), its socket's name (to remove) | also files, messages, threads |
 //! | jobs, upkeep | as control | no sockets, no threads |
 //! | control | the store, what it is told to use; see [`Places`] | all that the daemon makes |
 //!
-//! All threads share their memory. So these are walls against a thread that was taken over by half, by a chain of
-//! calls it should not make; code that can write anywhere in our memory can have another thread work for it, and is held by what
-//! the process has given up as a whole.
+//! All threads share their memory. So these are walls against a thread that is made to make calls it should not; code that
+//! can write anywhere in our memory can have another thread work for it, and is held by what the process has given up as
+//! a whole.
 //!
 //! This is a matter of the process, and so is its state here: it is set once, before the threads are started, and
 //! without it (in unit tests, in commands other than `serve`) nothing is given up.

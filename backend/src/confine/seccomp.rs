@@ -8,11 +8,11 @@
 //! - It is made.
 //!
 //! A thread that starts others hands its filters down, so each list holds those of the threads that it starts:
-//! `FILES < WORKER < ATTACHMENT < CONTROL`, and `FILES < WORK < CONTROL`. The calls on the path of a request have no conditions, so that the
-//! kernel answers them from a bitmap, whatever the number of filters.
+//! files < worker < attachment < control, and files < work < control. The calls on the path of a request have no conditions,
+//! so that the kernel answers them from a bitmap, whatever the number of filters.
 //!
 //! io_uring makes calls that no filter sees. A ring is made only by threads that may open files anyway, and is
-//! restricted, before anything can be submitted to it, to transfers and syncs (`layers/src/file/uring`); workers cannot make one.
+//! restricted, before anything can be submitted to it, to transfers and syncs (`layers/src/file/uring`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,6 +26,9 @@ use super::{Role, refused};
 
 /// What every thread of a Rust program on glibc or musl makes: memory, waiting, clocks, signals, its end.
 const RUNTIME: &[libc::c_long] = &[
+    // These two are answered by `quiet`, if at all: a trap would end the process, since no signal comes through meanwhile.
+    libc::SYS_clone,
+    libc::SYS_clone3,
     libc::SYS_brk,
     libc::SYS_clock_getres,
     libc::SYS_clock_gettime,
@@ -65,8 +68,27 @@ const RUNTIME_HERE: &[libc::c_long] = &[libc::SYS_poll, libc::SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
 const RUNTIME_HERE: &[libc::c_long] = &[];
 
-/// Work on files that are open. Opening is on the list so that it fails in silence ([`quiet`]): glibc's allocator looks
-/// into `/proc/sys/vm`, and the Rust runtime, when it prints where a panic came from, into the program.
+/// What the threads that open no files do without, in silence: glibc's allocator looks into `/proc/sys/vm`, and the Rust
+/// runtime, when it prints where a panic came from, into the program.
+#[cfg(target_arch = "x86_64")]
+const WITHOUT: &[libc::c_long] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+];
+/// What the threads that open no files do without, in silence: see there.
+#[cfg(not(target_arch = "x86_64"))]
+const WITHOUT: &[libc::c_long] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_openat,
+    libc::SYS_readlinkat,
+];
+
+/// Work on files that are open.
 const FILES: &[libc::c_long] = &[
     libc::SYS_copy_file_range,
     libc::SYS_fallocate,
@@ -78,7 +100,6 @@ const FILES: &[libc::c_long] = &[
     libc::SYS_ftruncate,
     libc::SYS_lseek,
     libc::SYS_newfstatat,
-    libc::SYS_openat,
     libc::SYS_pread64,
     libc::SYS_preadv,
     libc::SYS_preadv2,
@@ -124,7 +145,6 @@ const NAMES: &[libc::c_long] = &[
     libc::SYS_getuid,
     libc::SYS_linkat,
     libc::SYS_mkdirat,
-    libc::SYS_readlinkat,
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_statfs,
@@ -138,8 +158,6 @@ const NAMES_HERE: &[libc::c_long] = &[
     libc::SYS_chmod,
     libc::SYS_lstat,
     libc::SYS_mkdir,
-    libc::SYS_open,
-    libc::SYS_readlink,
     libc::SYS_rename,
     libc::SYS_rmdir,
     libc::SYS_stat,
@@ -166,8 +184,6 @@ const ATTACHMENT: &[libc::c_long] = &[
     libc::SYS_seccomp,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
-    // Answered with ENOSYS by `quiet`, so that the C library takes `clone`, whose flags a filter can see.
-    libc::SYS_clone3,
 ];
 
 /// The control socket, new sockets for front-ends, and the end of the daemon.
@@ -327,19 +343,20 @@ fn hostile() -> io::Result<Rules> {
     Ok(rules)
 }
 
-/// What fails without a line in the log, and the error it fails with. `clone3` hides its flags from filters; the C
-/// library takes `clone` where there is none.
-fn quiet(role: Role<'_>) -> Option<(&'static [libc::c_long], i32)> {
+/// What fails without a line in the log, and the error it fails with.
+///
+/// `clone3` hides its flags from filters; the C library takes `clone` where there is no such call, and [`hostile`] judges it.
+fn quiet(role: Role<'_>) -> (&'static [libc::c_long], i32) {
     match role {
-        Role::Control | Role::Attachment { .. } => Some((&[libc::SYS_clone3], libc::ENOSYS)),
-        Role::Worker | Role::Files => Some((&[libc::SYS_openat], libc::EACCES)),
-        Role::Work => None,
+        Role::Control | Role::Attachment { .. } => (&[libc::SYS_clone3], libc::ENOSYS),
+        Role::Work => (&[libc::SYS_clone3, libc::SYS_clone], libc::EACCES),
+        Role::Worker | Role::Files => (WITHOUT, libc::EACCES),
     }
 }
 
 /// What a thread may do.
 fn allowed(role: Role<'_>) -> io::Result<Rules> {
-    let mut rules = always(&[RUNTIME, RUNTIME_HERE, FILES]);
+    let mut rules = always(&[RUNTIME, RUNTIME_HERE, FILES, WITHOUT]);
     // No new code.
     let data = || when(2, SeccompCmpOp::MaskedEq(word(libc::PROT_EXEC)), 0);
     rules.insert(libc::SYS_mmap, vec![data()?]);
@@ -374,8 +391,7 @@ fn allowed(role: Role<'_>) -> io::Result<Rules> {
     }
     if matches!(role, Role::Attachment { .. } | Role::Control) {
         ioctl.push(when(1, SeccompCmpOp::Eq, libc::FIONBIO)?);
-        // For the threads that it starts; `hostile` has judged the flags.
-        rules.insert(libc::SYS_clone, Vec::new());
+        // For the threads that it starts.
         prctl.push(when(0, SeccompCmpOp::Eq, word(libc::PR_SET_NO_NEW_PRIVS))?);
         prctl.push(when(0, SeccompCmpOp::Eq, word(libc::PR_CAPBSET_READ))?);
     }
@@ -393,10 +409,9 @@ const FICLONERANGE: u64 = 0x4020_940d;
 
 /// Forbids what a thread of this kind does not make.
 pub(super) fn narrow(role: Role<'_>) -> io::Result<()> {
-    if let Some((calls, error)) = quiet(role) {
-        let error = SeccompAction::Errno(error.cast_unsigned());
-        install(always(&[calls]), error, SeccompAction::Allow)?;
-    }
+    let (calls, error) = quiet(role);
+    let error = SeccompAction::Errno(error.cast_unsigned());
+    install(always(&[calls]), error, SeccompAction::Allow)?;
     install(allowed(role)?, SeccompAction::Allow, SeccompAction::Trap)
 }
 

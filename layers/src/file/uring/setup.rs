@@ -1,13 +1,13 @@
-//! Makes a ring with the best flags that the kernel has, makes sure that it knows our operations, and forbids it all others.
+//! Makes a ring with the best flags that the kernel has, sees that it knows our operations, and forbids it all others.
 //!
-//! What a ring does for us no filter of system calls sees: it could open files, connect to hosts and send descriptors. So a ring
-//! is made disabled, told the operations of the engine, and only then enabled (Linux 5.10). From then on it refuses
+//! What a ring does for us no filter of system calls sees: it could open files, connect to hosts and send descriptors. So a
+//! ring is made disabled, told the operations of the engine, and only then enabled (Linux 5.10). From then on it refuses
 //! any other, and any change of its set-up, to whoever holds it.
 
 use std::io;
 
 use io_uring::register::Restriction;
-use io_uring::{Builder, IoUring, Probe, opcode};
+use io_uring::{IoUring, Probe, opcode};
 
 /// The operations that the engine uses, and their names in `io_uring(7)`.
 const OPERATIONS: [(u8, &str); 7] = [
@@ -30,30 +30,24 @@ const OPERATIONS: [(u8, &str); 7] = [
 /// - SINGLE_ISSUER ties the ring to a thread. An engine that is dropped by another one, after a panic for example, could
 ///   not wait for the operations under way.
 pub(super) fn make(entries: u32) -> io::Result<IoUring> {
-    // From the newest kernels to the oldest.
-    let flags: [(bool, fn(&mut Builder)); 3] = [
-        (true, |builder| {
+    let mut refused = io::ErrorKind::Unsupported.into();
+    // From the newest kernels to the oldest; before Linux 5.10 a ring cannot be restricted.
+    for (restricted, quick) in [(true, true), (true, false), (false, false)] {
+        let mut builder = IoUring::builder();
+        builder.dontfork();
+        if restricted {
+            builder.setup_r_disabled();
+        }
+        if quick {
             builder
-                .setup_r_disabled()
                 .setup_submit_all()
                 .setup_coop_taskrun()
                 .setup_taskrun_flag();
-        }),
-        (true, |builder| {
-            builder.setup_r_disabled();
-        }),
-        // Linux before 5.10, which cannot restrict a ring.
-        (false, |_| {}),
-    ];
-    let mut refused = io::ErrorKind::Unsupported.into();
-    for (disabled, set) in flags {
-        let mut builder = IoUring::builder();
-        builder.dontfork();
-        set(&mut builder);
+        }
         match builder.build(entries) {
             Ok(ring) => {
                 check(&ring)?;
-                if disabled {
+                if restricted {
                     restrict(&ring)?;
                 }
                 return Ok(ring);
