@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use crate::frontend::{FrontEnd, VringAddresses};
 use crate::memory::{Buffer, GuestMemory};
+use crate::pattern;
 use crate::request::feature::{
     BLK_RO, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES, RING_EVENT_IDX, VHOST_LOG_ALL,
 };
-use crate::request::header;
-use crate::request::protocol;
+use crate::request::{S_OK, T_IN, header, protocol};
 use crate::ring::{Ring, Used};
 use crate::wait::{PATIENCE, readable, take_signals};
 use crate::wire::code;
@@ -214,6 +214,29 @@ impl Guest {
             buffer.gpa + u64::from(buffer.len) - 1,
             std::sync::atomic::Ordering::Acquire,
         )
+    }
+
+    /// The buffers of a read of one sector.
+    pub fn read_of(&self, sector: u64) -> [Buffer; 3] {
+        [
+            self.header(T_IN, sector),
+            self.memory.writable(512),
+            self.status(),
+        ]
+    }
+
+    /// Checks that such a read, of a sector that nobody has written, has been carried out.
+    ///
+    /// # Panics
+    /// When it has not.
+    #[track_caller]
+    pub fn assert_read(&self, buffers: &[Buffer; 3], sector: u64) {
+        assert_eq!(self.last_byte(buffers[2]), S_OK, "sector {sector}");
+        pattern::assert_same(
+            &self.memory.bytes(buffers[1]),
+            &pattern::base(sector, 1),
+            "a read",
+        );
     }
 
     /// Submits a chain on the first ring and waits until it is given back.

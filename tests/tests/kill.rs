@@ -5,7 +5,7 @@
 //! allow.
 
 use stratablk_tests::kill::client::{Fault, Mix};
-use stratablk_tests::kill::rig::Cache;
+use stratablk_tests::kill::home::Cache;
 use stratablk_tests::kill::run::{After, Failure, Plan, Summary, run};
 
 /// Kills of one store, after which the next one gets another seed and cache.

@@ -12,6 +12,7 @@
 //! for a host that loses power ([`run::After`]).
 
 pub mod client;
+pub mod home;
 pub mod oracle;
 pub mod rig;
 pub mod run;

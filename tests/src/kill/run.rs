@@ -10,7 +10,8 @@ use std::sync::atomic::AtomicBool;
 use rustix::process::Signal;
 
 use super::client::{Client, Counts, Fault, Link, Mix};
-use super::rig::{Cache, Killer, Rig, VOLUME};
+use super::home::Cache;
+use super::rig::{Killer, Rig, VOLUME};
 use crate::daemon::{Daemon, run as command};
 use crate::load::random::Random;
 

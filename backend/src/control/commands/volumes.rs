@@ -206,10 +206,12 @@ impl Commands {
     }
 }
 
-/// An error of the layers, which say "size" as the command line does; the field of the request tells its unit.
+/// An error of the layers, which say "size" where the request says its unit as well.
 fn sized(error: layers::Error) -> ApiError {
     match error {
-        layers::Error::Invalid { field: "size", .. } => ApiError::from(error).of("size_bytes"),
+        error @ layers::Error::Invalid { .. } => {
+            ApiError::from(error).renamed("size", "size_bytes")
+        }
         error => error.into(),
     }
 }
