@@ -122,6 +122,9 @@ pub enum ConfineError {
     },
 }
 
+/// Something that the process gives up.
+type Step = fn() -> io::Result<()>;
+
 /// How this process is confined; unset: not at all.
 static MODE: OnceLock<Mode> = OnceLock::new();
 /// Where its files lie, once that is known.
@@ -143,7 +146,7 @@ pub fn begin(settings: &Settings, dir: &Path, groups: &[u32]) -> Result<(), Conf
         tracing::warn!("--confine off: threads keep all privileges of the daemon");
         return Ok(());
     }
-    let steps: [(&'static str, fn() -> io::Result<()>); 5] = [
+    let steps: [(&'static str, Step); 5] = [
         ("no new privileges", no_new_privileges),
         ("no core files", user::no_core_files),
         ("capabilities", user::shed_for_all),
