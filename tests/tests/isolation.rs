@@ -3,6 +3,7 @@
 //! Two volumes of one store, over one base, are served at once. One is full of a stamp of its owner; the other one's
 //! guest sends every request that could lead beyond its end, into the words of other layers, or into memory that is not
 //! its own. Afterwards nothing that it read holds the other's stamp, and the other volume holds nothing else.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs;
 use std::path::PathBuf;
