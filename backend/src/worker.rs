@@ -48,6 +48,7 @@ use self::counters::Counters;
 use self::disk::{DiskContext, DiskSource};
 use self::poll::PollBudget;
 use self::queue::{Phase, Queue};
+use crate::confine::{self, Role};
 use crate::signal::Signal;
 use crate::vhost::dirty_log::DirtyLog;
 use crate::vhost::event::Kick;
@@ -103,6 +104,7 @@ pub fn start<D: DiskSource>(name: String, setup: WorkerSetup<D>) -> io::Result<W
         let alarm = Alarm(Arc::clone(&setup.trouble));
         match Worker::new(setup, inbox) {
             Ok(mut worker) => {
+                confine::enter(Role::Worker);
                 let _ = born.send(Ok(()));
                 worker.run();
             }

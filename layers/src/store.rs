@@ -41,6 +41,8 @@ pub struct StoreOptions {
     pub no_io_uring: bool,
     /// The sector cache.
     pub cache: CacheOptions,
+    /// Called first by each thread that the store starts. Such a thread opens no files: it works on memory and open files.
+    pub on_thread: Option<fn()>,
 }
 
 /// What a new volume starts from.
@@ -259,7 +261,11 @@ impl Store {
                 last::write(dir, path)?;
             }
         }
-        store.threads = Some(CacheThreads::start(&store.cache, &store.write_back)?);
+        store.threads = Some(CacheThreads::start(
+            &store.cache,
+            &store.write_back,
+            store.options.on_thread,
+        )?);
         Ok(store)
     }
 
@@ -662,15 +668,22 @@ struct CacheThreads {
     stop: Arc<AtomicBool>,
     /// To be joined.
     threads: Vec<JoinHandle<()>>,
+    /// Called first by each of them.
+    on_thread: Option<fn()>,
 }
 
 impl CacheThreads {
     /// Starts them.
-    fn start(cache: &Arc<Cache>, write_back: &Arc<WriteBack>) -> Result<Self> {
+    fn start(
+        cache: &Arc<Cache>,
+        write_back: &Arc<WriteBack>,
+        on_thread: Option<fn()>,
+    ) -> Result<Self> {
         let mut started = Self {
             cache: Arc::clone(cache),
             stop: Arc::new(AtomicBool::new(false)),
             threads: Vec::new(),
+            on_thread,
         };
         let work = Arc::clone(write_back);
         started.spawn("write-back", move || work.run())?;
@@ -685,9 +698,15 @@ impl CacheThreads {
 
     /// Starts one.
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+        let on_thread = self.on_thread;
         let thread = std::thread::Builder::new()
             .name(name.into())
-            .spawn(work)
+            .spawn(move || {
+                if let Some(begin) = on_thread {
+                    begin();
+                }
+                work();
+            })
             .map_err(|source| Error::Io {
                 op: "start a thread for",
                 path: "the cache".into(),

@@ -96,6 +96,12 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume], jobs: &[J
         out.family(name, Kind::Gauge, help, [(Vec::new(), value)]);
     }
 
+    out.family(
+        "stratablk_refused_calls_total",
+        Kind::Counter,
+        "System calls that threads made and may not make; the log has their numbers.",
+        [(Vec::new(), crate::confine::refused_calls())],
+    );
     cache_families(&mut out, cache);
     job_families(&mut out, jobs);
 

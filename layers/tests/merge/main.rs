@@ -570,12 +570,16 @@ fn a_longer_flatten_goes_on_when_a_shorter_one_ends() {
         world.set_step(1 << 20);
         let store = std::sync::Arc::clone(world.store());
         let short = store.flatten("v").unwrap().id;
-        (0..first).for_each(|_| drop(store.job_step()));
+        for _ in 0..first {
+            store.job_step();
+        }
         let _ = store.cancel_job(short);
         world.snapshot("v", "a");
         world.scribble("v", 20);
         let long = store.flatten("v").map(|job| job.id);
-        (0..second).for_each(|_| drop(store.job_step()));
+        for _ in 0..second {
+            store.job_step();
+        }
         drop(store);
         world.restart();
         let store = std::sync::Arc::clone(world.store());

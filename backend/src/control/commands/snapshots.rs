@@ -14,7 +14,8 @@ use super::super::types::{
     DeleteQuery, DeleteReport, DiffLine, DiffQuery, ErrorKind, MergeWay, PointRef, RestoreReport,
     RestoreRequest, SnapshotList, SnapshotReport, SnapshotRequest, Tree,
 };
-use super::Commands;
+use super::{Commands, check_reach};
+use crate::confine::reach::Want;
 
 impl Commands {
     /// Takes a snapshot.
@@ -144,6 +145,11 @@ impl Commands {
             }),
             rate: query.rate_bytes_per_s,
         };
+        if query.into_base
+            && let Some(base) = self.store.volume_info(volume)?.base
+        {
+            check_reach("into_base", &base, Want::Write)?;
+        }
         let plan = if query.dry_run {
             self.store.plan_delete_snapshot(volume, snapshot, options)
         } else {
