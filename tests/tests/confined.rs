@@ -330,6 +330,12 @@ fn what_is_outside_allow_is_refused_by_name() {
         refused.contains("--allow-read") && refused.contains("elsewhere"),
         "{refused}"
     );
+    std::os::unix::fs::symlink(at("elsewhere/b.img"), at("images/link.img")).unwrap();
+    let refused = line("volume create b --base @/images/link.img").refused();
+    assert!(
+        refused.contains("leads to") && refused.contains("elsewhere` as well"),
+        "{refused}"
+    );
     let refused = line("import @/elsewhere/b.img b").refused();
     assert!(refused.contains("--allow-read"), "{refused}");
     line("volume create a --base @/images/a.img").ok();

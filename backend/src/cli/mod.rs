@@ -198,9 +198,17 @@ fn capabilities() -> Done {
     Done::new(json, text)
 }
 
+/// Names the control socket for those who talk to a daemon. Not for the daemon: whoever has it in the environment talks to one,
+/// and a second one must not take that one's place.
+const CONTROL_VARIABLE: &str = "STRATABLK_CONTROL";
+
 /// The control socket to talk to.
 fn control_path(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
-    if let Some(path) = given {
+    let named = || {
+        let path = std::env::var_os(CONTROL_VARIABLE)?;
+        (!path.is_empty()).then(|| PathBuf::from(path))
+    };
+    if let Some(path) = given.or_else(named) {
         return Ok(path);
     }
     let default = Path::new(CONTROL_DEFAULT);
