@@ -317,6 +317,12 @@ impl Daemon {
             bases,
             sockets,
         });
+        commands
+            .start_opener()
+            .map_err(|source| DaemonError::Host {
+                op: "start a thread",
+                source,
+            })?;
         let begun = begin(&commands, &control, config.control_group.as_deref(), disk);
         if begun.is_err()
             && let Err(error) = commands.close()

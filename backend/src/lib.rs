@@ -16,6 +16,7 @@ pub mod confine;
 pub mod control;
 pub mod daemon;
 mod notify;
+pub mod opener;
 pub mod provider;
 pub mod signal;
 pub mod vhost;

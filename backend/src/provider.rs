@@ -21,6 +21,7 @@ use stratablk_layers::store::Store;
 use stratablk_layers::units::Sector;
 use stratablk_layers::volume::Volume;
 
+use crate::opener::Opener;
 use crate::worker::provider::{DiskProvider, MachineStart};
 
 /// A volume of the store.
@@ -32,6 +33,8 @@ pub struct StoredDisk {
     name: String,
     /// Its size when it was last asked for, in sectors.
     capacity: AtomicU64,
+    /// Opens it.
+    opener: Arc<Opener>,
 }
 
 impl StoredDisk {
@@ -39,12 +42,13 @@ impl StoredDisk {
     ///
     /// # Errors
     /// `NotFound`.
-    pub fn new(store: Arc<Store>, name: &str) -> Result<Self, Error> {
+    pub fn new(store: Arc<Store>, name: &str, opener: Arc<Opener>) -> Result<Self, Error> {
         let capacity = store.volume_facts(name)?.size.0;
         Ok(Self {
             store,
             name: name.to_owned(),
             capacity: AtomicU64::new(capacity),
+            opener,
         })
     }
 
@@ -58,28 +62,27 @@ impl StoredDisk {
         let facts = self.store.volume_facts(&self.name);
         facts.map_or(VolumeKind::Readonly, |facts| facts.kind)
     }
+}
 
-    /// Resets or disarms an immutable volume, as the start of this machine demands.
-    fn settle(&self, start: MachineStart) -> Result<(), Error> {
-        let facts = self.store.volume_facts(&self.name)?;
-        if facts.kind != VolumeKind::Immutable || !facts.armed {
-            return Ok(());
-        }
-        let volume = &self.name;
-        match start {
-            MachineStart::Fresh => {
-                if self.store.machine_starts(volume)? {
-                    tracing::info!(%volume, "reset, since a machine starts");
-                }
-            }
-            MachineStart::Continued => {
-                self.store.arm(volume, false)?;
-                tracing::info!(%volume, "not reset, since the machine goes on");
-            }
-            MachineStart::Again => {}
-        }
-        Ok(())
+/// Resets or disarms an immutable volume, as the start of this machine demands.
+fn settle(store: &Store, volume: &str, start: MachineStart) -> Result<(), Error> {
+    let facts = store.volume_facts(volume)?;
+    if facts.kind != VolumeKind::Immutable || !facts.armed {
+        return Ok(());
     }
+    match start {
+        MachineStart::Fresh => {
+            if store.machine_starts(volume)? {
+                tracing::info!(%volume, "reset, since a machine starts");
+            }
+        }
+        MachineStart::Continued => {
+            store.arm(volume, false)?;
+            tracing::info!(%volume, "not reset, since the machine goes on");
+        }
+        MachineStart::Again => {}
+    }
+    Ok(())
 }
 
 impl DiskProvider for StoredDisk {
@@ -105,9 +108,9 @@ impl DiskProvider for StoredDisk {
     }
 
     fn open(&self, start: MachineStart) -> io::Result<Arc<Volume>> {
-        self.settle(start)
-            .and_then(|()| self.store.open_volume(&self.name))
-            .map_err(io::Error::other)
+        let (store, name) = (Arc::clone(&self.store), self.name.clone());
+        let open = move || settle(&store, &name, start).and_then(|()| store.open_volume(&name));
+        self.opener.run(open)?.map_err(io::Error::other)
     }
 
     fn closed(&self) {

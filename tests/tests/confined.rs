@@ -375,6 +375,36 @@ fn what_is_outside_allow_is_refused_by_name() {
 }
 
 #[test]
+fn a_volume_that_lies_over_its_image_again_starts() {
+    let dir = temp_dir();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("images")).unwrap();
+    fs::write(at("images/a.img"), vec![1; 1 << 20]).unwrap();
+    let args = ["--store".into(), at("store").into_os_string()];
+    let start = || Daemon::start(&args, &at("store/control.sock"));
+    let daemon = start();
+    let line = |daemon: &Daemon, words: &str| {
+        daemon
+            .line(&words.replace("@/", &format!("{}/", dir.path().display())))
+            .ok()
+    };
+    line(&daemon, "volume create a --base @/images/a.img");
+    line(&daemon, "snapshot create one a");
+    line(&daemon, "volume flatten a --wait");
+    let (status, _, log) = daemon.stop();
+    assert!(status.success(), "{log}");
+    // Attached while nothing of the image is below it.
+    let daemon = start();
+    line(&daemon, "volume attach a --socket @/a.sock");
+    line(&daemon, "snapshot restore a one");
+    let mut disk = Disk::connect(&at("a.sock"));
+    assert_eq!(disk.read(0, 8), vec![1; 4096]);
+    drop(disk);
+    let (status, _, log) = daemon.stop();
+    assert!(status.success() && !log.contains("denied"), "{log}");
+}
+
+#[test]
 fn sockets_can_be_opened_to_a_group() {
     let dir = temp_dir();
     let gid = fs::metadata(dir.path()).unwrap().gid();

@@ -118,7 +118,11 @@ impl Commands {
         self.log_notes();
         // Only to see that it can be: who serves it opens it again for as long as rings run.
         drop(opened?);
-        let disk = Arc::new(StoredDisk::new(Arc::clone(&self.store), name)?);
+        let disk = Arc::new(StoredDisk::new(
+            Arc::clone(&self.store),
+            name,
+            Arc::clone(&self.opener),
+        )?);
         self.attachments
             .start(disk, source, queues, read_only, commit)?;
         tracing::info!(volume = %name, queues, read_only, "attached");

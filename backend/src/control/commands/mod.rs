@@ -24,6 +24,7 @@ use super::events::Events;
 use super::types::{CacheFigures, Stats, Status, Volume, VolumeList};
 use super::watch::JobWatch;
 use crate::confine::reach::{self, Want};
+use crate::opener::Opener;
 
 /// The daemon as its commands see it.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Commands {
     dir: PathBuf,
     /// What is served now.
     attachments: Attachments,
+    /// Opens volumes for attachments.
+    opener: Arc<Opener>,
     /// Where changes are told.
     events: Arc<Events>,
     /// What was told of jobs.
@@ -55,6 +58,7 @@ impl Commands {
             store: Arc::new(store),
             dir,
             attachments,
+            opener: Arc::default(),
             events,
             watch: JobWatch::default(),
             working: Mutex::new(false),
@@ -65,6 +69,14 @@ impl Commands {
             .watch
             .begin(&commands.jobs().jobs, commands.started);
         commands
+    }
+
+    /// Lets attachments have their volumes opened by threads with the rights of this one.
+    ///
+    /// # Errors
+    /// The host's refusal of a thread.
+    pub fn start_opener(&self) -> std::io::Result<()> {
+        self.opener.start()
     }
 
     /// The same, with sockets for front-ends that the members of a group may use.
