@@ -30,7 +30,7 @@ use stratablk_layers::volume::{Completion, Durability, Operation, RequestError};
 use vm_memory::GuestAddress;
 use vm_memory::volatile_memory::VolatileMemory;
 
-use crate::host::Holdings;
+use crate::host::leaves_nothing;
 use crate::input::Input;
 
 /// Bytes of the file before, between and behind what is shared of it.
@@ -150,22 +150,35 @@ impl State {
         (guest < REGIONS[1].0 + REGIONS[1].1).then_some(guest + gap)
     }
 
+    /// The parts of a range that lie in one region each: where in the file, and which of the bytes.
+    fn parts(guest: u64, len: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+        REGIONS.into_iter().filter_map(move |(start, room)| {
+            let first = guest.max(start);
+            let end = guest.saturating_add(len as u64).min(start + room);
+            let part = usize::try_from(first - guest).ok()?
+                ..usize::try_from(end.checked_sub(guest)?).ok()?;
+            (first < end).then_some((Self::place(first)?, part))
+        })
+    }
+
     fn write(&self, guest: u64, bytes: &[u8]) {
-        let end = REGIONS[1].0 + REGIONS[1].1;
-        for (address, byte) in (guest..end).zip(bytes) {
-            if let Some(place) = Self::place(address) {
-                let byte = if *byte == UNTOUCHED { 0 } else { *byte };
-                // Behind a cut the file would grow again, to no effect: the region is lost.
-                let _ = self.file.write_all_at(&[byte], place);
-            }
+        let bytes: Vec<u8> = bytes
+            .iter()
+            .map(|byte| if *byte == UNTOUCHED { 0 } else { *byte })
+            .collect();
+        for (place, part) in Self::parts(guest, bytes.len()) {
+            // Behind a cut the file would grow again, to no effect: the region is lost.
+            let _ = self
+                .file
+                .write_all_at(bytes.get(part).unwrap_or_default(), place);
         }
     }
 
     fn read(&self, guest: u64, bytes: &mut [u8]) {
-        for (address, byte) in (guest..).zip(bytes.iter_mut()) {
-            if let Some(place) = Self::place(address) {
-                let _ = self.file.read_at(std::slice::from_mut(byte), place);
-            }
+        for (place, part) in Self::parts(guest, bytes.len()) {
+            let _ = self
+                .file
+                .read_at(bytes.get_mut(part).unwrap_or_default(), place);
         }
     }
 
@@ -351,7 +364,10 @@ fn act(input: &mut Input<'_>, size: u16) -> Act {
     };
     match kind % 12 {
         0..4 => Act::Descriptor(TABLE + 16 * u64::from(head), descriptor(input)),
-        4 | 5 => Act::Descriptor(address(input) + 16 * u64::from(head), descriptor(input)),
+        4 | 5 => Act::Descriptor(
+            address(input).wrapping_add(16 * u64::from(head)),
+            descriptor(input),
+        ),
         6 | 7 => Act::Offer(head),
         8 => {
             let place = address(input);
@@ -407,13 +423,7 @@ fn memfd() -> File {
 /// # Panics
 /// If something does not hold that must.
 pub fn run(bytes: &[u8]) {
-    // The first input of a process sets a signal handler and other things that stay.
-    static WARM: AtomicBool = AtomicBool::new(false);
-    let before = WARM.swap(true, Ordering::Relaxed).then(Holdings::now);
-    serve(bytes);
-    if let Some(before) = before {
-        before.assert_no_more();
-    }
+    leaves_nothing(|| serve(bytes));
 }
 
 /// The memory as it is shared, and where it is mapped.
@@ -538,9 +548,9 @@ fn serve(bytes: &[u8]) {
         }
         rustix::io::write(&kick, &1u64.to_ne_bytes()).expect("an event fd");
         if behaviour & 0x80 == 0 {
-            rounds(&worker);
+            rounds(&worker, size);
         } else {
-            race(&disk, &worker, &racing);
+            race(&disk, &worker, size, &racing);
         }
         judge(&mut disk.state(), &mut used);
         let mut state = disk.state();
@@ -551,7 +561,7 @@ fn serve(bytes: &[u8]) {
         }
     }
     disk.release();
-    rounds(&worker);
+    rounds(&worker, size);
     // What waits for the ring's end is answered by then.
     let end = std::thread::scope(|scope| {
         let detached = scope.spawn(|| worker.detach(0).expect("a worker"));
@@ -591,9 +601,9 @@ fn serve(bytes: &[u8]) {
     drop(worker);
 }
 
-/// Lets the worker go round a few times: it obeys commands once a round.
-fn rounds(worker: &WorkerHandle) {
-    for _ in 0..6 {
+/// Lets the worker take all that a ring can hold: it obeys commands once a round, and takes a batch of 32 in each.
+fn rounds(worker: &WorkerHandle, size: u16) {
+    for _ in 0..3 + size / 32 {
         worker
             .set_durability(Durability::AfterFlush)
             .expect("a worker");
@@ -601,7 +611,7 @@ fn rounds(worker: &WorkerHandle) {
 }
 
 /// The same, while the guest changes its memory all the time.
-fn race(disk: &Ram, worker: &WorkerHandle, acts: &[Act]) {
+fn race(disk: &Ram, worker: &WorkerHandle, size: u16, acts: &[Act]) {
     let done = AtomicBool::new(false);
     disk.state().tame = false;
     std::thread::scope(|scope| {
@@ -612,7 +622,7 @@ fn race(disk: &Ram, worker: &WorkerHandle, acts: &[Act]) {
                 }
             }
         });
-        rounds(worker);
+        rounds(worker, size);
         done.store(true, Ordering::Relaxed);
     });
 }

@@ -12,7 +12,6 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ use stratablk_layers::file::Segment;
 use stratablk_layers::units::Sector;
 use stratablk_layers::volume::{Completion, Durability, Operation};
 
-use crate::host::Holdings;
+use crate::host::leaves_nothing;
 use crate::input::Input;
 
 /// Bytes of the file behind guest memory.
@@ -382,13 +381,7 @@ fn spoil(message: &mut Message, input: &mut Input<'_>) {
 /// # Panics
 /// If something is left over.
 pub fn run(bytes: &[u8]) {
-    // The first input of a process sets a signal handler and other things that stay.
-    static WARM: AtomicBool = AtomicBool::new(false);
-    let before = WARM.swap(true, Ordering::Relaxed).then(Holdings::now);
-    session(bytes);
-    if let Some(before) = before {
-        before.assert_no_more();
-    }
+    leaves_nothing(|| session(bytes));
 }
 
 /// Plays one session.
