@@ -197,15 +197,18 @@ impl State {
                 self.write(AVAILABLE + 4 + 2 * entry, &head.to_le_bytes());
                 self.available = self.available.wrapping_add(1);
                 self.write(AVAILABLE + 2, &self.available.to_le_bytes());
-                let (writable, tables) = writable(self, head);
-                self.written.extend(&writable);
-                self.tables.extend(&tables);
-                self.tame &= !self
-                    .tables
-                    .iter()
-                    .any(|table| self.written.iter().any(|buffer| overlap(table, buffer)));
-                if let Some(offered) = self.offered.get_mut(usize::from(head)) {
-                    offered.push_back(writable);
+                // Otherwise nothing is asked of it, and a guest that races offers without end.
+                if self.tame {
+                    let (writable, tables) = writable(self, head);
+                    self.written.extend(&writable);
+                    self.tables.extend(&tables);
+                    self.tame &= !self
+                        .tables
+                        .iter()
+                        .any(|table| self.written.iter().any(|buffer| overlap(table, buffer)));
+                    if let Some(offered) = self.offered.get_mut(usize::from(head)) {
+                        offered.push_back(writable);
+                    }
                 }
             }
             Act::Index(index) => {

@@ -2,7 +2,7 @@
 //! gone on with.
 //!
 //! Input: a byte of bits that say which checksums and lengths are made right ([`Seal`]), two bytes of records of the journal
-//! whose checksums stay as they are, two bytes for a tail of zeroes, and the file.
+//! whose checksums stay as they are, two bytes for a tail of zeroes, and the file, whole or without its padding ([`spread`]).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,8 @@ use crate::memory::peak;
 
 /// Where the fields lie that are made right, as in `FORMAT.md`.
 mod at {
+    /// Bytes of the header that hold something, but for the path of a base.
+    pub const USED: usize = 320;
     /// Bytes of the header.
     pub const HEADER: usize = 4096;
     /// Checksum of the header.
@@ -117,6 +119,21 @@ fn seal(file: &mut [u8], seal: Seal) {
     }
 }
 
+/// The file that these bytes stand for: the header's first bytes, the bitmaps, the journal. Most of a file is padding, in which
+/// mutations are lost.
+fn spread(bytes: &[u8]) -> Vec<u8> {
+    let (header, rest) = bytes.split_at(at::USED.min(bytes.len()));
+    let mut file = header.to_vec();
+    file.resize(at::HEADER, 0);
+    let lens = number(&file, at::DATA_LEN).zip(number(&file, at::DATA_LEN + 8));
+    let bitmaps = lens.and_then(|(data, zero)| data.checked_add(zero));
+    let (bitmaps, journal) = rest.split_at(bitmaps.unwrap_or(0).min(rest.len()));
+    file.extend_from_slice(bitmaps);
+    file.resize(file.len().next_multiple_of(512), 0);
+    file.extend_from_slice(journal);
+    file
+}
+
 /// A disk that holds this file as the map of the layer.
 fn disk(file: &[u8]) -> Arc<dyn Media> {
     let media = SimMedia::new(1);
@@ -141,7 +158,11 @@ pub fn run(bytes: &[u8]) {
     let bits = input.u8();
     let spared = input.u16();
     let tail = usize::from(input.u16());
-    let mut file = input.0.to_vec();
+    let mut file = if bits & 0x40 == 0 {
+        input.0.to_vec()
+    } else {
+        spread(input.0)
+    };
     if bits & 0x20 != 0 {
         file.resize(file.len() + tail, 0);
     }

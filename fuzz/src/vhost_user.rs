@@ -274,8 +274,8 @@ fn message(input: &mut Input<'_>) -> Message {
             body.extend([0; 4]);
             for _ in 0..count {
                 body.extend(region(input));
-                descriptors.push(0);
             }
+            descriptors.resize(usize::from(count), 0);
         }
         // A dirty log.
         6 => {
