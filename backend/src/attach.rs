@@ -19,6 +19,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use self::socket::{Listening, Socket};
+use crate::confine::{self, Role};
 use crate::signal::Signal;
 use crate::vhost::handler::{Handler, HandlerSetup};
 use crate::vhost::session::{End, Outside, Patience, serve};
@@ -43,8 +44,8 @@ pub struct AttachOptions {
     pub workers: usize,
     /// Whether the guest may only read.
     pub read_only: bool,
-    /// Permissions of a socket that is made.
-    pub mode: u32,
+    /// The group that may use a socket that is made, besides its owner.
+    pub group: Option<u32>,
     /// How long a front-end may take.
     pub patience: Patience,
 }
@@ -55,7 +56,7 @@ impl Default for AttachOptions {
             queues: 1,
             workers: 0,
             read_only: false,
-            mode: 0o600,
+            group: None,
             patience: Patience::default(),
         }
     }
@@ -175,7 +176,11 @@ fn start<P: DiskProvider>(
         ended: AtomicBool::new(false),
         sessions: AtomicU64::new(0),
     });
-    let socket = Socket::open(source, options.mode)?;
+    let path = match &source {
+        SocketSource::Listen(path) => Some(path.clone()),
+        SocketSource::Fd(_) => None,
+    };
+    let socket = Socket::open(source, options.group)?;
     let server = Server {
         provider,
         options,
@@ -183,7 +188,13 @@ fn start<P: DiskProvider>(
     };
     let thread = thread::Builder::new()
         .name("attachment".into())
-        .spawn(move || server.run(socket))?;
+        .spawn(move || {
+            confine::enter(Role::Attachment {
+                socket: path.as_deref(),
+                base: server.provider.base().as_deref(),
+            });
+            server.run(socket);
+        })?;
     Ok(AttachmentHandle {
         shared,
         thread: Some(thread),

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use stratablk_layers::store::StoreOptions;
 
+use crate::confine::Settings;
+
 /// Where the front-end of one-disk mode connects.
 #[derive(Debug)]
 pub enum DiskSocket {
@@ -37,6 +39,40 @@ pub enum Target {
     Disk(OneDisk),
 }
 
+impl OneDisk {
+    /// The directories of the image and the socket.
+    pub fn dirs(&self) -> Vec<PathBuf> {
+        let socket = match &self.socket {
+            DiskSocket::Path(path) => Some(path),
+            DiskSocket::Inherited(_) => None,
+        };
+        let absolute = |path: &PathBuf| {
+            let target = path.canonicalize().or_else(|_| std::path::absolute(path));
+            Some(target.ok()?.parent()?.to_owned())
+        };
+        [Some(&self.file), socket]
+            .into_iter()
+            .flatten()
+            .filter_map(absolute)
+            .collect()
+    }
+}
+
+impl Target {
+    /// The store's directory: of one-disk mode, the file's name with `.strata` added.
+    pub fn store(&self) -> PathBuf {
+        let dir = match self {
+            Self::Store(dir) => dir.clone(),
+            Self::Disk(disk) => {
+                let mut name = disk.file.as_os_str().to_owned();
+                name.push(".strata");
+                PathBuf::from(name)
+            }
+        };
+        std::path::absolute(&dir).unwrap_or(dir)
+    }
+}
+
 /// All of `stratablk serve`.
 #[derive(Debug)]
 pub struct ServeConfig {
@@ -46,6 +82,10 @@ pub struct ServeConfig {
     pub control: Option<PathBuf>,
     /// The group that may use the control socket too.
     pub control_group: Option<String>,
+    /// The group that may use the sockets of front-ends too.
+    pub socket_group: Option<String>,
+    /// What the daemon gives up before it serves.
+    pub confine: Settings,
     /// Worker threads an attachment, at most; `None` for one a CPU.
     pub workers: Option<usize>,
     /// How the store is opened.

@@ -20,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::config::{DiskSocket, OneDisk, ServeConfig, Target};
+use crate::confine::{self, ConfineError, Places, Role, accounts};
 use crate::control::attachments::Source;
 use crate::control::commands::{Commands, check_socket_path};
 use crate::control::error::ApiError;
@@ -68,6 +69,12 @@ pub enum DaemonError {
     /// The control socket could not be had.
     #[error(transparent)]
     Control(#[from] SocketError),
+    /// The daemon cannot give up what it was told to.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// There is no such group.
+    #[error("--socket-group {0}: no such group in /etc/group; give a group's name or number")]
+    NoSocketGroup(String),
     /// The host refused something that every process needs.
     #[error("{op}: {source}")]
     Host {
@@ -95,9 +102,10 @@ impl DaemonError {
             }
             Self::Image { .. } => ErrorKind::Invalid,
             Self::Control(SocketError::InUse(_)) => ErrorKind::Busy,
-            Self::Control(SocketError::NotASocket(_) | SocketError::NoSuchGroup(_)) => {
-                ErrorKind::Invalid
-            }
+            Self::Control(SocketError::NotASocket(_) | SocketError::NoSuchGroup(_))
+            | Self::NoSocketGroup(_)
+            | Self::Confine(ConfineError::User(_)) => ErrorKind::Invalid,
+            Self::Confine(ConfineError::Refused { .. }) => ErrorKind::Unsupported,
             Self::Control(SocketError::Io { .. }) | Self::Host { .. } | Self::Late(_) => {
                 ErrorKind::Io
             }
@@ -125,6 +133,8 @@ fn raise_descriptor_limit() {
 pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
     let host = |op| move |source| DaemonError::Host { op, source };
     raise_descriptor_limit();
+    let groups = Groups::find(&config)?;
+    confine::begin(&config.confine, &config.target.store(), &groups.numbers())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(COMMANDS_MAX as usize)
@@ -134,7 +144,15 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
         let mut signals = Signals::install().map_err(host("listen for signals"))?;
         let json = config.json;
         // Opening a large store takes its time and can be given up at any moment, as by a crash.
-        let setting_up = tokio::task::spawn_blocking(|| Daemon::set_up(config));
+        // On a thread of its own, which ends before this one is confined: it opens what nobody opens afterwards.
+        let (done, setting_up) = oneshot::channel();
+        thread::Builder::new()
+            .name("set-up".into())
+            .spawn(move || {
+                // A receiver less means that the daemon was told to stop.
+                let _ = done.send(Daemon::set_up(config, groups.socket));
+            })
+            .map_err(host("start a thread"))?;
         let (daemon, listener) = tokio::select! {
             name = signals.next() => {
                 tracing::info!("{name} before anything was served");
@@ -142,11 +160,51 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
             }
             ended = setting_up => ended.map_err(|e| host("set up")(io::Error::other(e)))??,
         };
+        // What is started from here on is confined from its start.
+        confine::enter(Role::Control);
         daemon.serve(listener, signals, json).await
     });
     // Threads that are stuck in a file system must not keep the process.
     runtime.shutdown_background();
     result
+}
+
+/// The groups that sockets are opened to.
+#[derive(Clone, Copy, Debug)]
+struct Groups {
+    /// Of the control socket; one that is not found is told when the socket is made.
+    control: Option<u32>,
+    /// Of the sockets of front-ends.
+    socket: Option<u32>,
+}
+
+impl Groups {
+    /// Finds them.
+    fn find(config: &ServeConfig) -> Result<Self, DaemonError> {
+        let number = |name: &str| {
+            accounts::group(name).map_err(|source| DaemonError::Host {
+                op: "read /etc/group",
+                source,
+            })
+        };
+        let control = config.control_group.as_deref();
+        let socket = match &config.socket_group {
+            None => None,
+            Some(name) => {
+                let found = number(name)?;
+                Some(found.ok_or_else(|| DaemonError::NoSocketGroup(name.clone()))?)
+            }
+        };
+        Ok(Self {
+            control: control.map(number).transpose()?.flatten(),
+            socket,
+        })
+    }
+
+    /// Those of which the daemon must be a member to open sockets to them.
+    fn numbers(self) -> Vec<u32> {
+        self.control.into_iter().chain(self.socket).collect()
+    }
 }
 
 /// The signals that end the daemon in order.
@@ -197,12 +255,13 @@ impl Daemon {
     /// Opens the store, takes the control socket and attaches what is to be attached. Blocks.
     fn set_up(
         config: ServeConfig,
+        socket_group: Option<u32>,
     ) -> Result<(Self, std::os::unix::net::UnixListener), DaemonError> {
-        let (dir, disk) = match config.target {
-            Target::Store(dir) => (dir, None),
-            Target::Disk(disk) => (store_beside(&disk.file), Some(disk)),
+        let dir = config.target.store();
+        let disk = match config.target {
+            Target::Store(_) => None,
+            Target::Disk(disk) => Some(disk),
         };
-        let dir = std::path::absolute(&dir).unwrap_or(dir);
         let what = match &disk {
             Some(disk) => format!("{} (changes in {})", disk.file.display(), dir.display()),
             None => format!("store {}", dir.display()),
@@ -229,6 +288,7 @@ impl Daemon {
                 })
             })?;
         }
+        let cache_dir = config.store_options.cache.place.clone();
         let opened = Store::open(&dir, config.store_options);
         if let (Some(fresh), Err(layers::Error::Busy { .. })) = (&mut fresh, &opened) {
             // Somebody else was faster: it is theirs.
@@ -240,8 +300,23 @@ impl Daemon {
             .workers
             .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         let control = config.control.unwrap_or_else(|| dir.join("control.sock"));
-        let commands = Commands::new(store, dir, workers);
+        let commands = Commands::new(store, dir.clone(), workers).with_socket_group(socket_group);
         commands.log_notes();
+        // Attachments are confined to these as they start.
+        let (mut bases, mut sockets) = commands.remembered_places();
+        if let Some(disk) = &disk {
+            bases.extend(disk.dirs());
+            sockets.extend(disk.dirs());
+        }
+        confine::settle(Places {
+            store: dir,
+            cache: cache_dir,
+            control: std::path::absolute(&control).unwrap_or_else(|_| control.clone()),
+            allow: config.confine.allow,
+            allow_read: config.confine.allow_read,
+            bases,
+            sockets,
+        });
         let begun = begin(&commands, &control, config.control_group.as_deref(), disk);
         if begun.is_err()
             && let Err(error) = commands.close()
@@ -287,12 +362,18 @@ impl Daemon {
         let upkeep = Arc::clone(&self.commands);
         thread::Builder::new()
             .name("upkeep".into())
-            .spawn(move || upkeep.maintain())
+            .spawn(move || {
+                confine::enter(Role::Work);
+                upkeep.maintain();
+            })
             .map_err(host("start a thread"))?;
         let work = Arc::clone(&self.commands);
         thread::Builder::new()
             .name("jobs".into())
-            .spawn(move || work.run_jobs())
+            .spawn(move || {
+                confine::enter(Role::Work);
+                work.run_jobs();
+            })
             .map_err(host("start a thread"))?;
         self.tell_ready(json);
 
@@ -387,13 +468,6 @@ fn begin(
         serve_disk(commands, disk)?;
     }
     Ok(control)
-}
-
-/// The store of one-disk mode: the file's name with `.strata` added.
-fn store_beside(file: &Path) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".strata");
-    PathBuf::from(name)
 }
 
 /// Checks an image before anything is created for it, so that the words are about the file and nothing is left behind.

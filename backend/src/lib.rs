@@ -12,6 +12,7 @@
 pub mod attach;
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod control;
 pub mod daemon;
 mod notify;

@@ -11,6 +11,7 @@
 //! whoever is served next by the new one cannot be told from the machine that ran, and nothing is thrown away.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -97,6 +98,10 @@ impl DiskProvider for StoredDisk {
 
     fn read_only(&self) -> bool {
         matches!(self.kind(), VolumeKind::Readonly | VolumeKind::Multiattach)
+    }
+
+    fn base(&self) -> Option<PathBuf> {
+        self.store.volume_info(&self.name).ok()?.base
     }
 
     fn open(&self, start: MachineStart) -> io::Result<Arc<Volume>> {

@@ -48,6 +48,7 @@ use self::counters::Counters;
 use self::disk::{DiskContext, DiskSource};
 use self::poll::PollBudget;
 use self::queue::{Phase, Queue};
+use crate::confine::{self, Role};
 use crate::signal::Signal;
 use crate::vhost::dirty_log::DirtyLog;
 use crate::vhost::event::Kick;
@@ -103,6 +104,7 @@ pub fn start<D: DiskSource>(name: String, setup: WorkerSetup<D>) -> io::Result<W
         let alarm = Alarm(Arc::clone(&setup.trouble));
         match Worker::new(setup, inbox) {
             Ok(mut worker) => {
+                confine::enter(Role::Worker);
                 let _ = born.send(Ok(()));
                 worker.run();
             }
@@ -326,6 +328,7 @@ impl<D: DiskSource> Worker<D> {
         }
         let mut waiting = false;
         for queue in self.queues.iter_mut().flatten() {
+            waiting |= queue.is_replaying();
             if !queue.is_served() {
                 continue;
             }
@@ -355,10 +358,7 @@ impl<D: DiskSource> Worker<D> {
         let Some(Some(queue)) = self.queues.get_mut(place) else {
             return false;
         };
-        if !queue.is_served() {
-            return false;
-        }
-        let head = match queue.ring.take() {
+        let head = match queue.next_head() {
             Ok(Some(head)) => head,
             Ok(None) => return false,
             Err(why) => {
@@ -367,11 +367,6 @@ impl<D: DiskSource> Worker<D> {
             }
         };
         queue.ring.suppress_kicks();
-        if queue.in_flight.holds(head) {
-            queue.ring.untake();
-            break_ring(queue, &self.counters, Broken::HeadInFlight);
-            return false;
-        }
         let size = queue.ring.size();
         let walked = self
             .chain
@@ -501,9 +496,15 @@ impl<D: DiskSource> Worker<D> {
     fn judge_memory(&mut self) {
         self.lost = self.memory.is_lost()
             || self.retired.iter().any(|(memory, _)| memory.is_lost())
-            || self.log.as_ref().is_some_and(|log| log.is_lost());
+            || self.log.as_ref().is_some_and(|log| log.is_lost())
+            || self
+                .queues
+                .iter()
+                .flatten()
+                .any(|queue| queue.ring.has_lost_tracker());
         if self.lost {
             for queue in self.queues.iter_mut().flatten() {
+                queue.stop_replaying();
                 if matches!(queue.phase, Phase::Armed | Phase::Started) {
                     break_ring(queue, &self.counters, Broken::MemoryLost);
                 }
@@ -526,7 +527,9 @@ impl<D: DiskSource> Worker<D> {
     fn finish_drains(&mut self) {
         for place in &mut self.queues {
             let drained = place.as_ref().is_some_and(|queue| {
-                matches!(queue.phase, Phase::Draining(_)) && queue.in_flight.count() == 0
+                matches!(queue.phase, Phase::Draining(_))
+                    && queue.in_flight.count() == 0
+                    && !queue.is_replaying()
             });
             if drained && let Some(mut queue) = place.take() {
                 if let Kick::Event(event) = &*queue.kick {

@@ -328,7 +328,7 @@ fn use_all(store: &Store) {
     );
     for volume in store.volumes() {
         if let Ok(open) = store.open_volume(&volume.name) {
-            let _ = open.depth();
+            let _ = open.capacity();
             drop(open);
         }
         let _ = store.tree(Some(&volume.name));

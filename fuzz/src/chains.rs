@@ -519,6 +519,7 @@ fn serve(bytes: &[u8]) {
         call: None,
         err: None,
         look: behaviour & 0x40 == 0,
+        resumed: None,
     };
     worker.attach(setup).expect("a worker");
     let mut used = base;

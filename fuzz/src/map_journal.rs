@@ -224,7 +224,7 @@ fn go_on(media: &Arc<dyn Media>, read: &stratablk_layers::format::Map) {
     let mut expected = set;
     let next = map.end();
     let can_go_on = next.next_sequence < u64::MAX - 8 && next.epoch.0 < u64::MAX - 8;
-    if header.state == MapState::Active && map.has_room(1) && can_go_on {
+    if header.state == MapState::Active && can_go_on {
         let count = header.size.0.min(8);
         let range = SectorRange::new(Sector(0), count).expect("a disk has sectors");
         let record = MapRecord {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use stratablk::signal::Signal;
+use stratablk::vhost::features;
 use stratablk::vhost::handler::{Handler, HandlerSetup};
 use stratablk::vhost::session::{End, Outside, Patience, serve};
 use stratablk::vhost::state::SessionState;
@@ -264,7 +265,11 @@ fn message(input: &mut Input<'_>) -> Message {
     match code {
         // Features: what is offered, less some.
         2 | 16 => {
-            let offered: u64 = if code == 2 { 0x1_7400_6e44 } else { 0x822f };
+            let offered = if code == 2 {
+                features::offered(false) & !features::LOG_ALL
+            } else {
+                features::protocol().bits()
+            };
             body.extend((offered & !near(input, 0)).to_le_bytes());
         }
         // A table of memory.

@@ -89,11 +89,6 @@ impl Chain {
         self.generation
     }
 
-    /// How many layers there are.
-    pub fn depth(&self) -> usize {
-        self.layers.len()
-    }
-
     /// The layer in a slot; `None` for gaps, slot 0 and slots newer than this chain.
     pub fn layer(&self, slot: LayerSlot) -> Option<&Arc<Layer>> {
         self.layers.get(self.slots.binary_search(&slot).ok()?)
@@ -279,11 +274,12 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::catalog::VolumeKind;
     use crate::file::sim::SimMedia;
     use crate::file::{Media, OpenMode};
     use crate::map::{MapRecord, RecordKind, SectorSet, Table};
     use crate::mapfile::{LayerKind, MapHeader, MapState};
-    use crate::resolve::{Part, Source, UnknownLayer, resolve};
+    use crate::resolve::{Part, Source, UnknownLayer, resolve, resolve_by_maps};
     use crate::units::{Cluster, Sector, SectorRange, StoreId};
     use std::path::Path;
 
@@ -309,6 +305,7 @@ mod tests {
             kind: LayerKind::Differencing,
             state: MapState::Sealed,
             volume: "disk".into(),
+            volume_kind: VolumeKind::Normal,
             snapshot: String::new(),
             group: uuid::Uuid::nil(),
             created_ns: 1,
@@ -357,7 +354,7 @@ mod tests {
         }
         let whole = Chain::new(Generation(1), layers.clone());
         let chain = whole.without(&[layers[1].id()]);
-        assert_eq!((whole.depth(), chain.depth()), (4, 3));
+        assert_eq!((whole.layers().len(), chain.layers().len()), (4, 3));
         let slots: Vec<_> = chain.slots().map(|(slot, _)| slot.0).collect();
         assert_eq!(slots, [1, 3, 4]);
         assert!(chain.layer(LayerSlot(2)).is_none() && chain.number(LayerSlot(2)).is_none());
@@ -386,12 +383,28 @@ mod tests {
             Err(UnknownLayer)
         );
         assert_eq!(resolve(&table, &whole, one, &mut Vec::new()), Ok(()));
+        // The maps know, whatever a word says.
+        let mut parts = Vec::new();
+        resolve_by_maps(
+            &chain,
+            SectorRange::new(Sector(0), CLUSTERS * 8).unwrap(),
+            &mut parts,
+        );
+        for part in &parts {
+            for sector in part.range.start.0..part.range.end().0 {
+                assert_eq!(part.source, Source::Layer(LayerSlot(expected(sector))));
+            }
+        }
+        assert_eq!(
+            parts.iter().map(|part| part.range.count).sum::<u64>(),
+            CLUSTERS * 8
+        );
         // The newest slot is not given out again, even if its layer goes.
         let fifth = sealed(&media, 5, &[]);
         let more = chain
             .with_active(Generation(2), Arc::clone(&fifth))
             .unwrap();
-        assert_eq!((more.active_slot(), more.depth()), (LayerSlot(5), 4));
+        assert_eq!((more.active_slot(), more.layers().len()), (LayerSlot(5), 4));
         let more = more
             .with_active(Generation(3), sealed(&media, 6, &[]))
             .unwrap();
@@ -402,7 +415,7 @@ mod tests {
         let replaced = less.with_replaced(LayerSlot(3), &other);
         assert_eq!(replaced.number(LayerSlot(3)), Some(LayerNumber(9)));
         assert_eq!(
-            (replaced.depth(), replaced.generation()),
+            (replaced.layers().len(), replaced.generation()),
             (4, Generation(3))
         );
         assert_eq!(replaced.slot_of(layers[2].id()), None);

@@ -57,14 +57,25 @@ impl Layer {
         map: ActiveMap,
         journal: MapFile,
     ) -> Self {
+        Self::new(header, number, data, LayerMap::Active(map), Some(journal))
+    }
+
+    /// A layer of either state.
+    fn new(
+        header: MapHeader,
+        number: LayerNumber,
+        data: Arc<dyn File>,
+        map: LayerMap,
+        journal: Option<MapFile>,
+    ) -> Self {
         Self {
             id: header.layer,
             header: Mutex::new(Arc::new(header)),
             number,
             data,
-            map: ArcSwap::from_pointee(LayerMap::Active(map)),
+            map: ArcSwap::from_pointee(map),
             unsynced: AtomicBool::new(false),
-            journal: Mutex::new(Some(journal)),
+            journal: Mutex::new(journal),
         }
     }
 
@@ -75,15 +86,7 @@ impl Layer {
         data: Arc<dyn File>,
         set: SectorSet,
     ) -> Self {
-        Self {
-            id: header.layer,
-            header: Mutex::new(Arc::new(header)),
-            number,
-            data,
-            map: ArcSwap::from_pointee(LayerMap::Sealed(set)),
-            unsynced: AtomicBool::new(false),
-            journal: Mutex::new(None),
-        }
+        Self::new(header, number, data, LayerMap::Sealed(set), None)
     }
 
     /// Its name on disk.

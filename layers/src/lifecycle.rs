@@ -35,6 +35,9 @@ pub struct DeleteOptions {
     pub into_base: bool,
     /// The way the data has to go; `None`: the cheaper one.
     pub way: Option<Way>,
+    /// At most so many bytes a second, also for a job that is made later, when the layers are no longer at work; but not for
+    /// one that is made after the store was closed.
+    pub rate: Option<u64>,
 }
 
 /// What it would cost to move data one way.

@@ -16,7 +16,6 @@ use crate::file::{File, Media, OpenMode};
 use crate::format::checkpoint;
 use crate::format::header::{HEADER_BYTES, Header};
 use crate::format::journal::{self, Entry, JournalEnd, RECORD_BYTES, Replay, Seed};
-use crate::limits::JOURNAL_BYTES_MAX;
 use crate::map::record::MapRecord;
 use crate::map::set::SectorSet;
 use crate::units::{Epoch, LayerId};
@@ -300,13 +299,6 @@ impl MapFile {
     /// Whether the last group was not synced; the caller syncs the file now, latches a failure or says so again.
     pub fn take_unsynced_end(&mut self) -> bool {
         std::mem::take(&mut self.end_unsynced)
-    }
-
-    /// Whether a group of so many records fits in the journal; otherwise the map is to be replaced.
-    pub fn has_room(&self, records: usize) -> bool {
-        self.journal_bytes()
-            .saturating_add(group_bytes(records) as u64)
-            <= JOURNAL_BYTES_MAX
     }
 
     /// Bytes of the journal.

@@ -148,7 +148,9 @@ fn older(chain: &Chain, slot: LayerSlot, cluster: Cluster, bit: SectorMask) -> S
     Source::Zero
 }
 
-/// The same as [`resolve`], by the maps of all layers, newest first, and without the table.
+/// The same as [`resolve`], by the maps of all layers, newest first, and without the table. The net under a word that names a
+/// layer which has left its chain: no race of a reader with a removal comes to that (`QueueContext::read_again` says why), so
+/// debug builds stop there, and where the layer leaves (`ops/merge/finish`).
 #[cold]
 pub fn resolve_by_maps(chain: &Chain, range: SectorRange, parts: &mut Vec<Part>) {
     parts.clear();

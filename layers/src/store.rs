@@ -3,7 +3,7 @@
 //! Every method may block (files, database) and may be called from any thread; commands are serialised inside. The commands
 //! themselves are in `ops`, one a file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -25,9 +25,10 @@ use crate::layer::Layer;
 use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
 use crate::mapfile::data_path;
+use crate::ops::idle::Command;
 use crate::ops::jobs::Jobs;
 use crate::sync::{AtomicBool, Ordering};
-use crate::turns::{Turn, Turns};
+use crate::turns::Turns;
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
 use crate::volume::Volume;
 
@@ -40,6 +41,8 @@ pub struct StoreOptions {
     pub no_io_uring: bool,
     /// The sector cache.
     pub cache: CacheOptions,
+    /// Called first by each thread that the store starts. Such a thread opens no files: it works on memory and open files.
+    pub on_thread: Option<fn()>,
 }
 
 /// What a new volume starts from.
@@ -186,7 +189,7 @@ pub struct Store {
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
-    commands: Turns,
+    pub(crate) commands: Turns,
     /// Held for moments only.
     inner: Mutex<Inner>,
     /// One daemon a store; none in a simulation.
@@ -202,6 +205,8 @@ pub(crate) struct Inner {
     pub layers: HashMap<LayerId, Weak<Layer>>,
     /// Volumes that are open.
     pub open: BTreeMap<String, Arc<Volume>>,
+    /// Volumes that the command under way has found unused and relies on to stay so: nobody is given them before its end.
+    pub reserved: BTreeSet<String>,
     /// What an earlier process left dirty of layers that could not be written yet.
     pub unsettled: BTreeMap<LayerId, Vec<(Cluster, SectorMask)>>,
 }
@@ -256,7 +261,11 @@ impl Store {
                 last::write(dir, path)?;
             }
         }
-        store.threads = Some(CacheThreads::start(&store.cache, &store.write_back)?);
+        store.threads = Some(CacheThreads::start(
+            &store.cache,
+            &store.write_back,
+            store.options.on_thread,
+        )?);
         Ok(store)
     }
 
@@ -365,6 +374,7 @@ impl Store {
                 catalog,
                 layers: HashMap::new(),
                 open: BTreeMap::new(),
+                reserved: BTreeSet::new(),
                 unsettled: BTreeMap::new(),
             }),
             _lock: lock,
@@ -558,8 +568,8 @@ impl Store {
     }
 
     /// Serialises the commands that change something, in the order in which they come.
-    pub(crate) fn command(&self) -> Turn<'_> {
-        self.commands.take()
+    pub(crate) fn command(&self) -> Command<'_> {
+        Command::new(self, self.commands.take())
     }
 
     /// What the commands change; to be held for moments only.
@@ -658,15 +668,22 @@ struct CacheThreads {
     stop: Arc<AtomicBool>,
     /// To be joined.
     threads: Vec<JoinHandle<()>>,
+    /// Called first by each of them.
+    on_thread: Option<fn()>,
 }
 
 impl CacheThreads {
     /// Starts them.
-    fn start(cache: &Arc<Cache>, write_back: &Arc<WriteBack>) -> Result<Self> {
+    fn start(
+        cache: &Arc<Cache>,
+        write_back: &Arc<WriteBack>,
+        on_thread: Option<fn()>,
+    ) -> Result<Self> {
         let mut started = Self {
             cache: Arc::clone(cache),
             stop: Arc::new(AtomicBool::new(false)),
             threads: Vec::new(),
+            on_thread,
         };
         let work = Arc::clone(write_back);
         started.spawn("write-back", move || work.run())?;
@@ -681,9 +698,15 @@ impl CacheThreads {
 
     /// Starts one.
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+        let on_thread = self.on_thread;
         let thread = std::thread::Builder::new()
             .name(name.into())
-            .spawn(work)
+            .spawn(move || {
+                if let Some(begin) = on_thread {
+                    begin();
+                }
+                work();
+            })
             .map_err(|source| Error::Io {
                 op: "start a thread for",
                 path: "the cache".into(),

@@ -41,6 +41,12 @@ impl Turns {
         Turn(self)
     }
 
+    /// How many turns were asked for so far.
+    #[cfg(test)]
+    pub(crate) fn drawn(&self) -> u64 {
+        self.lock().next
+    }
+
     /// The numbers, whatever happened to an earlier holder: they are whole between any two steps.
     fn lock(&self) -> MutexGuard<'_, Tickets> {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)

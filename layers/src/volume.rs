@@ -178,11 +178,6 @@ impl Volume {
         self.failure.get().cloned()
     }
 
-    /// How many layers the newest chain has.
-    pub fn depth(&self) -> usize {
-        self.newest_chain().depth()
-    }
-
     /// Bytes of memory that the resolve table takes.
     pub fn table_bytes(&self) -> u64 {
         self.table.memory_bytes()

@@ -69,6 +69,7 @@ fn header(layer: LayerId) -> MapHeader {
         kind: LayerKind::Differencing,
         state: MapState::Sealed,
         volume: "vm".into(),
+        volume_kind: VolumeKind::Normal,
         snapshot: "m\u{e5}ndag".into(),
         group: group(),
         created_ns: 1_700_000_100_000_000_000,

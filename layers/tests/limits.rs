@@ -120,6 +120,44 @@ fn times(count: u64, mut act: impl FnMut(u64)) -> Duration {
     median((0..count).map(time).collect())
 }
 
+/// What commands took at the start and at the end of so many: it must not grow with what there is.
+struct Steady {
+    count: u64,
+    early: Vec<Duration>,
+    late: Vec<Duration>,
+}
+
+impl Steady {
+    fn new(count: u64) -> Self {
+        Self {
+            count,
+            early: Vec::new(),
+            late: Vec::new(),
+        }
+    }
+
+    /// Carries out one of them.
+    fn time(&mut self, number: u64, act: impl FnOnce()) {
+        let began = Instant::now();
+        act();
+        match number {
+            50..100 => self.early.push(began.elapsed()),
+            _ if number + 50 >= self.count => self.late.push(began.elapsed()),
+            _ => {}
+        }
+    }
+
+    fn judge(self, what: &str) {
+        let count = self.count;
+        let (early, late) = (median(self.early), median(self.late));
+        println!("{what}: {early:?} at the start of {count}, {late:?} at the end");
+        assert!(
+            late < early * 4 + Duration::from_millis(10),
+            "{what} takes too long: {late:?}, at the start {early:?}"
+        );
+    }
+}
+
 #[test]
 fn a_chain_of_ten_thousand_layers_works() {
     raise_limit_of_files();
@@ -138,24 +176,12 @@ fn a_chain_of_ten_thousand_layers_works() {
         expected[first..first + CLUSTER_SECTORS as usize].fill(Value::Stamp(id));
     };
     let count = layers();
-    let mut early = Vec::new();
-    let mut late = Vec::new();
+    let mut steady = Steady::new(count);
     for id in 1..count {
         set(&mut guest, &mut expected, id);
-        let began = Instant::now();
-        snapshot(&store, &format!("s{id}"));
-        match id {
-            50..100 => early.push(began.elapsed()),
-            _ if id + 50 >= count => late.push(began.elapsed()),
-            _ => {}
-        }
+        steady.time(id, || snapshot(&store, &format!("s{id}")));
     }
-    let (early, late) = (median(early), median(late));
-    println!("{count} layers: a snapshot took {early:?} at the start, {late:?} at the end");
-    assert!(
-        late < early * 4 + Duration::from_millis(10),
-        "a snapshot of a deep chain takes too long: {late:?}, at the start {early:?}"
-    );
+    steady.judge("a snapshot of a deep chain");
     let sectors = bytes / SECTOR_BYTES;
     assert_eq!(guest.read_all(7, sectors).unwrap(), expected);
     drop(guest);
@@ -234,23 +260,13 @@ fn ten_thousand_clones_of_one_snapshot_work() {
         snapshot: "golden".into(),
     };
     let count = layers();
-    let mut early = Vec::new();
-    let mut late = Vec::new();
+    let mut steady = Steady::new(count);
     for number in 0..count {
-        let began = Instant::now();
-        store.create_volume(&format!("c{number}"), &golden).unwrap();
-        match number {
-            50..100 => early.push(began.elapsed()),
-            _ if number + 50 >= count => late.push(began.elapsed()),
-            _ => {}
-        }
+        steady.time(number, || {
+            store.create_volume(&format!("c{number}"), &golden).unwrap();
+        });
     }
-    let (early, late) = (median(early), median(late));
-    println!("{count} clones: one took {early:?} at the start, {late:?} at the end");
-    assert!(
-        late < early * 4 + Duration::from_millis(10),
-        "a clone beside many takes too long: {late:?}, at the start {early:?}"
-    );
+    steady.judge("a clone beside many");
     for number in [0, count / 2, count - 1] {
         let mut clone = queue(&store, &format!("c{number}"));
         write(&mut clone, 3, 2 + number);

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::frontend::{FrontEnd, VringAddresses};
+use crate::inflight::Inflight;
 use crate::memory::{Buffer, GuestMemory};
+use crate::pattern;
 use crate::request::feature::{
     BLK_RO, NOTIFY_ON_EMPTY, PROTOCOL_FEATURES, RING_EVENT_IDX, VHOST_LOG_ALL,
 };
-use crate::request::header;
-use crate::request::protocol;
+use crate::request::{S_OK, T_IN, header, protocol};
 use crate::ring::{Ring, Used};
 use crate::wait::{PATIENCE, readable, take_signals};
 use crate::wire::code;
@@ -124,10 +125,41 @@ impl Guest {
         }
     }
 
+    /// Negotiates, asks for an inflight buffer for all rings, hands it back and starts them.
+    #[track_caller]
+    pub fn start_tracked(path: &Path, options: GuestOptions) -> (Self, Inflight) {
+        let queues = u16::try_from(options.queues).expect("few queues");
+        let size = options.ring_size;
+        let guest = Self::negotiate(
+            path,
+            GuestOptions {
+                protocol: options.protocol | protocol::INFLIGHT_SHMFD,
+                ..options
+            },
+        );
+        let inflight = Inflight::get(&guest.front_end, queues, size);
+        inflight.hand_over(&guest.front_end);
+        for index in 0..guest.rings.len() {
+            guest.start_ring(index);
+        }
+        (guest, inflight)
+    }
+
     /// Drops the connection, as when the back-end or the network between went away, and goes on over a new one: with the
     /// same memory and features, and each ring where it is now.
     #[track_caller]
     pub fn reconnect(self, path: &Path) -> Self {
+        self.reconnect_with(path, None, Ring::available_index)
+    }
+
+    /// As [`reconnect`](Self::reconnect), with an inflight buffer and with rings that begin where `base` says.
+    #[track_caller]
+    pub fn reconnect_with(
+        self,
+        path: &Path,
+        inflight: Option<&Inflight>,
+        base: fn(&Ring) -> u16,
+    ) -> Self {
         let Self {
             front_end,
             memory,
@@ -146,8 +178,13 @@ impl Guest {
             features,
             protocol,
         };
+        if let Some(inflight) = inflight {
+            inflight.hand_over(&guest.front_end);
+        }
         for index in 0..guest.rings.len() {
-            guest.start_ring(index);
+            guest.set_up_ring_at(index, base(&guest.rings[index]));
+            guest.set_events(index);
+            guest.enable_ring(index);
         }
         guest
     }
@@ -157,6 +194,12 @@ impl Guest {
     pub fn start_ring(&self, index: usize) {
         self.set_up_ring(index);
         self.set_events(index);
+        self.enable_ring(index);
+    }
+
+    /// Enables a ring, if that has to be said.
+    #[track_caller]
+    pub fn enable_ring(&self, index: usize) {
         if self.features & PROTOCOL_FEATURES != 0 {
             self.front_end.enable_vring(self.rings[index].index, true);
         }
@@ -165,11 +208,16 @@ impl Guest {
     /// Tells the back-end size, place and start of a ring.
     #[track_caller]
     pub fn set_up_ring(&self, index: usize) {
+        self.set_up_ring_at(index, self.rings[index].available_index());
+    }
+
+    /// The same with a ring that begins there.
+    #[track_caller]
+    pub fn set_up_ring_at(&self, index: usize, base: u16) {
         let ring = &self.rings[index];
         self.front_end
             .set_vring_num(ring.index, u32::from(ring.size));
-        self.front_end
-            .set_vring_base(ring.index, u32::from(ring.available_index()));
+        self.front_end.set_vring_base(ring.index, u32::from(base));
         self.front_end.set_vring_addr(&self.vring_addresses(index));
     }
 
@@ -214,6 +262,29 @@ impl Guest {
             buffer.gpa + u64::from(buffer.len) - 1,
             std::sync::atomic::Ordering::Acquire,
         )
+    }
+
+    /// The buffers of a read of one sector.
+    pub fn read_of(&self, sector: u64) -> [Buffer; 3] {
+        [
+            self.header(T_IN, sector),
+            self.memory.writable(512),
+            self.status(),
+        ]
+    }
+
+    /// Checks that such a read, of a sector that nobody has written, has been carried out.
+    ///
+    /// # Panics
+    /// When it has not.
+    #[track_caller]
+    pub fn assert_read(&self, buffers: &[Buffer; 3], sector: u64) {
+        assert_eq!(self.last_byte(buffers[2]), S_OK, "sector {sector}");
+        pattern::assert_same(
+            &self.memory.bytes(buffers[1]),
+            &pattern::base(sector, 1),
+            "a read",
+        );
     }
 
     /// Submits a chain on the first ring and waits until it is given back.

@@ -113,6 +113,12 @@ impl Host {
         Machine::boot(self.dir.path(), name, disks, &format!("{PRELUDE}{script}"))
     }
 
+    /// Boots a guest that goes on when the daemon is started again.
+    pub fn boot_reconnecting(&self, name: &str, disks: &[GuestDisk], script: &str) -> Machine {
+        let script = format!("{PRELUDE}{script}");
+        Machine::boot_with(self.dir.path(), name, disks, &["--reconnect"], &script)
+    }
+
     /// Bytes that the active layer of a volume takes here: what the daemon says and what the file system says must agree.
     #[track_caller]
     pub fn allocated(&self, volume: &str) -> u64 {

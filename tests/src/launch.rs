@@ -198,6 +198,41 @@ impl Server {
         );
     }
 
+    /// Checks with a new front-end that sectors hold what the image does: the same conditions as for `assert_serves`.
+    ///
+    /// # Panics
+    /// When they do not.
+    #[track_caller]
+    pub fn assert_base(&self, sector: u64, count: u64, what: &str) {
+        let bytes = self.disk().read(sector, count);
+        pattern::assert_same(&bytes, &pattern::base(sector, count), what);
+    }
+
+    /// Checks that it soon has no more descriptors open than `idle`.
+    ///
+    /// # Panics
+    /// When it has.
+    #[track_caller]
+    pub fn assert_fds_closed(&self, idle: usize) {
+        assert!(
+            until(|| self.process.open_fds() <= idle),
+            "descriptors leaked"
+        );
+    }
+
+    /// The same, and that no guest's memory stays mapped.
+    ///
+    /// # Panics
+    /// When one does.
+    #[track_caller]
+    pub fn assert_nothing_kept(&self, idle: usize) {
+        self.assert_fds_closed(idle);
+        assert!(
+            until(|| self.process.memfd_mappings() == 0),
+            "mappings leaked"
+        );
+    }
+
     /// Ends it as an operator does and returns its exit status.
     ///
     /// # Panics

@@ -16,6 +16,7 @@ pub mod disk;
 pub mod frontend;
 pub mod guest;
 pub mod host;
+pub mod inflight;
 pub mod kill;
 pub mod launch;
 pub mod lifecycle;

@@ -59,7 +59,18 @@ impl Machine {
     /// Boots a guest with these disks (/dev/vda, /dev/vdb, ...) that runs `commands` with bash. Its console log goes to
     /// `dir`.
     pub fn boot(dir: &Path, name: &str, disks: &[GuestDisk], commands: &str) -> Self {
-        let mut arguments = Vec::new();
+        Self::boot_with(dir, name, disks, &[], commands)
+    }
+
+    /// The same with more arguments of `scripts/guest`.
+    pub fn boot_with(
+        dir: &Path,
+        name: &str,
+        disks: &[GuestDisk],
+        more: &[&str],
+        commands: &str,
+    ) -> Self {
+        let mut arguments: Vec<String> = more.iter().map(|&more| more.into()).collect();
         for disk in disks {
             let (socket, queues) = (disk.socket.display(), disk.queues);
             arguments.extend(["--disk".into(), format!("{socket},queues={queues}")]);

@@ -190,11 +190,4 @@ impl Wire {
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
-
-    /// Hangs up in one direction: the back-end sees an end of file, what it still sends can be read.
-    pub fn finish_sending(&self) {
-        self.stream
-            .shutdown(std::net::Shutdown::Write)
-            .expect("a connected socket");
-    }
 }

@@ -11,8 +11,11 @@ use stratablk_layers::catalog::VolumeKind;
 use stratablk_layers::store::{Store, StoreOptions, VolumeSource};
 use stratablk_tests::daemon::{Daemon, temp_dir};
 use stratablk_tests::disk::Disk;
-use stratablk_tests::guest::{Guest, GuestOptions};
+use stratablk_tests::guest::{Guest, GuestOptions, USUAL_PROTOCOL};
+use stratablk_tests::inflight::Entry;
 use stratablk_tests::pattern::{base, stamped};
+use stratablk_tests::request::{T_IN, protocol};
+use stratablk_tests::ring::Ring;
 use stratablk_tests::wire::code;
 use tempfile::TempDir;
 
@@ -282,6 +285,90 @@ fn a_start_is_remembered_over_a_kill_while_no_machine_runs() {
     drop(Guest::negotiate(&bed.socket(), GuestOptions::default()));
     bed.kill_and_serve();
     assert_eq!(found(&mut bed.switch_on()), 0);
+}
+
+/// A machine with an inflight buffer, of which nothing but that buffer says that it goes on.
+#[test]
+fn a_machine_whose_inflight_buffer_was_used_goes_on() {
+    let mut bed = Bed::new(VolumeKind::Immutable);
+    stamp(&mut bed.switch_on(), 1);
+    // A new buffer says nothing.
+    let (guest, inflight) = Guest::start_tracked(&bed.socket(), GuestOptions::default());
+    let mut disk = Disk::new(guest);
+    assert_eq!(found(&mut disk), 0, "a start");
+    stamp(&mut disk, 2);
+    // Another machine comes and leaves meanwhile, so that a start would show.
+    bed.kill_and_serve();
+    drop(disk);
+    rearm(&bed);
+    // Rings of zeroes, from entry 0, and a request under way in the buffer: the first of its life, say.
+    let options = GuestOptions {
+        protocol: USUAL_PROTOCOL | protocol::INFLIGHT_SHMFD,
+        ..GuestOptions::default()
+    };
+    let mut guest = Guest::negotiate(&bed.socket(), options);
+    let data = guest.memory.writable(512);
+    let chain = [guest.header(T_IN, 0), data, guest.status()];
+    let head = guest.rings[0].chain(&chain);
+    guest.rings[0].publish(head);
+    for head in 0..128 {
+        inflight.set_entry(0, head, Entry::default());
+    }
+    let entry = Entry {
+        in_flight: 1,
+        next: 0,
+        counter: 2,
+    };
+    inflight.set_entry(0, head, entry);
+    inflight.set_head(0, [1, 128, 0, 0]);
+    inflight.hand_over(&guest.front_end);
+    guest.set_up_ring_at(0, 0);
+    guest.set_events(0);
+    guest.enable_ring(0);
+    assert_eq!(guest.rings[0].wait().head, u32::from(head));
+    let mut disk = Disk::new(guest);
+    assert_eq!(found(&mut disk), 2, "it goes on");
+    drop(disk);
+    assert_eq!(found(&mut bed.switch_on()), 0, "and the next start is one");
+}
+
+/// The same over a kill of the daemon, as it happens: nothing is reset, whatever was under way.
+#[test]
+fn a_machine_that_comes_back_with_its_inflight_buffer_goes_on() {
+    let mut bed = Bed::new(VolumeKind::Immutable);
+    let (guest, inflight) = Guest::start_tracked(&bed.socket(), GuestOptions::default());
+    let mut disk = Disk::new(guest);
+    for version in 1..4 {
+        stamp(&mut disk, version);
+        bed.kill_and_serve();
+        let mut guest = disk.guest;
+        // Handed over by a connection that is lost at once; so the volume is armed when the machine is back.
+        if version == 2 {
+            guest = guest.reconnect_with(&bed.socket(), Some(&inflight), Ring::used_index);
+        }
+        let guest = guest.reconnect_with(&bed.socket(), Some(&inflight), Ring::used_index);
+        disk = Disk::new(guest);
+        assert_eq!(found(&mut disk), version);
+    }
+    drop(disk);
+    assert_eq!(found(&mut bed.switch_on()), 0);
+}
+
+/// The next machine that comes with a new ring starts: one that ran has left.
+#[track_caller]
+fn rearm(bed: &Bed) {
+    let guest = Guest::start(&bed.socket(), goes_on());
+    drop(guest);
+    // Served, so the end of the session before is over and done with.
+    drop(Guest::negotiate(&bed.socket(), GuestOptions::default()));
+}
+
+/// Rings that begin at another entry.
+fn goes_on() -> GuestOptions {
+    GuestOptions {
+        base: 4711,
+        ..GuestOptions::default()
+    }
 }
 
 /// A machine that was saved and comes back, here or on another host, brings the state of its rings with it. A state of the

@@ -5,7 +5,7 @@
 //! allow.
 
 use stratablk_tests::kill::client::{Fault, Mix};
-use stratablk_tests::kill::rig::Cache;
+use stratablk_tests::kill::home::Cache;
 use stratablk_tests::kill::run::{After, Failure, Plan, Summary, run};
 
 /// Kills of one store, after which the next one gets another seed and cache.
@@ -71,6 +71,7 @@ fn kills_lose_nothing(in_memory: bool) {
             Mix::Transfers
         },
         overwrites_only: !cached,
+        tracked: false,
     };
     run_all(plan).unwrap_or_else(|failure| panic!("{failure}"));
 }
@@ -85,6 +86,25 @@ fn kills_lose_nothing_of_a_store_in_memory() {
     kills_lose_nothing(true);
 }
 
+/// A machine with an inflight buffer goes from daemon to daemon with 32 requests under way on each queue: each of them comes
+/// back once, from one daemon or the next, and nothing is submitted again.
+#[test]
+fn a_tracked_machine_gets_each_request_back_once() {
+    for in_memory in [false, true] {
+        let plan = Plan {
+            seed: 5_001_000 + 1_000_000 * u64::from(in_memory),
+            kills: kills().div_ceil(4),
+            after: After::Kill,
+            in_memory,
+            cache: Cache::LARGE,
+            mix: Mix::Everything,
+            overwrites_only: false,
+            tracked: true,
+        };
+        run_all(plan).unwrap_or_else(|failure| panic!("{failure}"));
+    }
+}
+
 #[test]
 fn a_reboot_loses_only_what_was_not_flushed() {
     let plan = Plan {
@@ -95,6 +115,7 @@ fn a_reboot_loses_only_what_was_not_flushed() {
         cache: Cache::LARGE,
         mix: Mix::Everything,
         overwrites_only: false,
+        tracked: false,
     };
     run_all(plan).unwrap_or_else(|failure| panic!("{failure}"));
 }
@@ -110,6 +131,7 @@ fn canary_a_lost_cache_is_noticed() {
         cache: Cache::LARGE,
         mix: Mix::Unflushed,
         overwrites_only: false,
+        tracked: false,
     };
     match run(plan) {
         Err(failure) if matches!(failure.fault, Fault::Wrong(..)) => println!("noticed: {failure}"),

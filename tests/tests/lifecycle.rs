@@ -4,28 +4,50 @@
 //! `STRATABLK_LIFECYCLE_KILLS` says how often to kill (16), `STRATABLK_LIFECYCLE_SEED` repeats a run, as far as the instants of
 //! the kills allow.
 
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use stratablk_tests::daemon::Daemon;
+use stratablk_tests::kill::home::Cache;
 use stratablk_tests::kill::oracle::Oracle;
-use stratablk_tests::kill::rig::Cache;
-use stratablk_tests::lifecycle::gaps::Load;
+use stratablk_tests::lifecycle::control::{Command, jobs_left, pass};
+use stratablk_tests::lifecycle::gaps::{self, Ended, Load};
+use stratablk_tests::lifecycle::judge::{ALLOWED, Verdict, Waits};
 use stratablk_tests::lifecycle::rig::{Rig, VOLUMES};
 use stratablk_tests::lifecycle::run::{Plan, run};
-use stratablk_tests::wait::until;
+use stratablk_tests::wait::{event, readable, until};
 
 /// Kills of one store, after which the next one gets another seed and cache.
 const KILLS_A_STORE: u64 = 8;
-/// What a command may add to the longest wait of a request.
-const ALLOWED: Duration = Duration::from_millis(2);
-/// How long requests are watched at a time: a pass through all commands, and more.
-const TIME: Duration = Duration::from_millis(300);
-/// Pairs of a time with commands and one without, before a difference is believed.
-const PAIRS_MAX: usize = 40;
-/// Pairs before the first look.
-const PAIRS_MIN: usize = 7;
+/// Passes through all commands, before the first judgement.
+const PASSES_MIN: u64 = 16;
+/// How long it may take until it can be told whether commands make requests wait.
+const TIME_MAX: Duration = Duration::from_secs(60);
+/// How long requests are watched after a command.
+const TAIL: Duration = Duration::from_millis(5);
+/// How long the daemon is stopped, to see whether that is noticed.
+const PLANTED: Duration = Duration::from_millis(5);
+/// Bytes of the disk in use.
+const DISK_BYTES: u64 = 2 << 30;
+/// Clusters of it, each by itself, that its map speaks of.
+const CLUSTERS: u64 = 1 << 17;
+/// By how many bytes a disk grows each time.
+const GROWTH: u64 = 1 << 20;
+
+/// What was done in a time.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// Nothing.
+    Nothing,
+    /// A command, with its jobs.
+    Command(&'static str),
+    /// The daemon was stopped for a moment.
+    Stopped,
+}
 
 /// A number from the environment.
 fn number(name: &str) -> Option<u64> {
@@ -57,41 +79,6 @@ fn trees_survive_the_death_of_their_daemon() {
     }
 }
 
-/// One pass through the commands on the tree: of a volume that a guest uses, and of one that nobody uses.
-fn commands(
-    daemon: &Daemon,
-    [volume, unused]: [&str; 2],
-    pass: usize,
-    log: &mut Vec<(Instant, String)>,
-) {
-    let (first, second) = (format!("a{pass}"), format!("b{pass}"));
-    for line in [
-        format!("snapshot create {first} {volume}"),
-        format!("clone {volume}@{first} c{pass}"),
-        format!("snapshot create {second} {volume}"),
-        format!("snapshot delete {volume} {first} --push-down"),
-        format!("volume delete c{pass}"),
-        format!("snapshot create d{pass} {volume}"),
-        format!("snapshot delete {volume} {second}"),
-        format!("snapshot delete {volume} d{pass}"),
-        format!("snapshot create e{pass} {unused}"),
-        format!("snapshot restore {unused} e{pass}"),
-        format!("snapshot delete {unused} e{pass}"),
-        format!("volume resize {volume} +4K"),
-    ] {
-        log.push((Instant::now(), line.clone()));
-        // Some are refused as long as a job is at the same layers.
-        let mut last = None;
-        let done = until(|| {
-            let ran = daemon.line(&line);
-            let done = ran.code == Some(0);
-            last = Some(ran);
-            done
-        });
-        assert!(done, "{line}: {last:?}");
-    }
-}
-
 /// Ends a load, whatever becomes of the commands meanwhile.
 struct Stop<'a>(&'a AtomicBool);
 
@@ -101,12 +88,75 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// The time that a quarter of these do not exceed. In each time with commands there are all of them, so what one of them
-/// costs is in this as well; what the host does now and then is not.
-fn quarter(times: &[Duration]) -> Duration {
-    let mut times = times.to_vec();
-    times.sort_unstable();
-    times.get(times.len() / 4).copied().unwrap_or_default()
+/// Lets this much time pass.
+fn pass_time(time: Duration) {
+    readable([event().as_fd()], time);
+}
+
+/// Runs commands, with a time of the same length without any before each, and stops the daemon for a moment now and then.
+/// Returns what it was, from when and until when.
+fn rounds(
+    daemon: &Daemon,
+    commands: &[Command],
+    lengths: &mut BTreeMap<&'static str, Duration>,
+) -> Vec<(What, Instant, Instant)> {
+    let mut log = Vec::new();
+    for (number, command) in commands.iter().enumerate() {
+        let length = lengths.get(command.name).copied().unwrap_or(TAIL);
+        let began = Instant::now();
+        pass_time(length);
+        log.push((What::Nothing, began, Instant::now()));
+
+        let began = Instant::now();
+        let done = command.run(daemon.control());
+        assert!(done.is_ok(), "{done:?}");
+        // What it leaves to the background belongs to it.
+        assert!(until(|| jobs_left(daemon.control()) == Ok(0)));
+        pass_time(TAIL);
+        log.push((What::Command(command.name), began, Instant::now()));
+        lengths.insert(command.name, began.elapsed());
+
+        if number % (commands.len() / 2) == 0 {
+            // What is under way ends first, and is not taken for what the command did.
+            pass_time(TAIL);
+            let began = Instant::now();
+            daemon.signal(Signal::STOP);
+            pass_time(PLANTED);
+            daemon.signal(Signal::CONT);
+            pass_time(TAIL);
+            log.push((What::Stopped, began, Instant::now()));
+        }
+    }
+    log
+}
+
+/// The longest wait of each of these times.
+fn sort(log: &[(What, Instant, Instant)], requests: &[Ended], waits: &mut Waits) {
+    for (what, began, ended) in log {
+        let of_it = requests.iter().filter(|request| match what {
+            // One that was caught by the command that came next belongs to that.
+            What::Nothing => request.since >= *began && request.until <= *ended,
+            What::Command(_) | What::Stopped => request.until >= *began && request.since <= *ended,
+        });
+        let Some(longest) = of_it.max_by_key(|request| request.took) else {
+            continue;
+        };
+        match what {
+            What::Nothing => waits.quiet.push(longest.took),
+            What::Stopped => waits.planted.push(longest.took),
+            What::Command(name) => {
+                waits.busy.entry(name).or_default().push(longest.took);
+                if longest.took > ALLOWED {
+                    println!(
+                        "{name}: a {} waited for {:?} ({:?})",
+                        longest.kind,
+                        longest.took,
+                        longest.until - longest.since
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -114,62 +164,47 @@ fn no_command_makes_a_request_wait() {
     let rig = Rig::new(&Oracle::new(1, 64 * 1024), true, Cache::LARGE);
     let daemon = rig.launch();
     assert!(daemon.await_ready(), "{}", daemon.log());
-    let mut load = Load::new(&rig.socket(VOLUMES[0]), 7).expect("a session");
-    let (mut quiet, mut busy) = (Vec::new(), Vec::new());
-    let mut requests = 0;
-    let mut passes = 0..;
-    for _ in 0..PAIRS_MAX {
-        for with_commands in [false, true] {
-            let stop = AtomicBool::new(false);
-            let began = Instant::now();
-            let mut log = Vec::new();
-            let result = thread::scope(|scope| {
-                let load = &mut load;
-                let guest = scope.spawn(|| load.run(&stop));
-                let stop = Stop(&stop);
-                while began.elapsed() < TIME {
-                    if with_commands {
-                        let pass = passes.next().expect("numbers");
-                        commands(&daemon, VOLUMES, pass, &mut log);
-                    } else {
-                        // As many processes, which take time from the others on their own.
-                        daemon.line("volume list").ok();
-                    }
-                }
-                drop(stop);
-                guest.join().expect("the guest")
-            });
-            let gaps = result.expect("a back-end that serves");
-            let (longest, count) = (gaps.longest, gaps.count);
-            requests += count;
-            let over = gaps.since + longest;
-            let meanwhile = log.iter().rev().find(|(at, _)| *at < over);
-            let meanwhile = meanwhile.map_or("", |(_, line)| line.as_str());
-            let times = if with_commands { &mut busy } else { &mut quiet };
-            times.push(longest);
-            println!(
-                "{}: longest {longest:?} of {count} requests in {:?} {meanwhile}",
-                if with_commands {
-                    "commands"
-                } else {
-                    "quiet   "
-                },
-                began.elapsed()
-            );
+    let (socket, pid) = (rig.socket(VOLUMES[0]), daemon.pid());
+    let mut waits = Waits::default();
+    let mut lengths = BTreeMap::new();
+    let mut bytes = DISK_BYTES;
+    daemon
+        .line(&format!("volume resize {} {bytes}", VOLUMES[0]))
+        .ok();
+    gaps::scatter(&socket, CLUSTERS).expect("a back-end that serves");
+    let began = Instant::now();
+    let mut passes = 0;
+    loop {
+        bytes += GROWTH;
+        let commands = pass(VOLUMES, passes, bytes);
+        let stop = AtomicBool::new(false);
+        let (log, requests) = thread::scope(|scope| {
+            let guest = scope.spawn(|| Load::new(&socket, pid, passes)?.run(&stop));
+            let log = {
+                let _stop = Stop(&stop);
+                rounds(&daemon, &commands, &mut lengths)
+            };
+            (log, guest.join().expect("the guest"))
+        });
+        let requests = requests.expect("a back-end that serves");
+        passes += 1;
+        if passes == 1 {
+            // Pages that were never touched, and lengths that were not known.
+            continue;
         }
-        let (without, with) = (quarter(&quiet), quarter(&busy));
-        if quiet.len() >= PAIRS_MIN && with <= without + ALLOWED {
-            println!(
-                "the longest wait of a request, lower quartile of {} times: {without:?} without commands, {with:?} with \
-                 them; {requests} requests",
-                quiet.len()
-            );
+        sort(&log, &requests, &mut waits);
+        if passes < PASSES_MIN {
+            continue;
+        }
+        let verdict = waits.verdict();
+        if verdict == Verdict::Fine {
+            println!("{waits}");
             return;
         }
+        assert!(
+            began.elapsed() < TIME_MAX,
+            "{verdict:?} after {passes} passes\n{waits}\n{}",
+            daemon.log()
+        );
     }
-    panic!(
-        "commands make requests wait: {:?} with them, {:?} without (lower quartiles of the longest of {PAIRS_MAX} times each)",
-        quarter(&busy),
-        quarter(&quiet)
-    );
 }

@@ -90,7 +90,8 @@ fn a_front_end_is_told_of_a_larger_disk_and_may_use_it_at_once() {
 
 #[test]
 fn a_paused_machine_is_told_when_it_goes_on() {
-    let host = Host::new();
+    let mut host = Host::new();
+    host.noise("watched", MIB);
     host.line("volume create disk --size 1M").ok();
     host.line("snapshot create small disk").ok();
     host.attach("disk", 1);
@@ -123,7 +124,8 @@ fn a_paused_machine_is_told_when_it_goes_on() {
     host.finish();
 }
 
-/// What the guest does: a file system on the disk, which grows under it, and then grows itself.
+/// What the guest does: a file system on the disk, which grows under it, and then grows itself. The kernel tells of the new
+/// size a moment before it has it.
 const SCRIPT: &str = r#"
 mkfs.ext4 -q -F /dev/vda
 mount /dev/vda /mnt/d
@@ -131,9 +133,9 @@ random 5 >/mnt/d/before
 sums files /mnt/d/before
 echo "size $(cat /sys/block/vda/size)"
 read -r wanted
-for _ in $(seq 600); do
+grep -q -m 1 'vda] new size' /dev/kmsg
+for _ in $(seq 1000); do
     [ "$(cat /sys/block/vda/size)" = "$wanted" ] && break
-    sleep 0.1
 done
 echo "size $(cat /sys/block/vda/size)"
 head -c 1048576 /dev/urandom >/tmp/end

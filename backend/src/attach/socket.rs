@@ -14,6 +14,10 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+/// Permissions of a socket.
+const MODE: u32 = 0o600;
+/// The same where a group may use it.
+const MODE_GROUP: u32 = 0o660;
 /// Front-ends that may wait in the queue of the socket.
 const BACKLOG: i32 = 16;
 
@@ -69,13 +73,13 @@ fn at(path: &Path, kind: io::ErrorKind, what: impl std::fmt::Display) -> io::Err
 }
 
 impl Socket {
-    /// Makes or takes the socket. A new one gets the permissions `mode`.
+    /// Makes or takes the socket. A new one is for its owner, and the members of `group` if one is given.
     ///
     /// # Errors
     /// `AddrInUse` if a live server or something that is no socket has the path; otherwise the host's answer.
-    pub fn open(source: SocketSource, mode: u32) -> io::Result<Self> {
+    pub fn open(source: SocketSource, group: Option<u32>) -> io::Result<Self> {
         match source {
-            SocketSource::Listen(path) => Ok(Self::Listening(Listening::at(path, mode)?)),
+            SocketSource::Listen(path) => Ok(Self::Listening(Listening::at(path, group)?)),
             SocketSource::Fd(fd) => {
                 let stream = rustix::net::sockopt::socket_domain(&fd)? == AddressFamily::UNIX
                     && rustix::net::sockopt::socket_type(&fd)? == SocketType::STREAM;
@@ -105,7 +109,7 @@ impl Socket {
 
 impl Listening {
     /// Makes a socket at this path.
-    fn at(path: PathBuf, mode: u32) -> io::Result<Self> {
+    fn at(path: PathBuf, group: Option<u32>) -> io::Result<Self> {
         clear_the_way(&path)?;
         let named = |error: Errno| {
             let error = io::Error::from(error);
@@ -116,12 +120,20 @@ impl Listening {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(named)?;
         // The name gets the socket's permissions, less the umask: never more than what was asked for.
-        rustix::fs::fchmod(&socket, Mode::from_raw_mode(mode)).map_err(named)?;
+        rustix::fs::fchmod(&socket, Mode::from_raw_mode(MODE)).map_err(named)?;
         rustix::net::bind(&socket, &address).map_err(named)?;
         let found = std::fs::symlink_metadata(&path)?;
         let name = Name {
             inode: (found.dev(), found.ino()),
             path: path.clone(),
+        };
+        let mode = match group {
+            None => MODE,
+            Some(gid) => {
+                std::os::unix::fs::chown(&path, None, Some(gid))
+                    .map_err(|error| at(&path, error.kind(), format!("group {gid}: {error}")))?;
+                MODE_GROUP
+            }
         };
         std::fs::set_permissions(&path, Permissions::from_mode(mode))?;
         rustix::net::listen(&socket, BACKLOG).map_err(named)?;
@@ -185,7 +197,7 @@ mod tests {
     use super::*;
 
     fn listen(path: &Path) -> io::Result<Socket> {
-        Socket::open(SocketSource::Listen(path.into()), 0o600)
+        Socket::open(SocketSource::Listen(path.into()), None)
     }
 
     #[test]
@@ -204,6 +216,16 @@ mod tests {
         assert!(path.exists());
         drop(live);
         assert!(!path.exists(), "the name goes with the socket");
+    }
+
+    #[test]
+    fn a_group_may_use_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let gid = std::fs::metadata(dir.path()).unwrap().gid();
+        let _socket = Socket::open(SocketSource::Listen(path.clone()), Some(gid)).unwrap();
+        let found = std::fs::metadata(&path).unwrap();
+        assert_eq!((found.mode() & 0o777, found.gid()), (0o660, gid));
     }
 
     #[test]
@@ -233,12 +255,12 @@ mod tests {
     fn the_kernel_tells_listening_from_connected() {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("s")).unwrap();
-        let socket = Socket::open(SocketSource::Fd(listener.into()), 0).unwrap();
+        let socket = Socket::open(SocketSource::Fd(listener.into()), None).unwrap();
         assert!(matches!(socket, Socket::Listening(_)));
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let socket = Socket::open(SocketSource::Fd(ours.into()), 0).unwrap();
+        let socket = Socket::open(SocketSource::Fd(ours.into()), None).unwrap();
         assert!(matches!(socket, Socket::Connected(_)));
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(Socket::open(SocketSource::Fd(file.into()), 0).is_err());
+        assert!(Socket::open(SocketSource::Fd(file.into()), None).is_err());
     }
 }

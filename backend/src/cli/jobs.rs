@@ -135,7 +135,14 @@ fn state_line(job: &Job) -> String {
         None => String::new(),
     };
     let (state, percent) = (job.state.name(), job.percent());
-    format!("job {id}: {what} of {subject} is {state} at {percent} %{limit}\n")
+    let begun = job.kind == JobKind::IntoBase && job.bytes_done > 0;
+    let half = match job.state {
+        JobState::Paused | JobState::Failed if begun => {
+            "; the image is half changed until the job has ended"
+        }
+        _ => "",
+    };
+    format!("job {id}: {what} of {subject} is {state} at {percent} %{limit}{half}\n")
 }
 
 /// All jobs.
@@ -210,17 +217,17 @@ fn show(job: &Job, now: Timestamp) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    /// A merge that is at work.
-    fn running() -> Job {
+    /// A merge that has got so far.
+    pub fn job(state: JobState) -> Job {
         Job {
             id: 3,
             kind: JobKind::Merge,
             subject: "web@s1".into(),
             way: Direction::Up,
-            state: JobState::Running,
+            state,
             error: None,
             bytes_done: 43 << 20,
             bytes_total: 100 << 20,
@@ -234,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_job_is_told_in_a_line() {
-        let job = running();
+        let job = super::tests::job(JobState::Running);
         assert_eq!(progress(&job), "43 MiB of 100 MiB, 10 MiB/s, 5 s left");
         assert_eq!(
             begun(std::slice::from_ref(&job)),
@@ -251,6 +258,23 @@ mod tests {
     }
 
     #[test]
+    fn an_image_that_is_half_changed_is_told() {
+        let half = |kind, state, bytes_done| {
+            let job = Job {
+                kind,
+                bytes_done,
+                ..job(state)
+            };
+            state_line(&job).contains("half changed")
+        };
+        assert!(half(JobKind::IntoBase, JobState::Paused, 1));
+        assert!(half(JobKind::IntoBase, JobState::Failed, 1));
+        assert!(!half(JobKind::IntoBase, JobState::Paused, 0));
+        assert!(!half(JobKind::IntoBase, JobState::Queued, 1));
+        assert!(!half(JobKind::Merge, JobState::Paused, 1));
+    }
+
+    #[test]
     fn spans_are_rounded_for_people() {
         for (seconds, text) in [
             (0, "0 s"),
@@ -264,7 +288,7 @@ mod tests {
 
     #[test]
     fn only_what_is_done_is_at_100_percent() {
-        let mut job = running();
+        let mut job = job(JobState::Running);
         job.bytes_done = job.bytes_total;
         assert_eq!(job.percent(), 99);
         job.state = JobState::Done;
@@ -275,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_list_has_a_row_a_job() {
-        let text = list(&[running()], Timestamp(0));
+        let text = list(&[job(JobState::Running)], Timestamp(0));
         assert_eq!(
             text,
             "JOB  WHAT      OF      STATE    DONE  COPIED  TO COPY     SPEED  END\n  \

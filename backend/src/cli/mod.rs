@@ -33,6 +33,7 @@ use stratablk_layers::store::StoreOptions;
 use self::args::{CheckArgs, Cli, Command, ServeArgs, SourceArgs, with_serve_implied};
 use self::client::{Client, ClientError, encoded};
 use crate::config::{DiskSocket, OneDisk, ServeConfig, Target, inherit_socket};
+use crate::confine;
 use crate::control::types::{ErrorBody, ErrorDetail, ErrorKind, Tree, VolumeType};
 use crate::daemon;
 
@@ -262,11 +263,14 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
         target,
         control,
         control_group: args.control_group,
+        socket_group: args.socket_group,
+        confine: args.confine.into(),
         workers: args.workers.map(usize::from),
         store_options: StoreOptions {
             direct_io: args.direct_io,
             no_io_uring: args.no_io_uring,
             cache,
+            on_thread: Some(|| confine::enter(confine::Role::Files)),
         },
         json,
     })

@@ -10,7 +10,7 @@ use hyper::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::Client;
+use super::client::{Client, ClientError};
 use super::{Failure, jobs, read};
 use crate::control::types::{ErrorKind, Job, JobState};
 
@@ -26,8 +26,58 @@ enum Show {
     Nothing,
     /// As a bar on a terminal.
     Bar(ProgressBar),
-    /// As lines: the tenth that was printed last, whether it rested, and when that was.
-    Lines(Option<(u64, bool, Instant)>),
+    /// As lines: what was printed last, and when that was.
+    Lines(Option<(Shown, Instant)>),
+}
+
+/// What a line says that is not printed again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shown {
+    /// How many tenths of the job, or of all jobs, are done.
+    tenth: u64,
+    /// Whether the job rests.
+    rests: bool,
+}
+
+/// A job among those that are waited for.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// How many have ended.
+    ended: usize,
+    /// How many there are.
+    of: usize,
+}
+
+impl Place {
+    /// What of a line is news: of several jobs how far they all are.
+    fn news(self, job: &Job) -> Shown {
+        let percent = match self.of {
+            0 | 1 => job.percent(),
+            of => percent(self.ended, of),
+        };
+        Shown {
+            tenth: percent / 10,
+            rests: job.state == JobState::Paused,
+        }
+    }
+
+    /// The line.
+    fn line(self, job: &Job) -> String {
+        let progress = jobs::progress(job);
+        let own = format!("job {}: {} %, {progress}", job.id, job.percent());
+        match self.of {
+            0 | 1 => own,
+            of => format!("{} of {of} jobs have ended; {own}", self.ended),
+        }
+    }
+}
+
+/// A part in percent.
+fn percent(part: usize, of: usize) -> u64 {
+    let percent = part.saturating_mul(100).checked_div(of);
+    percent
+        .and_then(|part| u64::try_from(part).ok())
+        .unwrap_or(0)
 }
 
 impl Show {
@@ -49,8 +99,7 @@ impl Show {
     }
 
     /// Shows how a job stands.
-    fn update(&mut self, job: &Job) {
-        let rests = job.state == JobState::Paused;
+    fn update(&mut self, job: &Job, place: Place) {
         match self {
             Self::Nothing => {}
             Self::Bar(bar) => {
@@ -60,14 +109,12 @@ impl Show {
                 bar.set_message(jobs::progress(job));
             }
             Self::Lines(last) => {
-                let tenth = job.percent() / 10;
-                let due = last.is_none_or(|(before, rested, when)| {
-                    before != tenth || rested != rests || when.elapsed() >= LINE_INTERVAL
-                });
+                let news = place.news(job);
+                let due = last
+                    .is_none_or(|(before, when)| before != news || when.elapsed() >= LINE_INTERVAL);
                 if due {
-                    *last = Some((tenth, rests, Instant::now()));
-                    let progress = jobs::progress(job);
-                    eprintln!("job {}: {} %, {progress}", job.id, job.percent());
+                    *last = Some((news, Instant::now()));
+                    eprintln!("{}", place.line(job));
                 }
             }
         }
@@ -87,11 +134,16 @@ impl Show {
 /// One of them has failed or was cancelled; the wait was interrupted; what the daemon answered.
 pub(super) fn wait(client: &Client, begun: Vec<Job>, quiet: bool) -> Result<Vec<Job>, Failure> {
     let interrupted = interrupts();
+    let of = begun.len();
     let mut ended = Vec::new();
+    let mut show = Show::new(quiet);
     for mut job in begun {
-        let mut show = Show::new(quiet);
+        let place = Place {
+            ended: ended.len(),
+            of,
+        };
         while !job.state.has_ended() {
-            show.update(&job);
+            show.update(&job, place);
             thread::park_timeout(INTERVAL);
             // ORDERING: Relaxed; a flag by itself, looked at again and again.
             if interrupted.load(Ordering::Relaxed) {
@@ -102,14 +154,27 @@ pub(super) fn wait(client: &Client, begun: Vec<Job>, quiet: bool) -> Result<Vec<
                     job.id
                 )));
             }
-            job = read(&client.call(Method::GET, &jobs::target(job.id), None)?)?;
+            job = look(client, job)?;
         }
-        show.end();
         ended.push(job);
     }
+    show.end();
     match ended.iter().find(|job| job.state != JobState::Done) {
         None => Ok(ended),
         Some(job) => Err(Failure::of(ErrorKind::Failed, not_done(job))),
+    }
+}
+
+/// A job as it is now. The daemon has named it, so one that it does not know any more has ended, and is forgotten;
+/// those that fail, or are cancelled and can go on, are not.
+fn look(client: &Client, mut job: Job) -> Result<Job, Failure> {
+    match client.call(Method::GET, &jobs::target(job.id), None) {
+        Err(ClientError::Refused(detail)) if detail.kind == ErrorKind::NotFound => {
+            job.state = JobState::Done;
+            job.bytes_done = job.bytes_total;
+            Ok(job)
+        }
+        reply => read(&reply?),
     }
 }
 
@@ -155,4 +220,34 @@ fn interrupts() -> Arc<AtomicBool> {
         let _ = ready.recv();
     }
     flag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::jobs::tests::job;
+
+    #[test]
+    fn of_several_jobs_only_the_whole_is_news() {
+        let mut seen: Vec<Shown> = Vec::new();
+        for ended in 0..130 {
+            for state in [JobState::Queued, JobState::Running] {
+                let news = Place { ended, of: 130 }.news(&job(state));
+                if seen.last() != Some(&news) {
+                    seen.push(news);
+                }
+            }
+        }
+        assert_eq!(seen.len(), 10, "{seen:?}");
+        let one = Place { ended: 0, of: 1 };
+        assert_eq!(one.news(&job(JobState::Running)).tenth, 4);
+        assert!(one.news(&job(JobState::Paused)).rests);
+        let several = Place { ended: 3, of: 130 };
+        let line = several.line(&job(JobState::Running));
+        assert!(
+            line.starts_with("3 of 130 jobs have ended; job 3: 43 %"),
+            "{line}"
+        );
+        assert!(one.line(&job(JobState::Running)).starts_with("job 3: 43 %"));
+    }
 }

@@ -147,6 +147,15 @@ fn deleted(report: &DeleteReport, after: Option<u64>) -> String {
              (--push-down copies it into each of them)\n"
         ),
         Fate::Named => "its data stays, since something else needs it as it is\n".to_owned(),
+        Fate::Joined { child, ways, .. } if *child == report.layer => {
+            let mut text = "its data is moved into the image below it, which is written: neither what it was nor what it will \
+                            be until the job has ended\n"
+                .to_owned();
+            if report.dry_run {
+                text.push_str(&costs(ways, "down: its data goes into the image"));
+            }
+            text
+        }
         Fate::Joined {
             child_name, ways, ..
         } => {
@@ -154,7 +163,7 @@ fn deleted(report: &DeleteReport, after: Option<u64>) -> String {
             let mut text =
                 format!("its data is joined{after} with what lies over it: {child_name}\n");
             if report.dry_run {
-                text.push_str(&costs(ways));
+                text.push_str(&costs(ways, "down: that layer's data goes into its file"));
             }
             text
         }
@@ -162,13 +171,13 @@ fn deleted(report: &DeleteReport, after: Option<u64>) -> String {
     text
 }
 
-/// What each way costs.
-fn costs(ways: &[WayCost]) -> String {
+/// What each way costs. `down`: what the way down is.
+fn costs(ways: &[WayCost], down: &str) -> String {
     use super::table::{self, Align};
     let row = |cost: &WayCost| {
         let what = match cost.way {
             Direction::Up => "up: its data goes into that layer",
-            Direction::Down => "down: that layer's data goes into its file",
+            Direction::Down => down,
             Direction::InPlace => "in place: as down, while a guest uses that layer",
             Direction::Copy => "copy: into each layer over it",
         };
@@ -241,7 +250,7 @@ mod tests {
             chosen,
         };
         let fate = Fate::Joined {
-            child: String::new(),
+            child: "another".into(),
             child_name: "web@s2".into(),
             ways: vec![
                 cost(Direction::Up, 10 << 20, true),
@@ -261,6 +270,31 @@ its data is joined with what lies over it: web@s2
         let text = deleted(&report(false, fate), Some(7));
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.contains("joined after job 7 with"), "{text}");
+    }
+
+    #[test]
+    fn it_says_that_an_image_is_written() {
+        let fate = Fate::Joined {
+            child: String::new(),
+            child_name: "layer 01234567".into(),
+            ways: vec![WayCost {
+                way: Direction::Down,
+                bytes: 1 << 20,
+                space_bytes: 1 << 20,
+                estimate_ms: 1,
+                chosen: true,
+            }],
+        };
+        let text = deleted(&report(true, fate), None);
+        assert!(
+            text.contains("into the image below it, which is written"),
+            "{text}"
+        );
+        assert!(
+            text.contains("down: its data goes into the image"),
+            "{text}"
+        );
+        assert!(!text.contains("01234567"), "{text}");
     }
 
     #[test]

@@ -309,17 +309,8 @@ mod tests {
         Job {
             id,
             kind,
-            subject: String::new(),
             way,
-            state: JobState::Running,
-            error: None,
-            bytes_done: 43,
-            bytes_total: 100,
-            bytes_per_s: 0,
-            rate_bytes_per_s: None,
-            remaining_s: None,
-            created: Timestamp(0),
-            ended: None,
+            ..Job::sample()
         }
     }
 

@@ -99,6 +99,8 @@ pub struct Attachments {
     table: Mutex<BTreeMap<String, Entry>>,
     /// Worker threads an attachment, at most.
     workers_max: usize,
+    /// The group that may use the sockets.
+    group: Option<u32>,
     /// Where changes are told.
     events: Arc<Events>,
 }
@@ -109,8 +111,15 @@ impl Attachments {
         Self {
             table: Mutex::default(),
             workers_max,
+            group: None,
             events,
         }
+    }
+
+    /// The same, with sockets that the members of a group may use.
+    pub fn with_group(mut self, group: Option<u32>) -> Self {
+        self.group = group;
+        self
     }
 
     /// The table, also after a panic elsewhere: each change of it is one assignment.
@@ -142,6 +151,7 @@ impl Attachments {
             queues,
             workers: self.workers_max.min(usize::from(queues)).max(1),
             read_only,
+            group: self.group,
             ..AttachOptions::default()
         };
         let socket = match source {

@@ -96,6 +96,12 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume], jobs: &[J
         out.family(name, Kind::Gauge, help, [(Vec::new(), value)]);
     }
 
+    out.family(
+        "stratablk_refused_calls_total",
+        Kind::Counter,
+        "System calls that threads made and may not make; the log has their numbers.",
+        [(Vec::new(), crate::confine::refused_calls())],
+    );
     cache_families(&mut out, cache);
     job_families(&mut out, jobs);
 
@@ -311,7 +317,7 @@ fn cache_families(out: &mut Encoder, cache: &CacheFigures) {
 mod tests {
     use super::*;
     use crate::control::timestamp::Timestamp;
-    use crate::control::types::{Attachment, Direction, JobKind, VolumeType};
+    use crate::control::types::{Attachment, VolumeType};
 
     /// A volume that is attached.
     fn volume(name: &str) -> Volume {
@@ -347,18 +353,10 @@ mod tests {
     fn job(id: u64, state: JobState) -> Job {
         Job {
             id,
-            kind: JobKind::Merge,
-            subject: "web@s1".into(),
-            way: Direction::Up,
             state,
-            error: None,
             bytes_done: 41,
             bytes_total: 42,
-            bytes_per_s: 0,
-            rate_bytes_per_s: None,
-            remaining_s: None,
-            created: Timestamp(0),
-            ended: None,
+            ..Job::sample()
         }
     }
 

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::confine::accounts;
+
 /// Bytes of a path that a Unix socket address has room for, without the final NUL.
 pub const PATH_BYTES_MAX: usize = 107;
 
@@ -177,23 +179,13 @@ impl Drop for PrivateDir {
     }
 }
 
-/// The number of a group: itself a number, or a name of `/etc/group`.
+/// The number of a group that was given by name or number for the control socket.
 fn group_id(group: &str) -> Result<u32, SocketError> {
-    if let Ok(gid) = group.parse() {
-        return Ok(gid);
-    }
-    let path = Path::new("/etc/group");
-    let groups = fs::read_to_string(path).map_err(|source| SocketError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let named = |line: &str| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok())?
-    };
-    groups
-        .lines()
-        .find_map(named)
+    accounts::group(group)
+        .map_err(|source| SocketError::Io {
+            path: "/etc/group".into(),
+            source,
+        })?
         .ok_or_else(|| SocketError::NoSuchGroup(group.to_owned()))
 }
 

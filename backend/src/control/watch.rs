@@ -92,25 +92,13 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::control::timestamp::Timestamp;
-    use crate::control::types::{Direction, JobKind};
 
     /// A job that has copied so much.
     fn job(state: JobState, bytes_done: u64) -> Job {
         Job {
-            id: 7,
-            kind: JobKind::Merge,
-            subject: "web@s1".into(),
-            way: Direction::Up,
             state,
-            error: None,
             bytes_done,
-            bytes_total: 100,
-            bytes_per_s: 0,
-            rate_bytes_per_s: None,
-            remaining_s: None,
-            created: Timestamp(0),
-            ended: None,
+            ..Job::sample()
         }
     }
 

@@ -11,10 +11,13 @@
 //! | a guest reboots, and its front-end keeps the connection | the same | entry 0                    | no         |
 //! | a guest reboots, and its front-end connects anew | new       | entry 0 of a ring never used     | yes        |
 //! | we were restarted, or the connection was lost   | new        | another entry, or a ring in use  | no         |
+//! | the same, of a front-end with an inflight buffer | new       | any, but the buffer was used     | no         |
 //! | a machine is restored from a file, or migrated  | new        | another entry, or a loaded state | no         |
 //!
 //! A ring in use is told by the used ring, which its driver has zeroed at the beginning and into which only a device writes.
-//! So also a ring that was left at entry 65,536, which is 0 again, is no new one.
+//! So also a ring that was left at entry 65,536, which is 0 again, is no new one. An inflight buffer that was used tells it
+//! too, even of a machine that was given nothing back yet: its first requests are under way. One that we have just made says
+//! nothing.
 //!
 //! What remains: a machine that has made no request at all cannot be told from one that starts, but it cannot tell what its
 //! disk held before either. A front-end that enables each ring before it says anything of the next is judged by
@@ -27,6 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use stratablk_layers::units::Sector;
 
+use super::inflight::InflightBuffer;
 use super::memory::GuestMemory;
 use super::vring::Vring;
 use crate::worker::disk::DiskSource;
@@ -74,17 +78,23 @@ impl<P: DiskProvider> DiskUse<P> {
         open.unwrap_or_else(|| self.provider.capacity())
     }
 
-    /// The disk, for a ring that starts; opened if none of the others runs. These are all rings of the session, in this memory.
+    /// The disk, for a ring that starts; opened if none of the others runs. These are all rings of the session, in this memory,
+    /// and what their requests under way are tracked in.
     ///
     /// # Errors
     /// Why it cannot be opened.
-    pub fn open(&mut self, rings: &[Vring], memory: &GuestMemory) -> io::Result<Arc<P::Disk>> {
+    pub fn open(
+        &mut self,
+        rings: &[Vring],
+        memory: &GuestMemory,
+        inflight: Option<&InflightBuffer>,
+    ) -> io::Result<Arc<P::Disk>> {
         if let Some(disk) = &self.disk {
             return Ok(Arc::clone(disk));
         }
         let start = if self.begun.load(Ordering::Relaxed) {
             MachineStart::Again
-        } else if was_in_use(rings, memory) {
+        } else if inflight.is_some_and(InflightBuffer::has_history) || was_in_use(rings, memory) {
             MachineStart::Continued
         } else {
             MachineStart::Fresh
@@ -112,10 +122,9 @@ impl<P: DiskProvider> Drop for DiskUse<P> {
     }
 }
 
-/// Whether the machine has used the disk before this session.
+/// Whether the machine has used the disk before this session, as far as its rings tell.
 ///
-/// A state that was loaded, and a buffer of requests under way that an earlier session was given, would tell it as well: a
-/// device that offers DEVICE_STATE or INFLIGHT_SHMFD has to ask for them here.
+/// A state that was loaded would tell it as well: a device that offers DEVICE_STATE has to ask for that here.
 fn was_in_use(rings: &[Vring], memory: &GuestMemory) -> bool {
     rings.iter().any(|ring| {
         ring.base() != 0

@@ -37,11 +37,13 @@ use super::dirty_log::DirtyLog;
 use super::disk_use::DiskUse;
 use super::event::{Event, Kick};
 use super::features;
+use super::inflight::InflightBuffer;
 use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
 use super::state::SessionState;
 use super::vring::{SessionMemory, Vring};
 use crate::signal::Signal;
 use crate::virtio::ring::{RingAddresses, RingLayout, UsedLog};
+use crate::virtio::tracker::resume;
 use crate::worker::command::WorkerHandle;
 use crate::worker::counters::Counters;
 use crate::worker::provider::DiskProvider;
@@ -78,6 +80,8 @@ pub struct Handler<P: DiskProvider> {
     memory: SessionMemory,
     /// The dirty log that the front-end set, whether or not it is to be written.
     log: Option<Arc<DirtyLog>>,
+    /// Where the requests under way are tracked, if the front-end wants it.
+    inflight: Option<InflightBuffer>,
     /// Virtio features that the front-end took; `None` before it has.
     features: Option<u64>,
     /// Protocol features that the front-end took.
@@ -128,6 +132,7 @@ impl<P: DiskProvider> Handler<P> {
             setup,
             memory,
             log: None,
+            inflight: None,
             features: None,
             protocol: 0,
             features_read: false,
@@ -216,7 +221,10 @@ impl<P: DiskProvider> Handler<P> {
         let counters = counters.ok_or_else(|| refuse("there is no worker"))?;
         let memory = self.memory();
         let setup = WorkerSetup {
-            disk: self.disk.open(&self.rings, &memory).map_err(host)?,
+            disk: self
+                .disk
+                .open(&self.rings, &memory, self.inflight.as_ref())
+                .map_err(host)?,
             read_only: self.disk.may_not_change(),
             memory,
             log: self.log_in_use(),
@@ -339,7 +347,16 @@ impl<P: DiskProvider> Handler<P> {
             }
             return Err(refuse(format!("ring {index} does not lie in guest memory")));
         };
-        let setup = ring.setup(index, layout, kick, self.acked(), self.used_log(ring));
+        let region = self.inflight.as_ref().and_then(|all| all.region(index));
+        let resumed = region.map(|region| {
+            let resumed = resume(region, layout.size(), layout.used_index(), ring.base());
+            resumed.inspect_err(|_| ring.err.iter().for_each(|err| err.signal()))
+        });
+        let resumed = resumed
+            .transpose()
+            .map_err(|why| refuse(format!("ring {index} cannot start: {why}")))?;
+        let log = self.used_log(ring);
+        let setup = ring.setup(index, layout, kick, self.acked(), log, resumed);
         let worker = self.worker_or_start(index);
         let attached = worker.and_then(|worker| worker.attach(setup).map_err(host));
         if attached.is_err() {
@@ -431,6 +448,7 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
             ring.reset(&self.memory);
         }
         self.release_unless_serving();
+        self.inflight = None;
         self.features = None;
         self.writeback = true;
         self.setup.state.features.store(0, Ordering::Relaxed);
@@ -697,12 +715,20 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         self.send_log()
     }
 
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(refuse("INFLIGHT_SHMFD was not offered"))
+    /// Nothing of it is kept: the front-end hands it back if it wants it used.
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        InflightBuffer::create(asked, self.setup.queues).map_err(host)
     }
 
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(refuse("INFLIGHT_SHMFD was not offered"))
+    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
+        if self.is_serving() {
+            return Err(refuse(
+                "the inflight buffer cannot change while a ring is in use",
+            ));
+        }
+        let buffer = InflightBuffer::map(&file, given, self.setup.queues).map_err(host)?;
+        self.inflight = Some(buffer);
+        Ok(())
     }
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {

@@ -2,8 +2,9 @@
 //!
 //! A [`session`] reads one front-end's messages, each of them with a deadline, and hands them to the [`handler`], which
 //! keeps the state of the device and of each of its rings (`vring`), opens the disk for them ([`disk_use`]), and commands
-//! the workers. [`features`] and [`config_space`] say what the device is, [`memory`], [`mapping`] and [`dirty_log`] are
-//! what the front-end shares, [`guard`] keeps the daemon alive when it takes that away, [`channel`] is the way back to it.
+//! the workers. [`features`] and [`config_space`] say what the device is, [`memory`], [`mapping`], [`dirty_log`] and
+//! [`inflight`] are what the front-end shares, [`guard`] keeps the daemon alive when it takes that away, [`channel`] is the way
+//! back to it.
 //! Nothing here touches a request; nothing here imports a layer's map or file.
 
 pub mod channel;
@@ -14,6 +15,7 @@ pub mod event;
 pub mod features;
 pub mod guard;
 pub mod handler;
+pub mod inflight;
 pub mod mapping;
 pub mod memory;
 pub mod session;

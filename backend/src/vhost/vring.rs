@@ -19,6 +19,7 @@ use super::event::{Event, Kick};
 use super::features;
 use super::memory::GuestMemory;
 use crate::virtio::ring::{RING_SIZE_MAX, RingAddresses, RingLayout, UsedLog};
+use crate::virtio::tracker::Resumed;
 use crate::worker::command::QueueSetup;
 
 /// The guest memory of a session, which all its rings see change.
@@ -138,7 +139,7 @@ impl Vring {
     }
 
     /// What a worker needs to know of the ring, which lies there and has that kick. `acked`: the virtio features that the
-    /// front-end took.
+    /// front-end took. `resumed`: how it goes on with its inflight region.
     pub fn setup(
         &self,
         index: u16,
@@ -146,6 +147,7 @@ impl Vring {
         kick: Arc<Kick>,
         acked: u64,
         log: Option<UsedLog>,
+        resumed: Option<Resumed>,
     ) -> QueueSetup {
         let event_idx = acked & features::EVENT_IDX != 0;
         self.record.set_queue_event_idx(event_idx);
@@ -154,7 +156,9 @@ impl Vring {
         QueueSetup {
             index,
             layout,
-            base: queue.next_avail(),
+            base: resumed
+                .as_ref()
+                .map_or(queue.next_avail(), |resumed| resumed.next_avail),
             event_idx: queue.event_idx_enabled(),
             indirect: acked & features::INDIRECT != 0,
             log,
@@ -162,7 +166,10 @@ impl Vring {
             call: self.call.clone(),
             err: self.err.clone(),
             // A ring that somebody served before may hold entries whose kick was taken then.
-            look: queue.next_avail() != 0 || queue.ready(),
+            look: queue.next_avail() != 0
+                || queue.ready()
+                || resumed.as_ref().is_some_and(|resumed| resumed.goes_on),
+            resumed,
         }
     }
 }
@@ -236,15 +243,15 @@ mod tests {
         let mut ring = ring(&guest);
         let layout = ring.locate(guest.memory()).unwrap();
         let kick = || Arc::new(Kick::Poll);
-        let setup = ring.setup(1, layout, kick(), features::EVENT_IDX, None);
+        let setup = ring.setup(1, layout, kick(), features::EVENT_IDX, None, None);
         assert_eq!((setup.index, setup.base, setup.layout.size()), (1, 0, 4));
         assert!(setup.event_idx && !setup.indirect && !setup.look);
         ring.set_started(true);
-        let setup = ring.setup(1, layout, kick(), features::INDIRECT, None);
+        let setup = ring.setup(1, layout, kick(), features::INDIRECT, None, None);
         assert!(!setup.event_idx && setup.indirect && setup.look);
         ring.set_started(false);
         ring.set_base(9);
-        let setup = ring.setup(1, layout, kick(), features::INDIRECT, None);
+        let setup = ring.setup(1, layout, kick(), features::INDIRECT, None, None);
         assert!(setup.look && setup.base == 9);
     }
 }

@@ -27,6 +27,10 @@ use vm_memory::volatile_memory::VolatileSlice;
 
 use crate::vhost::dirty_log::DirtyLog;
 use crate::vhost::memory::GuestMemory;
+use crate::virtio::store::store;
+use crate::virtio::tracker::InflightTracker;
+#[cfg(test)]
+use crate::virtio::tracker::fault;
 
 /// The largest ring.
 pub const RING_SIZE_MAX: u16 = 1024;
@@ -123,6 +127,13 @@ impl RingLayout {
     /// How many entries the ring has.
     pub fn size(&self) -> u16 {
         self.size
+    }
+
+    /// The used index as the device published it last.
+    ///
+    /// ORDERING: Acquire; what was published up to it, by whoever served the ring before, is seen.
+    pub fn used_index(&self) -> u16 {
+        u16::from_le(self.used_field(USED_INDEX).load(Ordering::Acquire))
     }
 
     /// Whether a device has ever put anything into the used ring, which the driver zeroes before it gives it to one.
@@ -235,6 +246,8 @@ pub struct SplitRing {
     kicks_suppressed: bool,
     /// Where to log the used ring.
     log: Option<UsedLog>,
+    /// Writes down which requests are under way, for whoever serves the ring next.
+    tracker: Option<InflightTracker>,
     /// Whether the memory of the ring is gone, so that it may not be touched any more.
     lost: bool,
 }
@@ -242,7 +255,7 @@ pub struct SplitRing {
 impl SplitRing {
     /// A ring that goes on at available entry `base`. The used index is taken from memory.
     pub fn new(layout: RingLayout, base: u16, event_idx: bool, log: Option<UsedLog>) -> Self {
-        let used = u16::from_le(layout.used_field(USED_INDEX).load(Ordering::Acquire));
+        let used = layout.used_index();
         Self {
             layout,
             event_idx,
@@ -253,8 +266,19 @@ impl SplitRing {
             published_before: false,
             kicks_suppressed: false,
             log,
+            tracker: None,
             lost: false,
         }
+    }
+
+    /// The ring, with its requests tracked from now on.
+    pub fn tracked_by(self, tracker: Option<InflightTracker>) -> Self {
+        Self { tracker, ..self }
+    }
+
+    /// Whether the front-end has taken away what the requests are tracked in.
+    pub fn has_lost_tracker(&self) -> bool {
+        self.tracker.as_ref().is_some_and(InflightTracker::is_lost)
     }
 
     /// The entry that will be taken next: what GET_VRING_BASE answers.
@@ -343,6 +367,14 @@ impl SplitRing {
         self.next_avail = self.next_avail.wrapping_sub(1);
     }
 
+    /// The request at this head, which was taken, is about to be carried out.
+    #[inline]
+    pub fn track(&mut self, head: u16) {
+        if let Some(tracker) = &mut self.tracker {
+            tracker.taken(head);
+        }
+    }
+
     /// Writes a used element. The driver sees it at the next [`Self::publish`]. Does nothing once the memory is gone.
     #[inline]
     pub fn put_used(&mut self, head: u16, len: u32) {
@@ -352,11 +384,14 @@ impl SplitRing {
         let entry = usize::from(self.next_used & (self.layout.size - 1));
         let offset = USED_ELEMENTS + ELEMENT_BYTES * entry;
         let id = self.layout.used_element(offset + ELEMENT_HEAD);
-        id.store(u32::from(head).to_le(), Ordering::Relaxed);
+        store(id, u32::from(head).to_le(), Ordering::Relaxed);
         let written = self.layout.used_element(offset + ELEMENT_LEN);
-        written.store(len.to_le(), Ordering::Relaxed);
+        store(written, len.to_le(), Ordering::Relaxed);
         self.mark(offset, ELEMENT_BYTES);
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.returned(head);
+        }
     }
 
     /// Whether used elements wait to be published.
@@ -378,9 +413,17 @@ impl SplitRing {
         let old = self.published;
         let new = self.next_used;
         self.mark(USED_INDEX, ENTRY_BYTES);
-        self.layout
-            .used_field(USED_INDEX)
-            .store(new.to_le(), Ordering::Release);
+        #[cfg(test)]
+        if let Some(tracker) = &mut self.tracker
+            && fault::is_planted(fault::Fault::ClearedFirst)
+        {
+            tracker.published(new);
+        }
+        let index = self.layout.used_field(USED_INDEX);
+        store(index, new.to_le(), Ordering::Release);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.published(new);
+        }
         // Again: the first mark may have been collected before the store.
         self.mark(USED_INDEX, ENTRY_BYTES);
         self.published = new;

@@ -17,6 +17,7 @@ use crate::vhost::dirty_log::DirtyLog;
 use crate::vhost::event::{Event, Kick};
 use crate::vhost::memory::GuestMemory;
 use crate::virtio::ring::{RingLayout, UsedLog};
+use crate::virtio::tracker::Resumed;
 
 /// All that a worker needs to know of a ring.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub struct QueueSetup {
     /// Whether entries may lie there whose kick somebody else has taken already, so that the ring must be looked at
     /// before the first kick.
     pub look: bool,
+    /// How it goes on with its inflight region, if it has one. `base` and `look` are as that says.
+    pub resumed: Option<Resumed>,
 }
 
 /// A command. `done` is answered when it has taken effect.

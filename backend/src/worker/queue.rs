@@ -41,6 +41,8 @@ pub struct Queue {
     pub call: Option<Arc<Event>>,
     /// How to tell the front-end that the ring broke.
     pub err: Option<Arc<Event>>,
+    /// Heads that were under way when the process before was killed, to be carried out before anything new.
+    replay: std::vec::IntoIter<u16>,
     /// Whether the guest wanted a signal while there was no call to signal.
     signal_owed: bool,
 }
@@ -50,9 +52,18 @@ impl Queue {
     pub fn new(setup: QueueSetup) -> Self {
         let size = setup.layout.size();
         let polled = matches!(*setup.kick, Kick::Poll);
-        Self {
+        let ring = SplitRing::new(setup.layout, setup.base, setup.event_idx, setup.log);
+        let (tracker, replay, goes_on) = match setup.resumed {
+            Some(resumed) => (Some(resumed.tracker), resumed.replay, resumed.goes_on),
+            None => (None, Vec::new(), false),
+        };
+        if !replay.is_empty() {
+            let (ring, count) = (setup.index, replay.len());
+            tracing::info!(ring, count, "carries out again what was under way");
+        }
+        let mut queue = Self {
             index: setup.index,
-            ring: SplitRing::new(setup.layout, setup.base, setup.event_idx, setup.log),
+            ring: ring.tracked_by(tracker),
             in_flight: InFlight::new(size),
             phase: if setup.look || polled {
                 Phase::Started
@@ -63,13 +74,52 @@ impl Queue {
             kick: setup.kick,
             call: setup.call,
             err: setup.err,
+            replay: replay.into_iter(),
             signal_owed: false,
+        };
+        if goes_on {
+            // Whoever published what is in the used ring may have been killed before it said so.
+            queue.signal();
         }
+        queue
     }
 
     /// Whether requests are taken from it.
     pub fn is_served(&self) -> bool {
         matches!(self.phase, Phase::Started)
+    }
+
+    /// Whether requests are to be carried out again, which is done even if nothing more is to be taken.
+    pub fn is_replaying(&self) -> bool {
+        !self.replay.as_slice().is_empty()
+    }
+
+    /// Carries out nothing again: what is left of it stays under way in the inflight region, for another session.
+    pub fn stop_replaying(&mut self) {
+        self.replay = Vec::new().into_iter();
+    }
+
+    /// The head of the next request to carry out.
+    ///
+    /// # Errors
+    /// As [`SplitRing::take`].
+    pub fn next_head(&mut self) -> Result<Option<u16>, Broken> {
+        let again = self.replay.next();
+        if again.is_some() {
+            return Ok(again);
+        }
+        if !self.is_served() {
+            return Ok(None);
+        }
+        let Some(head) = self.ring.take()? else {
+            return Ok(None);
+        };
+        if self.in_flight.holds(head) {
+            self.ring.untake();
+            return Err(Broken::HeadInFlight);
+        }
+        self.ring.track(head);
+        Ok(Some(head))
     }
 
     /// Whether it must be looked at without being kicked.
@@ -90,6 +140,7 @@ impl Queue {
         if !matches!(self.phase, Phase::Draining(_)) {
             self.phase = Phase::Broken;
         }
+        self.stop_replaying();
         if let Some(err) = &self.err {
             err.signal();
         }

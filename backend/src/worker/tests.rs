@@ -15,6 +15,8 @@ use super::*;
 use crate::vhost::event::Event;
 use crate::virtio::test_guest::{NEXT, TestGuest, WRITE};
 
+mod replay;
+
 /// How long anything may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -114,6 +116,7 @@ impl Bench {
             call: Some(Arc::clone(&self.call_event)),
             err: Some(Arc::clone(&self.err_event)),
             look,
+            resumed: None,
         }
     }
 

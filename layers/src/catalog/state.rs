@@ -152,7 +152,7 @@ impl CatalogState {
     }
 
     /// The parent that the target of a job has at the end.
-    fn parent_after(&self, job: &JobRow) -> Option<LayerId> {
+    pub(crate) fn parent_after(&self, job: &JobRow) -> Option<LayerId> {
         match job.kind {
             JobKind::Flatten | JobKind::Import => None,
             JobKind::IntoBase => self.layers.get(&job.target).and_then(|row| row.parent),

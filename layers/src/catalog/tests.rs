@@ -138,22 +138,32 @@ fn new_store() -> CatalogState {
     CatalogState::empty(StoreId(Uuid::from_u128(0x5709)))
 }
 
-#[test]
-fn both_catalogs_hold_what_was_committed() {
+/// Commits to both catalogs, which hold the same each time, also when they are opened anew. Returns what they hold at the end.
+fn commit_to_both(
+    history: Vec<Vec<Change>>,
+    mut look: impl FnMut(&CatalogState, &MemoryDisk),
+) -> CatalogState {
     let dir = tempfile::tempdir().unwrap();
     let disk = MemoryDisk::new(new_store());
     let mut memory = MemoryCatalog::open(&disk).unwrap();
     let mut sqlite = SqliteCatalog::create(dir.path(), &new_store()).unwrap();
-    for changes in history() {
+    for changes in history {
         memory.commit(&changes).unwrap();
         sqlite.commit(&changes).unwrap();
         assert_eq!(memory.state(), sqlite.state());
         drop(sqlite);
         sqlite = SqliteCatalog::open(dir.path()).unwrap();
         assert_eq!(memory.state(), sqlite.state());
-        assert_eq!(MemoryCatalog::open(&disk).unwrap().state(), memory.state());
+        look(memory.state(), &disk);
     }
-    let state = sqlite.state();
+    sqlite.state().clone()
+}
+
+#[test]
+fn both_catalogs_hold_what_was_committed() {
+    let state = commit_to_both(history(), |state, disk| {
+        assert_eq!(MemoryCatalog::open(disk).unwrap().state(), state);
+    });
     assert_eq!(state.layers.len(), 4);
     assert_eq!(state.volumes.len(), 1);
     assert_eq!(state.snapshots.len(), 1);

@@ -1,8 +1,8 @@
 //! A new catalog from the headers of the layers.
 //!
 //! A header has the names that were true when its map was last written. That is enough for all layers, for every volume
-//! (its active layer carries its name) and for every snapshot whose layer was sealed; it is not enough for attachments,
-//! nor for names that were removed or changed since. Where headers contradict each other nothing is guessed.
+//! (its active layer carries its name and type) and for every snapshot whose layer was sealed; it is not enough for
+//! attachments, nor for names that were removed or changed since. Where headers contradict each other nothing is guessed.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,8 @@ use crate::catalog::{
 use crate::error::{Error, Result};
 use crate::file::Media;
 use crate::mapfile::{LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, map_path};
+use crate::ops::kind::starts_anew;
+use crate::store::now_ns;
 use crate::units::LayerId;
 
 /// What a rebuilt catalog has, and what it cannot have.
@@ -55,11 +57,11 @@ pub fn rebuild_catalog(dir: &Path, media: &Arc<dyn Media>) -> Result<Rebuilt> {
     rebuilt.layers = catalog.state().layers.len();
     rebuilt.volumes = catalog.state().volumes.len();
     rebuilt.snapshots = catalog.state().snapshots.len();
-    rebuilt
-        .notes
-        .push(
-            "attachments and types are not in the layers: every volume is a normal one; attach each again".into(),
-        );
+    rebuilt.notes.push(
+        "attachments are not in the layers: attach each volume again; those that were made for attachments of a multiattach \
+         volume are normal ones now"
+            .into(),
+    );
     Ok(rebuilt)
 }
 
@@ -106,6 +108,7 @@ fn assemble(
         None => return Err("there is no layer".into()),
     };
     let mut rows = Rows::empty(store);
+    rows.next_job = next_job(dir);
     let parents: BTreeSet<LayerId> = headers
         .values()
         .filter_map(|header| header.parent)
@@ -162,6 +165,16 @@ fn assemble(
     CatalogState::new(rows)
 }
 
+/// The number of the next job: none that the old catalog gave out, or, where nobody can tell, the time in seconds, since
+/// there are fewer jobs than that. An interrupted commit is left as it is, for the backup.
+fn next_job(dir: &Path) -> u64 {
+    let whole = matches!(journal_of(&dir.join(CATALOG_NAME)).try_exists(), Ok(false));
+    match whole.then(|| SqliteCatalog::look(dir)) {
+        Some(Ok(old)) => old.next_job,
+        Some(Err(_)) | None => (now_ns() / 1_000_000_000).max(1),
+    }
+}
+
 /// The volume of an active layer.
 fn add_volume(rows: &mut Rows, header: &MapHeader, notes: &mut Vec<String>) -> Result<(), String> {
     if header.volume.is_empty() {
@@ -182,13 +195,28 @@ fn add_volume(rows: &mut Rows, header: &MapHeader, notes: &mut Vec<String>) -> R
             header.created_ns
         )),
         Entry::Vacant(place) => {
+            let mut kind = header.volume_kind;
+            if starts_anew(kind) && header.parent.is_none() {
+                notes.push(format!(
+                    "volume {:?} started from a layer again and again that is no longer below it: it is a normal one",
+                    header.volume
+                ));
+                kind = VolumeKind::Normal;
+            }
+            if kind == VolumeKind::Immutable {
+                notes.push(format!(
+                    "volume {:?} is immutable and keeps what was written to it last until the host or its machine is \
+                     started for the second time",
+                    header.volume
+                ));
+            }
             place.insert(VolumeRow {
                 name: header.volume.clone(),
                 active: header.layer,
                 size: header.size,
                 created_ns: header.created_ns,
                 attachment: None,
-                kind: VolumeKind::Normal,
+                kind,
                 armed: false,
                 attached_from: None,
             });
@@ -263,7 +291,7 @@ fn add_snapshots(
     }
     if !found.is_empty() {
         notes.push(
-            "snapshots that were deleted while their layer had to stay, whole, are back".into(),
+            "snapshots that were deleted while their layer had to stay, whole, are back if its map is large".into(),
         );
     }
     let mut snapshots: Vec<_> = found

@@ -43,6 +43,7 @@ fn header(n: u128, parent: Option<u128>, volume: &str, snapshot: &str) -> MapHea
             MapState::Sealed
         },
         volume: volume.into(),
+        volume_kind: VolumeKind::Normal,
         snapshot: snapshot.into(),
         group: if snapshot.is_empty() {
             Uuid::nil()
@@ -495,7 +496,11 @@ fn a_rebuilt_catalog_is_the_old_one_without_attachments() {
     }
     fs::remove_file(fixture.path(Path::new(CATALOG_NAME))).unwrap();
     assert_eq!(fixture.rebuild().unwrap().backup, None);
-    assert_eq!(fixture.catalog(), before);
+    let mut after = Rows::clone(&fixture.catalog());
+    // Nobody knows any more which numbers were given out.
+    assert!(after.next_job > 1_000_000_000);
+    after.next_job = before.next_job;
+    assert_eq!(after, *before);
 }
 
 #[test]
@@ -536,7 +541,9 @@ fn a_stale_rollback_journal_cannot_undo_a_rebuilt_catalog() {
         fs::read(crate::catalog::sqlite::journal_of(&backup)).unwrap(),
         hot
     );
-    assert_eq!(fixture.catalog(), before);
+    let mut after = Rows::clone(&fixture.catalog());
+    after.next_job = before.next_job;
+    assert_eq!(after, *before);
 }
 
 #[test]

@@ -93,6 +93,15 @@ pub trait File: Send + Sync + std::fmt::Debug {
         let _ = (from, to);
         Ok(None)
     }
+    /// Locks the file for as long as it is open here, against everybody who opens it anew: together with others, or alone, each
+    /// in the place of the other. Advisory: known to who asks for such a lock as well. `false`: the file system has none.
+    ///
+    /// # Errors
+    /// `WouldBlock`: somebody else has a lock that excludes this one; who asked to be alone has one together with others then.
+    fn lock(&self, alone: bool) -> io::Result<bool> {
+        let _ = alone;
+        Ok(true)
+    }
     /// The name of this open file for the engines of the same media.
     fn token(&self) -> FileToken;
     /// Alignment in bytes that data transfers through an [`Engine`] need (memory address, offset and length):

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::{Encoder, FormatError, field, field_u32, field_u64};
+use crate::catalog::VolumeKind;
 use crate::limits::{BASE_PATH_BYTES_MAX, DISK_SECTORS_MAX, DISK_SECTORS_MIN, NAME_BYTES_MAX};
 use crate::units::{CLUSTER_SECTORS, LayerId, SECTOR_BYTES, Sector, StoreId};
 
@@ -19,6 +20,8 @@ pub const MAGIC: [u8; 8] = *b"STRATMAP";
 
 /// Incompatible features that this code knows: none yet.
 const INCOMPATIBLE_KNOWN: u64 = 0;
+/// The compatible feature that the header says the type of the volume.
+const COMPATIBLE_VOLUME_KIND: u64 = 1;
 
 // Where the fields lie, as in FORMAT.md.
 const AT_VERSION: usize = 8;
@@ -49,10 +52,12 @@ const AT_ZERO_CRC: usize = 180;
 const AT_JOURNAL: usize = 184;
 const AT_VOLUME: usize = 192;
 const AT_SNAPSHOT: usize = 256;
+const AT_VOLUME_KIND: usize = 320;
 const AT_PATH: usize = 1024;
 
 const _: () = assert!(AT_VOLUME + NAME_BYTES_MAX == AT_SNAPSHOT);
-const _: () = assert!(AT_SNAPSHOT + NAME_BYTES_MAX <= AT_PATH);
+const _: () = assert!(AT_SNAPSHOT + NAME_BYTES_MAX == AT_VOLUME_KIND);
+const _: () = assert!(AT_VOLUME_KIND < AT_PATH);
 const _: () = assert!(AT_PATH + BASE_PATH_BYTES_MAX == HEADER_BYTES);
 const _: () =
     assert!(NAME_BYTES_MAX <= u8::MAX as usize && BASE_PATH_BYTES_MAX <= u16::MAX as usize);
@@ -103,6 +108,8 @@ pub struct MapHeader {
     pub state: MapState,
     /// The volume that the layer belonged to when the map was written; empty: none.
     pub volume: String,
+    /// The type of that volume, of an active layer; not known or not said: normal.
+    pub volume_kind: VolumeKind,
     /// The snapshot that names the layer; empty: none.
     pub snapshot: String,
     /// Equal for all snapshots of one instant; nil without a snapshot.
@@ -293,7 +300,13 @@ impl Header {
         out.put(AT_VERSION, &VERSION.to_le_bytes());
         out.put(AT_CRC, &[0; 4]);
         out.put(AT_INCOMPATIBLE, &0u64.to_le_bytes());
-        out.put(AT_COMPATIBLE, &0u64.to_le_bytes());
+        let kind_byte = volume_kind_byte(map.volume_kind);
+        let compatible = if kind_byte == 0 {
+            0
+        } else {
+            COMPATIBLE_VOLUME_KIND
+        };
+        out.put(AT_COMPATIBLE, &compatible.to_le_bytes());
         out.put(AT_STORE, map.store.0.as_bytes());
         out.put(AT_LAYER, map.layer.0.as_bytes());
         out.put(
@@ -323,6 +336,7 @@ impl Header {
         out.put(AT_JOURNAL, &place.journal_offset().to_le_bytes());
         out.put(AT_VOLUME, map.volume.as_bytes());
         out.put(AT_SNAPSHOT, map.snapshot.as_bytes());
+        out.put(AT_VOLUME_KIND, &[kind_byte]);
         out.put(AT_PATH, path);
         let mut bytes = out.finish(HEADER_BYTES);
         let crc = header_crc(&bytes)?;
@@ -447,6 +461,7 @@ impl Header {
             kind,
             state,
             volume: name(bytes, AT_VOLUME_LEN, AT_VOLUME)?,
+            volume_kind: volume_kind(bytes)?,
             snapshot: name(bytes, AT_SNAPSHOT_LEN, AT_SNAPSHOT)?,
             group: uuid(AT_GROUP)?,
             created_ns: field_u64(bytes, AT_CREATED)?,
@@ -459,6 +474,35 @@ impl Header {
             checkpoint: place,
         })
     }
+}
+
+/// How the type of a volume is written. Normal volumes are written as before there were others.
+fn volume_kind_byte(kind: VolumeKind) -> u8 {
+    match kind {
+        VolumeKind::Normal => 0,
+        VolumeKind::Immutable => 1,
+        VolumeKind::Writethrough => 2,
+        VolumeKind::Multiattach => 3,
+        VolumeKind::Readonly => 4,
+    }
+}
+
+/// The type of the volume, if the header says one that this code knows.
+fn volume_kind(bytes: &[u8; HEADER_BYTES]) -> Result<VolumeKind, FormatError> {
+    if field_u64(bytes, AT_COMPATIBLE)? & COMPATIBLE_VOLUME_KIND == 0 {
+        return Ok(VolumeKind::Normal);
+    }
+    let [byte] = field(bytes, AT_VOLUME_KIND)?;
+    let known = [
+        VolumeKind::Immutable,
+        VolumeKind::Writethrough,
+        VolumeKind::Multiattach,
+        VolumeKind::Readonly,
+    ];
+    let kind = known
+        .into_iter()
+        .find(|kind| volume_kind_byte(*kind) == byte);
+    Ok(kind.unwrap_or_default())
 }
 
 /// The CRC of a header, its own field taken as zeroes.

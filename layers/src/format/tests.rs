@@ -12,10 +12,18 @@ use uuid::Uuid;
 use super::header::{HEADER_BYTES, LayerKind, MapHeader, MapState, RawBase};
 use super::journal::{Entry, RECORD_BYTES, Seed};
 use super::*;
+use crate::catalog::VolumeKind;
 use crate::map::record::{MapRecord, RecordKind};
 use crate::units::{Epoch, Sector, SectorRange, StoreId};
 
 const SIZE: u64 = 40_000;
+const VOLUME_KINDS: [VolumeKind; 5] = [
+    VolumeKind::Normal,
+    VolumeKind::Immutable,
+    VolumeKind::Writethrough,
+    VolumeKind::Multiattach,
+    VolumeKind::Readonly,
+];
 
 fn map_header() -> impl Strategy<Value = MapHeader> {
     let base = ("/[a-z/]{0,40}", any::<i64>()).prop_map(|(path, mtime_ns)| {
@@ -33,9 +41,10 @@ fn map_header() -> impl Strategy<Value = MapHeader> {
         "\\PC{0,16}",
         "\\PC{0,16}",
         any::<(u128, u64, u64)>(),
+        0..VOLUME_KINDS.len(),
     )
         .prop_map(
-            |(kind, sealed, parent, volume, snapshot, (group, created_ns, snapshot_ns))| {
+            |(kind, sealed, parent, volume, snapshot, (group, created_ns, snapshot_ns), nth)| {
                 let is_base = kind != LayerKind::Differencing;
                 MapHeader {
                     store: StoreId(Uuid::from_u128(3)),
@@ -51,6 +60,7 @@ fn map_header() -> impl Strategy<Value = MapHeader> {
                         MapState::Active
                     },
                     volume,
+                    volume_kind: VOLUME_KINDS[nth],
                     snapshot,
                     group: Uuid::from_u128(group),
                     created_ns,
@@ -133,6 +143,7 @@ fn sample() -> (Header, Vec<u8>) {
         kind: LayerKind::Differencing,
         state: MapState::Active,
         volume: "v".into(),
+        volume_kind: VolumeKind::Normal,
         snapshot: String::new(),
         group: Uuid::nil(),
         created_ns: 1,
@@ -354,5 +365,28 @@ fn zeroes_inside_of_a_cluster_come_with_data_for_the_rest() {
             let (_, bytes) = checkpoint::encode(&header.map, 8, &read.set).unwrap();
             assert_eq!(decode_map(&bytes).unwrap().set, read.set);
         }
+    }
+}
+
+#[test]
+fn a_type_of_volume_that_is_not_known_is_a_normal_one() {
+    let (header, bytes) = sample();
+    for (bit, byte, kind) in [
+        (0, 1, VolumeKind::Normal),
+        (1, 0, VolumeKind::Normal),
+        (1, 1, VolumeKind::Immutable),
+        (1, 3, VolumeKind::Multiattach),
+        (1, 5, VolumeKind::Normal),
+        (0x81, 4, VolumeKind::Readonly),
+    ] {
+        let mut bytes = bytes.clone();
+        bytes[24] = bit;
+        bytes[320] = byte;
+        fix_header(&mut bytes);
+        let read = Header::decode(&bytes).unwrap();
+        assert_eq!(read.map.volume_kind, kind);
+        let mut map = read.map;
+        map.volume_kind = VolumeKind::Normal;
+        assert_eq!(map, header.map);
     }
 }

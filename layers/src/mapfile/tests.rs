@@ -7,6 +7,7 @@ use std::fs;
 use uuid::Uuid;
 
 use super::*;
+use crate::catalog::VolumeKind;
 use crate::map::record::RecordKind;
 use crate::test_media::TestMedia;
 use crate::units::{Sector, SectorRange, StoreId};
@@ -37,6 +38,7 @@ impl Fixture {
                 kind: LayerKind::Differencing,
                 state: MapState::Active,
                 volume: "disk".into(),
+                volume_kind: VolumeKind::Normal,
                 snapshot: String::new(),
                 group: Uuid::nil(),
                 created_ns: 1,

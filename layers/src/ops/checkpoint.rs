@@ -4,7 +4,9 @@
 //! of data that is in no file yet. Flushes wait meanwhile; reads and writes do not.
 
 use crate::error::Result;
-use crate::mapfile::MapFile;
+use crate::layer::Layer;
+use crate::map::SectorSet;
+use crate::mapfile::{MapFile, MapHeader};
 use crate::store::Store;
 use crate::volume::Volume;
 
@@ -37,15 +39,28 @@ impl Store {
             return Ok(());
         };
         let set = MapFile::read(&self.media, layer.id())?.set;
+        self.replace_map(volume, layer, &layer.header(), &set, "a checkpoint failed")
+    }
+
+    /// Gives an active layer another map, by a caller who leads the flushes of its volume. Where nobody can say
+    /// which of the two is in force, the volume has failed, and `why` begins the reason.
+    pub(crate) fn replace_map(
+        &self,
+        volume: &Volume,
+        layer: &Layer,
+        header: &MapHeader,
+        set: &SectorSet,
+        why: &str,
+    ) -> Result<()> {
         let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
-        match MapFile::succeed(&self.media, &layer.header(), incarnation, &set) {
+        match MapFile::succeed(&self.media, header, incarnation, set) {
             Ok(file) => {
                 *layer.journal() = Some(file);
                 Ok(())
             }
             Err(failure) => {
                 if !failure.old_in_force {
-                    volume.fail(&format!("a checkpoint failed: {}", failure.error));
+                    volume.fail(&format!("{why}: {}", failure.error));
                 }
                 Err(failure.error)
             }

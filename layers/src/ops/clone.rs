@@ -57,13 +57,7 @@ impl Store {
     ) -> Result<(LayerId, Sector)> {
         let inner = self.inner();
         let state = inner.catalog.state();
-        state.volume(volume)?;
-        let row = state
-            .snapshot(volume, snapshot)
-            .ok_or_else(|| Error::NotFound {
-                kind: "snapshot",
-                name: format!("{volume}@{snapshot}"),
-            })?;
+        let row = state.snapshot_of(volume, snapshot)?;
         let sealed = state
             .layers
             .get(&row.layer)

@@ -18,6 +18,7 @@ use crate::store::Store;
 use crate::units::LayerId;
 
 use super::idle::jobs_into;
+use super::jobs::with_rate;
 
 impl Store {
     /// Removes and joins what no name, volume or job holds, wherever it is. Called at the start; whoever knows what was touched
@@ -47,7 +48,9 @@ impl Store {
             match self.cheaper_way(join.lower, join.upper) {
                 Ok(way) => {
                     let (kind, subject) = (JobKind::Merge, join.subject);
-                    changes.push(self.job_change(nth, kind, subject, join.lower, join.upper, way));
+                    let rate = self.jobs.board().rates.get(&join.lower).copied();
+                    let change = self.job_change(nth, kind, subject, join.lower, join.upper, way);
+                    changes.push(with_rate(change, rate));
                     nth += 1;
                 }
                 // It stays as it is, and the next start is another chance.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::catalog::{Change, JobKind, JobRow, LayerRow, LayerState, VolumeKind, VolumeRow};
+use crate::catalog::{Change, JobKind, JobRow, LayerRow, LayerState, VolumeKind, VolumeRow, Way};
 use crate::error::{Error, Result};
 use crate::file::{File, FileIdentity, OpenMode};
 use crate::layer::Layer;
@@ -46,6 +46,19 @@ impl Store {
         kind: VolumeKind,
     ) -> Result<VolumeInfo> {
         let _command = self.command();
+        self.create_in_command(name, source, kind, None)?;
+        self.volume_info(name)
+    }
+
+    /// Creates a volume, and a job of this kind that makes it independent of its base, in one transaction. The caller holds the
+    /// command lock.
+    pub(crate) fn create_in_command(
+        &self,
+        name: &str,
+        source: &VolumeSource,
+        kind: VolumeKind,
+        job: Option<JobKind>,
+    ) -> Result<()> {
         names::check("name", name)?;
         if self.inner().catalog.state().volumes.contains_key(name) {
             return Err(Error::Exists {
@@ -54,15 +67,14 @@ impl Store {
             });
         }
         let mut made = Made::default();
-        let result = self.create_volume_files(name, source, kind, &mut made);
-        if let Err(error) = result {
+        let result = self.create_volume_files(name, source, kind, job, &mut made);
+        if result.is_err() {
             self.unmake(&made);
             if let VolumeSource::Volume(volume) = source {
                 self.collect_sealed(volume);
             }
-            return Err(error);
         }
-        self.volume_info(name)
+        result
     }
 
     /// Makes the layers and commits the volume.
@@ -71,6 +83,7 @@ impl Store {
         name: &str,
         source: &VolumeSource,
         kind: VolumeKind,
+        job: Option<JobKind>,
         made: &mut Made,
     ) -> Result<()> {
         let mut changes = Vec::new();
@@ -99,7 +112,7 @@ impl Store {
             }
             parent => parent,
         };
-        let (layer, row) = self.make_active_layer(name, parent, size, made)?;
+        let (layer, row) = self.make_active_layer(name, kind, parent, size, made)?;
         changes.push(Change::AddLayer(row));
         changes.push(Change::AddVolume(VolumeRow {
             name: name.to_owned(),
@@ -111,6 +124,10 @@ impl Store {
             armed: kind == VolumeKind::Immutable,
             attached_from: None,
         }));
+        if let (Some(kind), Some(base)) = (job, parent) {
+            let subject = name.to_owned();
+            changes.push(self.job_change(0, kind, subject, base, layer.id(), Way::Copy));
+        }
         self.inner().catalog.commit(&changes)
     }
 
@@ -172,11 +189,14 @@ impl Store {
         if let Some(layer) = known {
             return Ok((layer, size));
         }
-        self.media
+        let file = self
+            .media
             .open(&path, OpenMode::ReadOnly, false)
             .map_err(|error| invalid(format!("{} cannot be read: {error}", path.display())))?;
+        self.lock_base(&file, &path, false)?;
+        drop(file);
         let id = LayerId(self.media.fresh_id());
-        let mut header = self.new_header(id, None, size, "");
+        let mut header = self.new_header(id, None, size, "", VolumeKind::Normal);
         header.kind = LayerKind::RawBase(base.clone());
         header.state = MapState::Sealed;
         made.layers.push(id);
@@ -229,12 +249,13 @@ impl Store {
     pub(crate) fn make_active_layer(
         &self,
         volume: &str,
+        kind: VolumeKind,
         parent: Option<LayerId>,
         size: Sector,
         made: &mut Made,
     ) -> Result<(Arc<Layer>, LayerRow)> {
         let id = LayerId(self.media.fresh_id());
-        let header = self.new_header(id, parent, size, volume);
+        let header = self.new_header(id, parent, size, volume, kind);
         made.layers.push(id);
         let data = self.make_data(id, size)?;
         let journal = MapFile::create(&self.media, &header, &SectorSet::empty())?;
@@ -261,7 +282,7 @@ impl Store {
     /// As `make_active_layer`, with another name of an existing file as its data. The map says nothing about it yet.
     pub(crate) fn make_linked_layer(
         &self,
-        volume: &str,
+        volume: &VolumeRow,
         parent: LayerId,
         size: Sector,
         file: &Path,
@@ -274,7 +295,8 @@ impl Store {
         self.media
             .link(file, &path)
             .map_err(self.io("link", &path))?;
-        self.open_new_layer(self.new_header(id, Some(parent), size, volume))
+        let header = self.new_header(id, Some(parent), size, &volume.name, volume.kind);
+        self.open_new_layer(header)
     }
 
     /// The second half of making an active layer: its data file exists.
@@ -305,7 +327,7 @@ impl Store {
     /// from something.
     fn make_empty_layer(&self, volume: &str, size: Sector, made: &mut Made) -> Result<LayerRow> {
         let id = LayerId(self.media.fresh_id());
-        let mut header = self.new_header(id, None, size, volume);
+        let mut header = self.new_header(id, None, size, volume, VolumeKind::Normal);
         header.state = MapState::Sealed;
         made.layers.push(id);
         self.make_data(id, size)?;
@@ -343,6 +365,7 @@ impl Store {
         parent: Option<LayerId>,
         size: Sector,
         volume: &str,
+        kind: VolumeKind,
     ) -> MapHeader {
         MapHeader {
             store: self.id(),
@@ -352,6 +375,7 @@ impl Store {
             kind: LayerKind::Differencing,
             state: MapState::Active,
             volume: volume.to_owned(),
+            volume_kind: kind,
             snapshot: String::new(),
             group: Uuid::nil(),
             created_ns: now_ns(),

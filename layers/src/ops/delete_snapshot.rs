@@ -2,18 +2,24 @@
 //!
 //! DURABILITY: one catalog transaction takes the name, and with it dooms the layers that nobody needs without it, or adds
 //! the jobs that move its data. A crash before it leaves the snapshot, whole; after it the name is gone, the next start removes
-//! what is doomed, and the jobs go on. No disk reads differently at any time.
+//! what is doomed, and the jobs go on. No disk reads differently at any time. The map of a layer that stays is written anew
+//! without the name after that; until then the name is in the map, from which only `check --rebuild-catalog` reads it.
+
+use std::path::Path;
+use std::sync::Weak;
 
 use crate::catalog::{
     CatalogState, Change, JobId, JobKind, LayerRow, LayerState, SnapshotRow, Way,
 };
 use crate::error::{Error, Result};
+use crate::file::OpenMode;
 use crate::lifecycle::{DeleteOptions, DeleteReport, Fate, WayCost};
 use crate::store::Store;
 use crate::units::LayerId;
 
 use super::collect::{Without, is_content, jobs_on, unneeded};
 use super::idle::{jobs_into, with_parents};
+use super::jobs::with_rate;
 
 /// What a deletion does.
 #[derive(Debug)]
@@ -71,10 +77,13 @@ impl Store {
         };
         for (nth, (kind, source, target, way)) in (0..).zip(jobs) {
             let subject = format!("{volume}@{snapshot}");
-            changes.push(self.job_change(nth, kind, subject, source, target, way));
+            let change = self.job_change(nth, kind, subject, source, target, way);
+            changes.push(with_rate(change, options.rate));
             report.jobs.push(JobId(first.saturating_add(nth)));
         }
         self.commit_idle(&[], &changes, &gone)?;
+        self.keep_rate(report.layer, options.rate);
+        self.forget_name(report.layer, &report.jobs);
         self.collect_after(&touched);
         Ok(report)
     }
@@ -83,11 +92,7 @@ impl Store {
     fn plan(&self, volume: &str, snapshot: &str, options: DeleteOptions) -> Result<Plan> {
         let inner = self.inner();
         let state = inner.catalog.state();
-        state.volume(volume)?;
-        let row = (state.snapshot(volume, snapshot)).ok_or_else(|| Error::NotFound {
-            kind: "snapshot",
-            name: format!("{volume}@{snapshot}"),
-        })?;
+        let row = state.snapshot_of(volume, snapshot)?;
         let mut plan = Plan {
             report: DeleteReport {
                 volume: volume.to_owned(),
@@ -175,6 +180,7 @@ impl Store {
             layers.filter_map(base).partition(|(id, _)| *id == layer)
         };
         for (_, path) in own {
+            self.check_unused_elsewhere(layer, &path)?;
             let stat = self.media.stat(&path).map_err(self.io("stat", &path))?;
             for (_, other) in &others {
                 if self.is_file(other, stat.identity)? {
@@ -191,6 +197,22 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Refuses to write to a base that another daemon uses.
+    fn check_unused_elsewhere(&self, layer: LayerId, path: &Path) -> Result<()> {
+        let known = self.inner().layers.get(&layer).and_then(Weak::upgrade);
+        match known {
+            // Its own lock must not be in its way.
+            Some(known) => {
+                self.lock_base(known.data(), path, true)?;
+                self.lock_base(known.data(), path, false)
+            }
+            None => {
+                let file = self.media.open(path, OpenMode::ReadOnly, false);
+                self.lock_base(&file.map_err(self.io("open base", path))?, path, true)
+            }
+        }
     }
 
     /// A layer with several children: it stays, or is copied into all but the last of them, with which it is then joined.

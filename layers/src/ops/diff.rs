@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::sync::Weak;
 
 use crate::catalog::{CatalogState, LayerRow};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layer::LayerMap;
 use crate::lifecycle::{DiffRange, Point};
 use crate::map::SectorSet;
@@ -86,15 +86,10 @@ impl Store {
 
 /// The layer that a point is the content of, and the size of its disk.
 fn place(state: &CatalogState, point: &Point) -> Result<(LayerId, Sector)> {
-    let volume = state.volume(&point.volume)?;
     let Some(name) = &point.snapshot else {
+        let volume = state.volume(&point.volume)?;
         return Ok((volume.active, volume.size));
     };
-    let row = state
-        .snapshot(&point.volume, name)
-        .ok_or_else(|| Error::NotFound {
-            kind: "snapshot",
-            name: format!("{}@{name}", point.volume),
-        })?;
+    let row = state.snapshot_of(&point.volume, name)?;
     Ok((row.layer, row.size))
 }

@@ -1,4 +1,4 @@
-//! The files of an active layer, brought to the size that the catalog says its disk has.
+//! The files of an active layer, brought to the size that the catalog says its disk has, and its map to the type of the volume.
 //!
 //! A layer's map says how large its disk is, and so does the catalog. Where they differ, a change of size was interrupted and
 //! the catalog is right. The difference is made up for when the layer is next opened, before anything is appended to its map.
@@ -61,25 +61,36 @@ fn run(start: u64, end: u64) -> Option<SectorRange> {
     SectorRange::new(Sector(start), count)
 }
 
-/// What is left of a set on a disk of this size. Sectors behind the end in the last cluster stay: they mean nothing.
+/// What is left of a set on a disk of this size. Of data nothing stays behind the end: it would be looked for there, although
+/// no merge moves it. Zeroes go on to the end of the last cluster, which has them in all sectors without data or in none.
 pub(crate) fn cut(set: &SectorSet, size: Sector) -> SectorSet {
-    let end = padded(size);
+    let (last, tail) = (size.cluster(), size.index_in_cluster());
+    let has_zeroes = tail > 0 && set.cluster(last).1 != SectorMask::NONE;
     let mut left = SectorSet::empty();
     let kinds = [
-        (RecordKind::Data, set.data_runs().collect::<Vec<_>>()),
-        (RecordKind::Zero, set.zero_runs().collect()),
+        (
+            RecordKind::Data,
+            set.data_runs().collect::<Vec<_>>(),
+            size.0,
+        ),
+        (RecordKind::Zero, set.zero_runs().collect(), padded(size)),
     ];
-    for (kind, runs) in kinds {
+    for (kind, runs, end) in kinds {
         let inside = runs
             .into_iter()
             .filter_map(|range| run(range.start.0, range.end().0.min(end)));
         inside.for_each(|range| left.apply(&MapRecord { kind, range }));
     }
+    if let Some(range) = run(size.0, padded(size)).filter(|_| has_zeroes) {
+        let kind = RecordKind::Zero;
+        left.apply(&MapRecord { kind, range });
+    }
     left
 }
 
 impl Store {
-    /// Brings the map and the data of an active layer that was just opened to the size of its row.
+    /// Brings the map and the data of an active layer that was just opened to the size of its row, and the map to the type of
+    /// its volume.
     ///
     /// DURABILITY: the data file is long enough and its tail is zeroes before the map says so; the map is replaced whole. A
     /// crash at any point leaves what this function makes up for when it is called again.
@@ -93,7 +104,21 @@ impl Store {
         mut header: MapHeader,
         mut set: SectorSet,
     ) -> Result<(MapFile, MapHeader, SectorSet)> {
-        if header.state != MapState::Active || header.size == row.size {
+        if header.state != MapState::Active {
+            return Ok((map, header, set));
+        }
+        let kind = {
+            let inner = self.inner();
+            let volume = inner.catalog.state().active_of(row.id);
+            volume.map(|volume| volume.kind)
+        };
+        let kind = kind.unwrap_or(header.volume_kind);
+        if header.size == row.size && header.volume_kind == kind {
+            return Ok((map, header, set));
+        }
+        header.volume_kind = kind;
+        if header.size == row.size {
+            let map = map.replace(&self.media, &header, &set)?;
             return Ok((map, header, set));
         }
         if header.size > row.size {
@@ -200,7 +225,7 @@ mod tests {
         for (kind, (start, end), left) in [
             (RecordKind::Data, (0, 3), Some((0, 3))),
             (RecordKind::Zero, (16, 800), Some((16, 88))),
-            (RecordKind::Data, (80, 86), Some((80, 86))),
+            (RecordKind::Data, (80, 86), Some((80, 83))),
             (RecordKind::Data, (100, 200), None),
         ] {
             set.apply(&MapRecord {
@@ -214,7 +239,18 @@ mod tests {
                 });
             }
         }
+        // The rest of the cluster that has zeroes.
+        expected.apply(&MapRecord {
+            kind: RecordKind::Zero,
+            range: range(83, 88),
+        });
         assert_eq!(cut(&set, Sector(83)), expected);
+        let mut behind = SectorSet::empty();
+        behind.apply(&MapRecord {
+            kind: RecordKind::Data,
+            range: range(85, 87),
+        });
+        assert_eq!(cut(&behind, Sector(83)), SectorSet::empty());
         assert_eq!(cut(&set, Sector(800)), set);
     }
 }

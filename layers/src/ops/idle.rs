@@ -4,6 +4,10 @@
 //! it seals has been flushed before that transaction, and is sealed after it, by this command or by the next start. What it
 //! throws away leaves the catalog in that transaction and is removed after it; the catalog remembers that it is doomed.
 
+#[cfg(all(test, not(loom)))]
+#[expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+mod tests;
+
 use std::sync::Arc;
 
 use crate::canary::{self, Canary};
@@ -12,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::layer::LayerMap;
 use crate::mapfile::{MapFile, layer_dir};
 use crate::store::{Inner, Store};
+use crate::turns::Turn;
 use crate::units::{LayerId, Sector};
 use crate::volume::Volume;
 
@@ -27,11 +32,38 @@ pub(crate) enum Replaced {
     Sealed,
 }
 
+/// A command under way. Nobody else's is until this is dropped.
+#[derive(Debug)]
+#[must_use = "the command is over when this is dropped"]
+pub(crate) struct Command<'a> {
+    /// The store.
+    store: &'a Store,
+    /// Its turn, which passes on after all else.
+    _turn: Turn<'a>,
+}
+
+impl<'a> Command<'a> {
+    /// Begins.
+    pub(crate) fn new(store: &'a Store, turn: Turn<'a>) -> Self {
+        Self { store, _turn: turn }
+    }
+}
+
+impl Drop for Command<'_> {
+    fn drop(&mut self) {
+        self.store.inner().reserved.clear();
+    }
+}
+
 impl Store {
-    /// Refuses a volume that is open for requests. It stays unused as long as the caller holds the command lock.
+    /// Refuses a volume that is open for requests. It stays unused until the end of the caller's command: whoever wants to
+    /// open it waits for that.
     pub(crate) fn check_idle(&self, name: &str) -> Result<()> {
         let _write_back = self.write_back.hold();
-        self.inner().check_idle(name)
+        let mut inner = self.inner();
+        inner.check_idle(name)?;
+        inner.reserved.insert(name.to_owned());
+        Ok(())
     }
 
     /// Makes everything that was written to an idle volume durable in the files of its layers.
@@ -85,7 +117,7 @@ impl Store {
         made: &mut Made,
         changes: &mut Vec<Change>,
     ) -> Result<()> {
-        let (layer, new) = self.make_active_layer(&row.name, Some(parent), size, made)?;
+        let (layer, new) = self.make_active_layer(&row.name, row.kind, Some(parent), size, made)?;
         changes.push(Change::AddLayer(new));
         if old == Replaced::Sealed {
             changes.push(Change::SetLayerState {
@@ -98,10 +130,7 @@ impl Store {
             layer: layer.id(),
         });
         if size != row.size {
-            changes.push(Change::SetSize {
-                volume: row.name.clone(),
-                size,
-            });
+            changes.push(row.sized(size));
         }
         if old == Replaced::Discarded {
             changes.extend(jobs_into(self.inner().catalog.state(), &[row.active]));

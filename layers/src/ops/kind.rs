@@ -6,11 +6,18 @@
 //!    layer (a reset) or marks it as sealing (a change of type);
 //! 3. the old layer is sealed or removed, as after a restore.
 //!
+//! Where the active layer stays, its map gets the new type, for a catalog that is made anew from the maps: before 2 if the
+//! volume will no longer start from the layer below, since a new catalog must not throw away what stays, else after it. A crash
+//! in between leaves the old type or the new one in the map until the layer is next opened.
+//!
 //! A crash before 2 leaves an empty layer that the next start removes; after it the next start does 3. A volume is disarmed
 //! in the transaction that throws its content away, so that a start that was interrupted is no second one.
 
+use std::sync::Weak;
+
 use crate::catalog::{CatalogState, Change, LayerState, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
+use crate::mapfile::{MapFile, MapHeader};
 use crate::store::Store;
 use crate::units::LayerId;
 
@@ -138,10 +145,15 @@ impl Store {
     /// Steps 1 and 2 of a change of type.
     fn change_kind(&self, row: &VolumeRow, kind: VolumeKind, made: &mut Made) -> Result<()> {
         let mut changes = Vec::new();
-        if starts_anew(kind) && !self.is_content_already(row)? {
+        let replaced = starts_anew(kind) && !self.is_content_already(row)?;
+        if replaced {
             self.flush_idle(row)?;
             let sealed = Replaced::Sealed;
-            self.replace_active(row, row.active, row.size, sealed, made, &mut changes)?;
+            let new = VolumeRow {
+                kind,
+                ..row.clone()
+            };
+            self.replace_active(&new, row.active, row.size, sealed, made, &mut changes)?;
         }
         // Only an immutable volume can be armed, at every step.
         let kind_change = Change::SetKind {
@@ -160,7 +172,40 @@ impl Store {
             changes.extend(arm_change);
             changes.push(kind_change);
         }
-        self.commit_idle_flushed(row, &changes)
+        if !replaced && !starts_anew(kind) {
+            self.flush_idle(row)?;
+            self.close_volume(&row.name)?;
+            self.write_kind(row.active, kind)?;
+        }
+        self.commit_idle_flushed(row, &changes)?;
+        if !replaced
+            && starts_anew(kind)
+            && let Err(error) = self.write_kind(row.active, kind)
+        {
+            self.maintenance.note(format!(
+                "volume {:?}: its map has the new type only when it is next opened: {error}",
+                row.name
+            ));
+        }
+        Ok(())
+    }
+
+    /// Lets the map of an active layer, whose volume is closed and flushed, say the type of its volume.
+    fn write_kind(&self, layer: LayerId, kind: VolumeKind) -> Result<()> {
+        let known = self.inner().layers.get(&layer).and_then(Weak::upgrade);
+        if let Some(known) = known {
+            // Somebody still has it open: its map says so when it is next replaced.
+            let mut header = MapHeader::clone(&known.header());
+            header.volume_kind = kind;
+            known.set_header(header);
+            return Ok(());
+        }
+        let (map, mut header, set, _) = MapFile::open(&self.media, layer)?;
+        if header.volume_kind != kind {
+            header.volume_kind = kind;
+            map.replace(&self.media, &header, &set)?;
+        }
+        Ok(())
     }
 
     /// Commits changes after which the volume holds what it held: it is closed with all it took in its files.

@@ -2,15 +2,19 @@
 //!
 //! DURABILITY: giving one is creating a volume. Taking one is deleting a volume; or it is kept: flushed first, then
 //! its maps get the new name, and it is renamed in one catalog transaction, with its snapshots. Its layers hold what they held.
-//! A crash between leaves the new name in maps, from which only `check --rebuild-catalog` reads it.
+//! A crash between leaves the new name in maps, that of the active layer first of all. From there only `check
+//! --rebuild-catalog` would read it; but the name is still free, and once a volume has it two active layers would claim it. So
+//! the next start gives the maps their old name back, that of the active layer last (`undo_half_kept`).
 
 use crate::catalog::{Change, VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::lifecycle::Given;
+use crate::mapfile::MapFile;
 use crate::store::{Store, now_ns};
 
 use super::create::Made;
 use super::names;
+use super::true_names::Order;
 
 impl Store {
     /// Makes a volume for an attachment of a multiattach volume: `name`, or the first free of NAME-1, NAME-2 and so on. An
@@ -47,7 +51,13 @@ impl Store {
         self.check_base_of(content)?;
         let mut made = Made::default();
         let given = self
-            .make_active_layer(&name, Some(content), row.size, &mut made)
+            .make_active_layer(
+                &name,
+                VolumeKind::Normal,
+                Some(content),
+                row.size,
+                &mut made,
+            )
             .and_then(|(layer, layer_row)| {
                 let changes = [
                     Change::AddLayer(layer_row),
@@ -177,10 +187,10 @@ impl Store {
             });
         }
         let kept = self
-            .rename_in_maps(row.active, &row.name, name)
+            .rename_in_maps(row.active, &row.name, name, Order::ActiveFirst)
             .and_then(|()| self.commit_idle(&[row.name.as_str()], &changes, &[]));
         if kept.is_err()
-            && let Err(error) = self.rename_in_maps(row.active, name, &row.name)
+            && let Err(error) = self.rename_in_maps(row.active, name, &row.name, Order::ActiveLast)
         {
             self.maintenance.note(format!(
                 "volume {:?}: its maps may have the name {name:?} from now on: {error}",
@@ -188,6 +198,31 @@ impl Store {
             ));
         }
         kept
+    }
+
+    /// Gives the maps of attachments their name back that was to be another one when the daemon died. One header is read for
+    /// each attachment there is.
+    pub(crate) fn undo_half_kept(&self) {
+        let attachments: Vec<VolumeRow> = {
+            let inner = self.inner();
+            let volumes = inner.catalog.state().volumes.values();
+            let taken = volumes.filter(|row| row.attached_from.is_some());
+            taken.cloned().collect()
+        };
+        for row in attachments {
+            let undone = MapFile::read_header(&self.media, row.active).and_then(|header| {
+                if header.volume == row.name {
+                    return Ok(());
+                }
+                self.rename_in_maps(row.active, &header.volume, &row.name, Order::ActiveLast)
+            });
+            if let Err(error) = undone {
+                self.maintenance.note(format!(
+                    "volume {:?}: the maps of its layers may have another name: {error}",
+                    row.name
+                ));
+            }
+        }
     }
 
     /// The first name of the kind NAME-1 that no volume has.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use crate::catalog::{Change, JobKind, LayerRow, LayerState};
+use crate::catalog::{Change, JobKind, LayerRow, LayerState, VolumeKind};
 use crate::chain::Chain;
 use crate::check::base_change;
 use crate::error::{Error, Result};
@@ -19,7 +19,6 @@ use crate::mapfile::{
     LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, RawBase, data_path, layer_dir, map_path,
     sync_name,
 };
-use crate::ops::merge::parent_after;
 use crate::store::{Inner, Store};
 use crate::units::{
     CLUSTER_SECTORS, Cluster, LayerId, LayerSlot, SECTOR_BYTES, Sector, SectorMask,
@@ -27,11 +26,20 @@ use crate::units::{
 use crate::volume::{Shared, Volume};
 
 impl Store {
-    /// Opens a volume for requests: builds its resolve table. All openers share one.
+    /// Opens a volume for requests: builds its resolve table. All openers share one. One that is open already is given at
+    /// once, whatever command is under way, unless that needs it for itself.
     ///
     /// # Errors
     /// `NotFound`, `BaseChanged`, `Corrupt`, `Unsupported`, `Io`.
     pub fn open_volume(&self, name: &str) -> Result<Arc<Volume>> {
+        {
+            let inner = self.inner();
+            if let Some(volume) = inner.open.get(name)
+                && !inner.reserved.contains(name)
+            {
+                return Ok(Arc::clone(volume));
+            }
+        }
         let _command = self.command();
         self.open_volume_in_command(name)
     }
@@ -91,23 +99,23 @@ impl Store {
         };
         let flushed = volume.flush_blocking();
         // What became dirty since must keep its marks.
-        if flushed.is_ok() && !volume.is_dirty() {
-            self.forget_volume(name, volume);
+        if flushed.is_ok() {
+            self.forget_clean(name, volume);
         }
         flushed
     }
 
-    /// Closes a volume without a flush, if only the store and the caller hold it. Returns whether it is closed.
-    pub(crate) fn forget_volume(&self, name: &str, volume: Arc<Volume>) -> bool {
+    /// Closes a volume that was flushed, if only the store and the caller hold it, and nothing was written to it since.
+    fn forget_clean(&self, name: &str, volume: Arc<Volume>) {
         let _write_back = self.write_back.hold();
-        if Arc::strong_count(&volume) > 2 {
-            return false;
-        }
         let mut inner = self.inner();
+        // With `inner` held nobody gets hold of it any more; who did before may have written and gone again.
+        if Arc::strong_count(&volume) > 2 || volume.is_dirty() {
+            return;
+        }
         inner.open.remove(name);
         drop(volume);
         inner.forget_unused_layers();
-        true
     }
 
     /// A layer, from memory if an open volume uses it, else from its files.
@@ -182,7 +190,12 @@ impl Store {
                 header.layer, row.id
             )));
         }
-        if header.parent != row.parent && !self.is_end_of_job(row.id, header.parent) {
+        let may_have_parent = || {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            state.may_have_parent(row.id, header.parent)
+        };
+        if header.parent != row.parent && !may_have_parent() {
             return Err(mismatch(
                 "its parent is not the one that the catalog names".into(),
             ));
@@ -196,20 +209,43 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a job gives this parent to a layer at its end: the map says so before the catalog does.
-    fn is_end_of_job(&self, layer: LayerId, parent: Option<LayerId>) -> bool {
-        let inner = self.inner();
-        let state = inner.catalog.state();
-        let mut jobs = state.jobs.values().filter(|job| job.target == layer);
-        jobs.any(|job| parent_after(state, job) == parent)
-    }
-
     /// Opens a raw base, which must be the file that the store remembers.
     fn open_base(&self, layer: LayerId, base: &RawBase) -> Result<Arc<dyn File>> {
-        self.check_base(layer, base)?;
-        self.media
+        let file = self
+            .media
             .open(&base.path, OpenMode::ReadOnly, self.options.direct_io)
-            .map_err(self.io("open base", &base.path))
+            .map_err(self.io("open base", &base.path))?;
+        // First, so that nobody changes it after the look.
+        self.lock_base(&file, &base.path, false)?;
+        self.check_base(layer, base)?;
+        Ok(file)
+    }
+
+    /// Locks a raw base that is open, so that other daemons do not write to it meanwhile, or not use it at all.
+    pub(crate) fn lock_base(&self, file: &Arc<dyn File>, path: &Path, alone: bool) -> Result<()> {
+        match file.lock(alone) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.maintenance.note(format!(
+                    "base {}: its file system has no locks, so nobody can tell whether another daemon uses it",
+                    path.display()
+                ));
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(Error::Busy {
+                what: match alone {
+                    true => format!(
+                        "{} is used by another daemon or program, whose disks would change; stop that first",
+                        path.display()
+                    ),
+                    false => format!(
+                        "another daemon or program writes to {}; wait until it has ended",
+                        path.display()
+                    ),
+                },
+            }),
+            Err(error) => Err(self.io("lock", path)(error)),
+        }
     }
 
     /// Refuses a raw base that is not the file that the store remembers.
@@ -270,6 +306,7 @@ impl Store {
         for row in sealing {
             self.finish_sealing(&row);
         }
+        self.undo_half_kept();
         self.remove_doomed();
         self.remove_remains()?;
         self.collect_at_start();
@@ -326,6 +363,7 @@ impl Store {
     /// The header of a layer once it is sealed: it carries the name of the snapshot that it stands for.
     pub(crate) fn sealed_header(&self, mut header: MapHeader) -> MapHeader {
         header.state = MapState::Sealed;
+        header.volume_kind = VolumeKind::Normal;
         let inner = self.inner();
         if let Some(row) = inner.catalog.state().names_of(header.layer).next() {
             header.volume.clone_from(&row.volume);
@@ -400,7 +438,9 @@ pub(crate) fn clusters(size: Sector) -> u64 {
 /// The resolve table of a chain: layers oldest first, each over those before it.
 ///
 /// A layer that says something only about sectors behind the end of the disk, in the last cluster, which is cut short, is no
-/// layer to look at there: a merge does not move those sectors, so the word would name a layer that goes.
+/// layer to look at there: a merge does not move those sectors, so the word would name a layer that goes. There are such layers
+/// below a disk that was made smaller: a larger one below that has data only where the smaller one does not reach. Words that
+/// come later are of sectors on the disk, and where a disk grows its active layer hides what is below (`fit`).
 fn build_table(size: Sector, layers: &[Arc<Layer>]) -> Table {
     let table = Table::new(clusters(size));
     let last = Cluster(clusters(size).saturating_sub(1));
@@ -417,6 +457,9 @@ fn build_table(size: Sector, layers: &[Arc<Layer>]) -> Table {
         let (data, zero) = layer.cluster(last);
         let behind = (data.0 | zero.0) != 0 && (data.0 | zero.0) & on_disk.0 == 0;
         match &**layer.map() {
+            LayerMap::Active(map) if behind => {
+                table.load_layer(slot, &map.to_set().without(last, 1));
+            }
             LayerMap::Active(map) => table.load_layer(slot, &map.to_set()),
             LayerMap::Sealed(set) if behind => table.load_layer(slot, &set.without(last, 1)),
             LayerMap::Sealed(set) => table.load_layer(slot, set),

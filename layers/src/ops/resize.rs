@@ -16,12 +16,12 @@
 //! A crash leaves the old or the new size, as the catalog says. Where the map says another, the next to open the layer makes up
 //! for it (`fit`); a data file that is longer than the disk does no harm.
 
-use crate::catalog::{Change, VolumeKind, VolumeRow};
+use crate::catalog::{VolumeKind, VolumeRow};
 use crate::error::{Error, Result};
 use crate::file::OpenMode;
-use crate::layer::{Layer, LayerMap};
+use crate::layer::LayerMap;
 use crate::lifecycle::ResizeOptions;
-use crate::map::{ClusterState, Resolve, SectorSet};
+use crate::map::{ClusterState, Resolve};
 use crate::mapfile::{MapFile, MapHeader, data_path};
 use crate::store::{Store, VolumeInfo};
 use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, SECTOR_BYTES, Sector, SectorMask};
@@ -30,6 +30,9 @@ use crate::volume::Volume;
 use super::create::disk_size;
 use super::fit::{Gained, cut};
 use super::open::clusters;
+
+/// Why a volume has failed whose map may be of either size.
+const FAILED: &str = "a change of size failed";
 
 impl Store {
     /// Changes the size of a volume. What a larger disk gains reads as zeroes, also where layers below are as large.
@@ -54,12 +57,18 @@ impl Store {
     /// Refuses volumes whose size is that of what they start from, and layers that a job works on.
     fn check_resizable(&self, row: &VolumeRow) -> Result<()> {
         let name = &row.name;
-        if !matches!(row.kind, VolumeKind::Normal | VolumeKind::Writethrough) {
+        let why = match row.kind {
+            VolumeKind::Normal | VolumeKind::Writethrough => None,
+            VolumeKind::Readonly => Some("is readonly, so nothing of it changes"),
+            VolumeKind::Immutable | VolumeKind::Multiattach => {
+                Some("starts from a content that never changes, nor does its size")
+            }
+        };
+        if let Some(why) = why {
             return Err(Error::Invalid {
                 field: "volume",
                 what: format!(
-                    "{name:?} starts from a content that never changes, nor does its size; make it a normal volume first \
-                     (stratablk volume set {name} --type normal)"
+                    "{name:?} {why}; make it a normal volume first (stratablk volume set {name} --type normal)"
                 ),
             });
         }
@@ -95,13 +104,13 @@ impl Store {
         self.led(&volume, || {
             let mut set = MapFile::read(&self.media, layer.id())?.set;
             gained.records().for_each(|record| set.apply(&record));
-            self.replace_map(&volume, layer, &header, &set)
+            self.replace_map(&volume, layer, &header, &set, FAILED)
         })?;
         if let Err(error) = self.commit_size(row, size) {
             // What is appended from here on is for the old size again.
             self.led(&volume, || {
                 let set = cut(&MapFile::read(&self.media, layer.id())?.set, row.size);
-                self.replace_map(&volume, layer, &layer.header(), &set)
+                self.replace_map(&volume, layer, &layer.header(), &set, FAILED)
             })?;
             return Err(error);
         }
@@ -143,35 +152,9 @@ impl Store {
         done
     }
 
-    /// Gives an active layer another map, by a caller who leads the flushes of its volume.
-    fn replace_map(
-        &self,
-        volume: &Volume,
-        layer: &Layer,
-        header: &MapHeader,
-        set: &SectorSet,
-    ) -> Result<()> {
-        let incarnation = layer.journal().as_ref().map_or(0, MapFile::incarnation);
-        match MapFile::succeed(&self.media, header, incarnation, set) {
-            Ok(file) => {
-                *layer.journal() = Some(file);
-                Ok(())
-            }
-            Err(failure) => {
-                if !failure.old_in_force {
-                    volume.fail(&format!("a change of size failed: {}", failure.error));
-                }
-                Err(failure.error)
-            }
-        }
-    }
-
     /// The commit point.
     fn commit_size(&self, row: &VolumeRow, size: Sector) -> Result<()> {
-        self.inner().catalog.commit(&[Change::SetSize {
-            volume: row.name.clone(),
-            size,
-        }])
+        self.inner().catalog.commit(&[row.sized(size)])
     }
 
     /// Makes a disk smaller that nobody uses.
@@ -214,11 +197,7 @@ impl Store {
             )));
         }
         drop(volume);
-        let change = Change::SetSize {
-            volume: row.name.clone(),
-            size,
-        };
-        self.commit_idle(&[row.name.as_str()], &[change], &[])?;
+        self.commit_idle(&[row.name.as_str()], &[row.sized(size)], &[])?;
         self.cache.forget(row.active);
         if let Err(error) = self.cut_files(row, size) {
             self.maintenance.note(format!(

@@ -81,13 +81,7 @@ impl Store {
         let chosen = {
             let inner = self.inner();
             let state = inner.catalog.state();
-            state.volume(volume)?;
-            let row = state
-                .snapshot(volume, snapshot)
-                .ok_or_else(|| Error::NotFound {
-                    kind: "snapshot",
-                    name: format!("{volume}@{snapshot}"),
-                })?;
+            let row = state.snapshot_of(volume, snapshot)?;
             let mut chosen = Vec::new();
             // A volume has at most one snapshot of an instant.
             for has in state.snapshots.iter().filter(|has| has.group == row.group) {
@@ -161,14 +155,7 @@ impl Store {
             }
             self.replace_active(row, *layer, *size, old, made, &mut changes)?;
             if let Some(name) = keep {
-                let row = SnapshotRow {
-                    volume: row.name.clone(),
-                    name: name.to_owned(),
-                    layer: row.active,
-                    group,
-                    created_ns,
-                    size: row.size,
-                };
+                let row = row.to_snapshot(name, group, created_ns);
                 changes.push(Change::AddSnapshot(row.clone()));
                 kept.push(row);
             }

@@ -410,8 +410,13 @@ impl Store {
         let mut rows = Vec::new();
         let mut actives = Vec::new();
         for volume in volumes {
-            let (active, layer_row) =
-                self.make_active_layer(&volume.name, Some(volume.active), volume.size, made)?;
+            let (active, layer_row) = self.make_active_layer(
+                &volume.name,
+                volume.kind,
+                Some(volume.active),
+                volume.size,
+                made,
+            )?;
             changes.push(Change::AddLayer(layer_row));
             changes.push(Change::SetLayerState {
                 layer: volume.active,
@@ -422,14 +427,7 @@ impl Store {
                 layer: active.id(),
             });
             if let Some(name) = name {
-                let row = SnapshotRow {
-                    volume: volume.name.clone(),
-                    name: name.to_owned(),
-                    layer: volume.active,
-                    group,
-                    created_ns,
-                    size: volume.size,
-                };
+                let row = volume.to_snapshot(name, group, created_ns);
                 changes.push(Change::AddSnapshot(row.clone()));
                 rows.push(row);
             }

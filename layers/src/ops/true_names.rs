@@ -8,12 +8,25 @@
 
 use uuid::Uuid;
 
+use crate::catalog::{JobId, LayerState};
 use crate::error::{Error, Result};
-use crate::mapfile::{MapFile, MapHeader, MapState};
+use crate::mapfile::{MapFile, MapHeader, MapState, map_path};
 use crate::store::Store;
 use crate::units::LayerId;
 
 use super::collect::jobs_on;
+
+/// In which order the maps of a volume get another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// So that its active layer has it if any has.
+    ActiveFirst,
+    /// So that its active layer has it only if all have.
+    ActiveLast,
+}
+
+/// The largest map that is written anew while a command waits: that takes some 30 ms.
+const AT_ONCE_BYTES_MAX: u64 = 1 << 20;
 
 impl Store {
     /// Lets the map of a sealed layer name the snapshot that the catalog knows of, or none. The caller holds the command lock,
@@ -26,21 +39,55 @@ impl Store {
         let (map, header, set, _) = MapFile::open(&self.media, layer)?;
         let header = self.named_truly(header);
         MapFile::succeed(&self.media, &header, map.incarnation(), &set)?;
-        let known = self.inner().layers.get(&layer).cloned();
-        if let Some(known) = known.and_then(|known| known.upgrade()) {
-            known.set_header(header);
-        }
+        self.show_header(layer, header);
         Ok(())
+    }
+
+    /// After the name of a layer has gone: lets its map no longer say it, if that takes no time. Otherwise the job does that
+    /// which joins the layer. `new`: jobs that nobody has taken up yet. A failure is for the log.
+    pub(crate) fn forget_name(&self, layer: LayerId, new: &[JobId]) {
+        let (sealed, at_work) = {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            let row = state.layers.get(&layer);
+            let sealed = row.is_some_and(|row| row.state == LayerState::Sealed);
+            let mut jobs = jobs_on(state, layer).into_iter();
+            (sealed, jobs.any(|job| !new.contains(&job.id)))
+        };
+        if !sealed || at_work {
+            return;
+        }
+        let path = map_path(layer);
+        let written = (self.media.stat(&path).map_err(self.io("stat", &path))).and_then(|stat| {
+            if stat.len <= AT_ONCE_BYTES_MAX {
+                self.write_true_names(layer)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = written {
+            self.maintenance.note(format!(
+                "layer {layer}: its map has the name of a deleted snapshot until it is joined with another: {error}"
+            ));
+        }
     }
 
     /// Lets the maps of the layers from `top` down of volume `from` say `to`. The volume is closed, and all that was
     /// written to it is flushed. The caller holds the command lock.
-    pub(crate) fn rename_in_maps(&self, top: LayerId, from: &str, to: &str) -> Result<()> {
-        let chain: Vec<LayerId> = {
+    pub(crate) fn rename_in_maps(
+        &self,
+        top: LayerId,
+        from: &str,
+        to: &str,
+        order: Order,
+    ) -> Result<()> {
+        let mut chain: Vec<LayerId> = {
             let inner = self.inner();
             let chain = inner.catalog.state().chain_of(top);
             chain.into_iter().map(|row| row.id).collect()
         };
+        if order == Order::ActiveFirst {
+            chain.reverse();
+        }
         for layer in chain {
             let written = MapFile::read_header(&self.media, layer)?;
             // One that is still to be sealed gets its names then.
@@ -65,12 +112,17 @@ impl Store {
             }
             to.clone_into(&mut header.volume);
             map.replace(&self.media, &header, &set)?;
-            let known = self.inner().layers.get(&layer).cloned();
-            if let Some(known) = known.and_then(|known| known.upgrade()) {
-                known.set_header(header);
-            }
+            self.show_header(layer, header);
         }
         Ok(())
+    }
+
+    /// Lets those that have a layer open know what its map says now.
+    fn show_header(&self, layer: LayerId, header: MapHeader) {
+        let known = self.inner().layers.get(&layer).cloned();
+        if let Some(known) = known.and_then(|known| known.upgrade()) {
+            known.set_header(header);
+        }
     }
 
     /// A header with the snapshot that the catalog knows of, or none.

@@ -1,13 +1,14 @@
 //! The guests of a run: their queues, and the requests that they have under way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use stratablk_layers::file::sim::Random;
-use stratablk_layers::units::{SECTOR_BYTES, Sector, SectorRange};
+use stratablk_layers::units::{SECTOR_BYTES, SectorRange};
 use stratablk_layers::volume::{Durability, Operation};
 
 use crate::disk::Queue;
-use crate::oracle::{Marks, Value, stamp, unstamp};
+use crate::oracle::{Marks, Value, stamp};
+use crate::pick::{self, Busy};
 use crate::watch::Shared;
 use crate::workload::trace;
 
@@ -53,10 +54,7 @@ pub struct Guests {
     shared: Shared,
     guests: Vec<Guest>,
     requests: BTreeMap<u64, Request>,
-    /// Whether requests may overlap.
-    overlap: bool,
-    /// Sectors with a request under way, and how many.
-    busy: BTreeMap<(String, u64), u64>,
+    busy: Busy,
     next_id: u64,
     /// Whether requests may fail.
     faulty: bool,
@@ -73,8 +71,7 @@ impl Guests {
             shared,
             guests: Vec::new(),
             requests: BTreeMap::new(),
-            overlap,
-            busy: BTreeMap::new(),
+            busy: Busy::new(overlap),
             next_id: 2,
             faulty,
             lossy,
@@ -121,12 +118,12 @@ impl Guests {
         let index = self.random.index(self.guests.len());
         self.guests[index].queue.context().begin_batch();
         for _ in 0..1 + self.random.below(most) {
-            match self.random.below(100) {
-                0..50 => self.write(index),
-                50..60 => self.zero(index, false),
-                60..69 => self.zero(index, true),
-                69..88 => self.read(index),
-                _ => self.flush(index),
+            match pick::kind(&mut self.random) {
+                pick::Kind::Write => self.write(index),
+                pick::Kind::WriteZeroes => self.zero(index, false),
+                pick::Kind::Discard => self.zero(index, true),
+                pick::Kind::Read => self.read(index),
+                pick::Kind::Flush => self.flush(index),
             }
         }
         self.guests[index].queue.context().kick();
@@ -158,26 +155,8 @@ impl Guests {
     /// A run of sectors of a disk; without a request under way, unless requests may overlap.
     fn range(&mut self, index: usize, longest: u64) -> Option<SectorRange> {
         let Guest { disk, sectors, .. } = &self.guests[index];
-        let (disk, sectors) = (disk.clone(), *sectors);
-        let start = self.random.below(sectors);
-        let (start, count) = match self.random.below(8) {
-            // To the end of the disk, which is not that of a cluster.
-            0 => (start, sectors - start),
-            // Whole clusters.
-            1 | 2 => {
-                let start = start / 8 * 8;
-                let count = (1 + self.random.below(longest.div_ceil(8))) * 8;
-                (start, count.min(sectors - start))
-            }
-            _ => (start, 1 + self.random.below(longest.min(sectors - start))),
-        };
-        let free = self.overlap
-            || (start..start + count)
-                .all(|sector| !self.busy.contains_key(&(disk.clone(), sector)));
-        free.then_some(SectorRange {
-            start: Sector(start),
-            count,
-        })
+        let range = pick::range(&mut self.random, *sectors, longest);
+        self.busy.allows(disk, range).then_some(range)
     }
 
     /// The next request's number.
@@ -191,9 +170,7 @@ impl Guests {
     fn note(&mut self, id: u64, index: usize, kind: Kind) {
         let disk = self.guests[index].disk.clone();
         if let Kind::Change { range, .. } | Kind::Read { range, .. } = &kind {
-            for sector in range.start.0..range.end().0 {
-                *self.busy.entry((disk.clone(), sector)).or_default() += 1;
-            }
+            self.busy.begin(&disk, *range);
         }
         self.requests.insert(id, Request { disk, kind });
     }
@@ -232,7 +209,7 @@ impl Guests {
         let memory: Vec<u8> = (range.start.0..range.end().0)
             .flat_map(|sector| stamp(number, sector, id))
             .collect();
-        let cuts = self.cuts(memory.len());
+        let cuts = pick::cuts(&mut self.random, memory.len());
         let durability = if stable {
             Durability::OnCompletion
         } else {
@@ -242,14 +219,6 @@ impl Guests {
         let operation = Operation::Write(range.start);
         let queue = &mut self.guests[index].queue;
         queue.submit(operation, durability, memory, &cuts, id);
-    }
-
-    /// Where to cut a request's memory into segments: anywhere.
-    fn cuts(&mut self, len: usize) -> Vec<usize> {
-        let cuts: BTreeSet<usize> = (0..self.random.below(5))
-            .map(|_| self.random.index(len))
-            .collect();
-        cuts.into_iter().collect()
     }
 
     fn zero(&mut self, index: usize, discard: bool) {
@@ -289,7 +258,7 @@ impl Guests {
         let marks = self.marks(index);
         self.note(id, index, Kind::Read { range, marks });
         let memory = vec![0x5a; (range.count * SECTOR_BYTES) as usize];
-        let cuts = self.cuts(memory.len());
+        let cuts = pick::cuts(&mut self.random, memory.len());
         trace(|| {
             format!(
                 "request {id}: read disk {} {range:?}",
@@ -321,13 +290,7 @@ impl Guests {
         trace(|| format!("request {id} ended, ok: {ok}"));
         let request = self.requests.remove(&id).unwrap();
         if let Kind::Change { range, .. } | Kind::Read { range, .. } = &request.kind {
-            for sector in range.start.0..range.end().0 {
-                let key = (request.disk.clone(), sector);
-                match self.busy.get_mut(&key) {
-                    Some(count) if *count > 1 => *count -= 1,
-                    _ => drop(self.busy.remove(&key)),
-                }
-            }
+            self.busy.end(&request.disk, *range);
         }
         let shared = self.shared.clone();
         let mut shared = shared.lock().unwrap();
@@ -349,12 +312,7 @@ impl Guests {
             // A disk that lost pages has lost them for its readers too; the guest was told of the failure.
             Kind::Read { .. } if self.lossy || !ok => {}
             Kind::Read { range, marks } => {
-                let chunks = memory.chunks_exact(SECTOR_BYTES as usize);
-                let found: Result<Vec<Value>, String> = (range.start.0..)
-                    .zip(chunks)
-                    .map(|(sector, bytes)| unstamp(disk.number, sector, bytes))
-                    .collect();
-                problem = match found {
+                problem = match pick::found(disk.number, range, memory) {
                     Ok(found) => disk.check_read(range.start.0, &found, &marks),
                     Err(problem) => Some(problem),
                 };

@@ -27,6 +27,7 @@
 mod disk;
 mod guests;
 mod oracle;
+mod pick;
 mod recovered;
 mod watch;
 mod workload;

@@ -5,6 +5,8 @@ use stratablk_layers::lifecycle::{DeleteOptions, ResizeOptions, RestoreOptions};
 use stratablk_layers::store::VolumeSource;
 use stratablk_layers::units::SECTOR_BYTES;
 
+use std::path::Path;
+
 use crate::world::{SECTORS, World, crash_everywhere};
 
 /// Two volumes of a group, a clone, and something written since.
@@ -116,6 +118,17 @@ fn a_clone_of_a_running_volume() {
         let source = VolumeSource::Volume("a".into());
         store.create_volume("d", &source).unwrap();
     });
+}
+
+#[test]
+fn an_import() {
+    // There is the volume with the job that frees it from the image, or neither.
+    let nothing = |world: &World| world.create("x");
+    let (before, after) = crash_everywhere("volume import", nothing, |store| {
+        store.import("a", Path::new("/base.raw")).unwrap();
+    });
+    assert!(!before.volumes.contains_key("a"));
+    assert!(after.volumes["a"].imported);
 }
 
 #[test]

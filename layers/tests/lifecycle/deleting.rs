@@ -104,6 +104,69 @@ fn one_in_the_middle_gets_a_job_and_its_name_is_free_again() {
 }
 
 #[test]
+fn a_job_that_is_made_later_keeps_to_the_rate() {
+    let world = chain(3);
+    let layers = ["s1", "s2", "s3"].map(|name| world.layer_of("web", name));
+    delete(&world, "web", "s2");
+    let slow = DeleteOptions {
+        rate: Some(100_000),
+        ..DeleteOptions::default()
+    };
+    let report = world.store().delete_snapshot("web", "s3", slow).unwrap();
+    assert_eq!(report.jobs, []);
+    // The one at work is not touched, and others that wait are not either.
+    assert_eq!(world.jobs()[0].rate, None);
+    delete(&world, "web", "s1");
+    let mut rates = Vec::new();
+    loop {
+        for job in world.jobs() {
+            let seen = (job.source, job.rate);
+            if !rates.contains(&seen) {
+                rates.push(seen);
+            }
+        }
+        if !world.store().job_step() {
+            break;
+        }
+    }
+    let rate = |layer| rates.iter().find(|(source, _)| *source == layer);
+    assert_eq!(rate(layers[2]), Some(&(layers[2], Some(100_000))));
+    assert_eq!(rate(layers[1]), Some(&(layers[1], None)));
+    assert_eq!(rate(layers[0]), Some(&(layers[0], None)));
+    assert_eq!(world.jobs(), []);
+}
+
+#[test]
+fn a_push_down_keeps_to_its_rate_to_the_end() {
+    let world = chain(1);
+    let forked = VolumeSource::Snapshot {
+        volume: "web".into(),
+        snapshot: "s1".into(),
+    };
+    world.store().create_volume("clone", &forked).unwrap();
+    let slow = DeleteOptions {
+        push_down: true,
+        rate: Some(100_000),
+        ..DeleteOptions::default()
+    };
+    let report = world.store().delete_snapshot("web", "s1", slow).unwrap();
+    assert_eq!(report.jobs.len(), 1);
+    let mut kinds = Vec::new();
+    loop {
+        for job in world.jobs() {
+            assert_eq!(job.rate, Some(100_000));
+            if !kinds.contains(&job.kind) {
+                kinds.push(job.kind);
+            }
+        }
+        if !world.store().job_step() {
+            break;
+        }
+    }
+    assert_eq!(kinds, [JobKind::PushDown, JobKind::Merge]);
+}
+
+#[test]
 fn the_way_can_be_chosen_where_it_is_possible() {
     let world = chain(2);
     let with = |way| DeleteOptions {

@@ -202,6 +202,138 @@ fn a_life_on_real_files() {
     assert_eq!(std::fs::read(&image).unwrap(), bytes);
 }
 
+/// Ends the daemon, makes the catalog anew, and starts the daemon again.
+fn rebuild(host: &mut Host) -> Vec<String> {
+    host.store().finish().unwrap();
+    host.store = None;
+    let path = Host::path(host.dir.path());
+    let media = HostMedia::new(path.clone(), HostOptions { io_uring: false }).unwrap();
+    let media: Arc<dyn Media> = Arc::new(media);
+    let rebuilt = rebuild_catalog(&path, &media).unwrap();
+    host.store = Some(Host::open(host.dir.path()));
+    rebuilt.notes
+}
+
+#[test]
+fn what_volumes_start_from_stays_through_a_rebuilt_catalog() {
+    let mut host = Host::new();
+    let size = VolumeSource::Size(SECTORS * SECTOR_BYTES);
+    for name in ["im", "gold", "was", "plain"] {
+        host.store().create_volume(name, &size).unwrap();
+        host.write(name, 0, 8, 2);
+    }
+    let set = |host: &Host, name, kind| host.store().set_kind(name, kind).unwrap();
+    set(&host, "im", VolumeKind::Immutable);
+    set(&host, "gold", VolumeKind::Multiattach);
+    set(&host, "was", VolumeKind::Immutable);
+    host.write("im", 4, 8, 3);
+    host.write("was", 4, 8, 3);
+    set(&host, "was", VolumeKind::Readonly);
+    let made = |host: &Host| {
+        let store = host.store();
+        store
+            .create_volume_of("made", &size, VolumeKind::Writethrough)
+            .unwrap();
+        host.write("made", 0, 1, 9);
+    };
+    made(&host);
+    rebuild(&mut host);
+    let kind = |host: &Host, name| host.store().volume_facts(name).unwrap().kind;
+    let kinds = |host: &Host| ["im", "gold", "was", "made", "plain"].map(|name| kind(host, name));
+    let expected = [
+        VolumeKind::Immutable,
+        VolumeKind::Multiattach,
+        VolumeKind::Readonly,
+        VolumeKind::Writethrough,
+        VolumeKind::Normal,
+    ];
+    assert_eq!(kinds(&host), expected);
+    while host.store().job_step() {}
+    // Nothing is thrown away before the operator has seen it.
+    assert!(!host.store().machine_starts("im").unwrap());
+    assert_eq!(host.values("im"), stamps(&[(0, 8, 2), (4, 8, 3)]));
+    host.store().arm("im", true).unwrap();
+    assert!(host.store().machine_starts("im").unwrap());
+    assert_eq!(host.values("im"), stamps(&[(0, 8, 2)]));
+    host.store().give_attachment("gold", None).unwrap();
+    assert_eq!(host.values("gold-1"), stamps(&[(0, 8, 2)]));
+    host.write("im", 4, 8, 4);
+    // Also from maps that were written by a reset, and by a change of type where the layer stayed.
+    set(&host, "im", VolumeKind::Normal);
+    host.store().arm("im", true).unwrap();
+    rebuild(&mut host);
+    assert_eq!(kind(&host, "im"), VolumeKind::Normal);
+    assert!(!host.store().machine_starts("im").unwrap());
+    while host.store().job_step() {}
+    assert_eq!(host.values("im"), stamps(&[(0, 8, 2), (4, 8, 4)]));
+}
+
+#[test]
+fn the_name_of_a_deleted_snapshot_does_not_come_back() {
+    let mut host = Host::new();
+    let size = VolumeSource::Size(SECTORS * SECTOR_BYTES);
+    host.store().create_volume("v", &size).unwrap();
+    for (name, id) in [("kept", 1), ("forked", 2), ("waits", 3), ("last", 4)] {
+        host.write("v", id, 2, id);
+        let of = Selection::Volumes(vec!["v".into()]);
+        host.store().snapshot(name, &of).unwrap();
+    }
+    host.write("v", 5, 2, 5);
+    let forked = VolumeSource::Snapshot {
+        volume: "v".into(),
+        snapshot: "forked".into(),
+    };
+    host.store().create_volume("clone", &forked).unwrap();
+    // One has two children, and the job of the other does not begin.
+    let held = host.store().hold_new_jobs();
+    for name in ["forked", "waits"] {
+        let options = DeleteOptions::default();
+        host.store().delete_snapshot("v", name, options).unwrap();
+    }
+    drop(held);
+    assert_eq!(host.store().jobs().len(), 1);
+    let expected = stamps(&[(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 4), (5, 2, 5)]);
+    rebuild(&mut host);
+    let snapshots = host.store().snapshots(None).unwrap();
+    let names: Vec<_> = snapshots.iter().map(|row| &*row.name).collect();
+    assert_eq!(names, ["kept", "last"]);
+    while host.store().job_step() {}
+    assert_eq!(host.values("v"), expected);
+    host.restart();
+    assert_eq!(host.values("v"), expected);
+    assert_eq!(host.values("clone"), stamps(&[(1, 1, 1), (2, 2, 2)]));
+}
+
+#[test]
+fn job_numbers_go_on_in_a_rebuilt_catalog() {
+    for lost in [false, true] {
+        let mut host = Host::new();
+        let image = host.dir.path().join("base.raw");
+        std::fs::write(
+            &image,
+            vec![1; usize::try_from(SECTORS * SECTOR_BYTES).unwrap()],
+        )
+        .unwrap();
+        let before = host.store().import("one", &image).unwrap().id;
+        while host.store().job_step() {}
+        if lost {
+            host.store().finish().unwrap();
+            host.store = None;
+            std::fs::remove_file(Host::path(host.dir.path()).join("catalog.db")).unwrap();
+            host.store = None;
+            let path = Host::path(host.dir.path());
+            let media = HostMedia::new(path.clone(), HostOptions { io_uring: false }).unwrap();
+            let media: Arc<dyn Media> = Arc::new(media);
+            rebuild_catalog(&path, &media).unwrap();
+            host.store = Some(Host::open(host.dir.path()));
+        } else {
+            rebuild(&mut host);
+        }
+        let after = host.store().import("two", &image).unwrap().id;
+        assert!(after > before, "{after:?} {before:?}");
+    }
+}
+
 #[test]
 fn a_kept_attachment_is_found_by_its_new_name() {
     let mut host = Host::new();

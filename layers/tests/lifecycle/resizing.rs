@@ -1,7 +1,7 @@
 //! Other sizes.
 
-use stratablk_layers::catalog::VolumeKind;
-use stratablk_layers::lifecycle::{ResizeOptions, RestoreOptions};
+use stratablk_layers::catalog::{VolumeKind, Way};
+use stratablk_layers::lifecycle::{DeleteOptions, ResizeOptions, RestoreOptions};
 use stratablk_layers::store::{Store, VolumeSource};
 use stratablk_layers::units::{SECTOR_BYTES, Sector, SectorRange};
 use stratablk_layers::volume::{Operation, RequestError};
@@ -168,13 +168,13 @@ fn what_is_asked_for_must_make_sense() {
     says(store.resize("a", 512, any), &["--shrink"]);
     says(store.resize("a", 512, SHRINK), &["--force", "32768"]);
     resize(store, "a", SECTORS, any);
-    for kind in [
-        VolumeKind::Readonly,
-        VolumeKind::Immutable,
-        VolumeKind::Multiattach,
+    for (kind, why) in [
+        (VolumeKind::Readonly, "is readonly"),
+        (VolumeKind::Immutable, "starts from"),
+        (VolumeKind::Multiattach, "starts from"),
     ] {
         store.set_kind("a", kind).unwrap();
-        says(store.resize("a", 1 << 20, any), &["--type normal"]);
+        says(store.resize("a", 1 << 20, any), &[why, "--type normal"]);
     }
 }
 
@@ -231,4 +231,50 @@ fn crashes_while_a_disk_shrinks() {
             resize(store, "a", to, FORCE);
         });
     }
+}
+
+/// Deletes a snapshot of an open volume, and looks at the disk when its layer is gone.
+#[track_caller]
+fn delete_under(world: &World, volume: &str, snapshot: &str) {
+    let open = world.queue(volume);
+    let before = world.values(volume);
+    let options = DeleteOptions {
+        way: Some(Way::Up),
+        ..DeleteOptions::default()
+    };
+    world
+        .store()
+        .delete_snapshot(volume, snapshot, options)
+        .unwrap();
+    world.work_all();
+    assert!(world.values(volume) == before);
+    drop(open);
+    world.assert_tidy();
+}
+
+#[test]
+fn data_behind_the_end_of_a_disk_is_nobodys_answer() {
+    // In the last cluster of the smaller disk, and of nothing else there: 96 is its last sector.
+    let world = World::new();
+    world.create("a");
+    resize(world.store(), "a", 100, ResizeOptions::default());
+    world.write("a", 98, 2, 2);
+    world.snapshot("s1", &["a"]);
+    resize(world.store(), "a", 97, FORCE);
+    world.snapshot("s2", &["a"]);
+    let mut world = world;
+    world.restart();
+    delete_under(&world, "a", "s1");
+    // In the layer that was made smaller itself; it is below a smaller disk's layer when the disk is large again.
+    let mut world = World::new();
+    world.create("a");
+    resize(world.store(), "a", 100, ResizeOptions::default());
+    world.write("a", 98, 2, 2);
+    resize(world.store(), "a", 97, FORCE);
+    world.snapshot("s1", &["a"]);
+    world.snapshot("s2", &["a"]);
+    resize(world.store(), "a", 200, SHRINK);
+    world.restart();
+    delete_under(&world, "a", "s1");
+    assert!(world.values("a") == disk(200, &[]));
 }

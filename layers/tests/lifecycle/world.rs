@@ -8,11 +8,11 @@ use stratablk_layers::Error;
 use stratablk_layers::cache::CacheOptions;
 use stratablk_layers::cache::arena::Arena;
 use stratablk_layers::catalog::memory::{CommitPoint, MemoryCatalog, MemoryDisk};
-use stratablk_layers::catalog::{CatalogState, JobRow, VolumeKind};
+use stratablk_layers::catalog::{CatalogState, JobKind, JobRow, VolumeKind};
 use stratablk_layers::check::{CheckOptions, Severity, check_against};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{SimMedia, Survival};
-use stratablk_layers::mapfile::{LAYERS_DIR, layer_dir};
+use stratablk_layers::mapfile::{LAYERS_DIR, MapFile, layer_dir};
 use stratablk_layers::store::{Selection, Store, StoreOptions, VolumeSource};
 use stratablk_layers::units::{LayerId, SECTOR_BYTES, Sector, StoreId};
 use stratablk_layers::volume::Operation;
@@ -44,6 +44,8 @@ pub struct SeenVolume {
     pub armed: bool,
     /// Whose attachment it is.
     pub attached_from: Option<String>,
+    /// Whether a job makes it independent of an image.
+    pub imported: bool,
     /// What it reads.
     pub values: Vec<Value>,
 }
@@ -192,6 +194,8 @@ impl World {
                 kind: row.kind,
                 armed: row.armed,
                 attached_from: row.attached_from.clone(),
+                imported: (state.jobs.values())
+                    .any(|job| job.kind == JobKind::Import && job.target == row.active),
                 values: self.values(&row.name),
             };
             seen.volumes.insert(row.name.clone(), volume);
@@ -232,8 +236,25 @@ impl World {
                 misplaced.push(format!("{} has {names:?}", row.id));
             }
         }
-        misplaced.extend(state.doomed.iter().map(|id| format!("{id} is doomed")));
         let media: Arc<dyn Media> = Arc::new(self.media.clone());
+        // A catalog that is made anew believes the names in maps.
+        let name_in = |layer| MapFile::read_header(&media, layer).unwrap().volume;
+        for row in state.volumes.values() {
+            let name = name_in(row.active);
+            if name != row.name {
+                misplaced.push(format!("the map of {} says {name}", row.name));
+            }
+        }
+        for row in &state.snapshots {
+            let name = name_in(row.layer);
+            if !state.volumes.contains_key(&name) {
+                misplaced.push(format!(
+                    "the map of {}@{} says {name}",
+                    row.volume, row.name
+                ));
+            }
+        }
+        misplaced.extend(state.doomed.iter().map(|id| format!("{id} is doomed")));
         let report = check_against(&state, &media, CheckOptions::default()).unwrap();
         // A file longer than its disk is what an interrupted change of size leaves; nobody reads its end.
         let findings = report
@@ -392,6 +413,10 @@ fn examine(image: Image, when: &str, before: &Seen, after: &Seen, promised: bool
     tidy();
     if !world.jobs().is_empty() {
         world.work_all();
+        let mut seen = seen;
+        for volume in seen.volumes.values_mut() {
+            volume.imported = false;
+        }
         assert_eq!(world.seen(), seen, "{when}, at the end of all jobs");
         tidy();
     }

@@ -219,6 +219,7 @@ impl Run {
             push_down: self.random.chance(64),
             into_base,
             way: (!into_base && self.random.chance(96)).then(|| ways[self.random.index(4)]),
+            rate: None,
         };
         let what = format!("{disk}@{snapshot} {options:?}");
         if self.random.chance(64) {

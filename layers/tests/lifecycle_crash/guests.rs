@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stratablk_layers::file::sim::Random;
-use stratablk_layers::units::{SECTOR_BYTES, Sector, SectorRange};
+use stratablk_layers::units::{SECTOR_BYTES, SectorRange};
 use stratablk_layers::volume::{Durability, Operation, RequestError};
 
 use crate::disk::Queue;
-use crate::oracle::{Value, stamp, unstamp};
+use crate::oracle::{Value, stamp};
+use crate::pick::{self, Busy};
 use crate::trace;
 use crate::tree::{Instant, Marks};
 use crate::watch::Shared;
@@ -54,10 +55,7 @@ pub struct Guests {
     shared: Shared,
     guests: Vec<Guest>,
     requests: BTreeMap<u64, Request>,
-    /// Whether requests may overlap.
-    overlap: bool,
-    /// Sectors with a request under way, and how many.
-    busy: BTreeMap<(String, u64), u64>,
+    busy: Busy,
     next_id: u64,
     /// Requests that have ended.
     pub ended: u64,
@@ -80,8 +78,7 @@ impl Guests {
             shared,
             guests: Vec::new(),
             requests: BTreeMap::new(),
-            overlap,
-            busy: BTreeMap::new(),
+            busy: Busy::new(overlap),
             next_id: 2,
             ended: 0,
         }
@@ -117,12 +114,12 @@ impl Guests {
         let index = self.random.index(self.guests.len());
         self.guests[index].queue.context().begin_batch();
         for _ in 0..1 + self.random.below(most) {
-            match self.random.below(100) {
-                0..50 => self.write(index),
-                50..60 => self.zero(index, false),
-                60..69 => self.zero(index, true),
-                69..88 => self.read(index),
-                _ => self.flush(index),
+            match pick::kind(&mut self.random) {
+                pick::Kind::Write => self.write(index),
+                pick::Kind::WriteZeroes => self.zero(index, false),
+                pick::Kind::Discard => self.zero(index, true),
+                pick::Kind::Read => self.read(index),
+                pick::Kind::Flush => self.flush(index),
             }
         }
         self.guests[index].queue.context().kick();
@@ -160,27 +157,10 @@ impl Guests {
 
     /// A run of sectors of a disk; without a request under way, unless requests may overlap.
     fn range(&mut self, index: usize, longest: u64) -> Option<SectorRange> {
-        let disk = self.guests[index].disk.clone();
-        let sectors = self.shared.lock().unwrap().oracle.world.disks[&disk].sectors;
-        let start = self.random.below(sectors);
-        let (start, count) = match self.random.below(8) {
-            // To the end of the disk, which need not be that of a cluster.
-            0 => (start, sectors - start),
-            // Whole clusters.
-            1 | 2 => {
-                let start = start / 8 * 8;
-                let count = (1 + self.random.below(longest.div_ceil(8))) * 8;
-                (start, count.min(sectors - start))
-            }
-            _ => (start, 1 + self.random.below(longest.min(sectors - start))),
-        };
-        let free = self.overlap
-            || (start..start + count)
-                .all(|sector| !self.busy.contains_key(&(disk.clone(), sector)));
-        free.then_some(SectorRange {
-            start: Sector(start),
-            count,
-        })
+        let disk = &self.guests[index].disk;
+        let sectors = self.shared.lock().unwrap().oracle.world.disks[disk].sectors;
+        let range = pick::range(&mut self.random, sectors, longest);
+        self.busy.allows(disk, range).then_some(range)
     }
 
     /// The next request's number.
@@ -194,9 +174,7 @@ impl Guests {
     fn note(&mut self, id: u64, index: usize, kind: Kind) {
         let disk = self.guests[index].disk.clone();
         if let Kind::Change { range, .. } | Kind::Read { range, .. } = &kind {
-            for sector in range.start.0..range.end().0 {
-                *self.busy.entry((disk.clone(), sector)).or_default() += 1;
-            }
+            self.busy.begin(&disk, *range);
         }
         self.requests.insert(id, Request { disk, kind });
     }
@@ -236,7 +214,7 @@ impl Guests {
         let memory: Vec<u8> = (range.start.0..range.end().0)
             .flat_map(|sector| stamp(family, sector, id))
             .collect();
-        let cuts = self.cuts(memory.len());
+        let cuts = pick::cuts(&mut self.random, memory.len());
         let durability = if stable {
             Durability::OnCompletion
         } else {
@@ -250,14 +228,6 @@ impl Guests {
             &cuts,
             id,
         );
-    }
-
-    /// Where to cut a request's memory into segments: anywhere.
-    fn cuts(&mut self, len: usize) -> Vec<usize> {
-        let cuts: BTreeSet<usize> = (0..self.random.below(5))
-            .map(|_| self.random.index(len))
-            .collect();
-        cuts.into_iter().collect()
     }
 
     /// Hands a request over.
@@ -312,7 +282,7 @@ impl Guests {
         let marks = self.marks(index);
         self.note(id, index, Kind::Read { range, marks });
         let memory = vec![0x5a; (range.count * SECTOR_BYTES) as usize];
-        let cuts = self.cuts(memory.len());
+        let cuts = pick::cuts(&mut self.random, memory.len());
         let operation = Operation::Read(range.start);
         self.submit(index, operation, Durability::AfterFlush, memory, &cuts, id);
     }
@@ -338,13 +308,7 @@ impl Guests {
         self.ended += 1;
         let request = self.requests.remove(&id).unwrap();
         if let Kind::Change { range, .. } | Kind::Read { range, .. } = &request.kind {
-            for sector in range.start.0..range.end().0 {
-                let key = (request.disk.clone(), sector);
-                match self.busy.get_mut(&key) {
-                    Some(count) if *count > 1 => *count -= 1,
-                    _ => drop(self.busy.remove(&key)),
-                }
-            }
+            self.busy.end(&request.disk, *range);
         }
         let shared = self.shared.clone();
         let mut watch = shared.lock().unwrap();
@@ -371,12 +335,7 @@ impl Guests {
             Kind::Flush(_) => {}
             Kind::Read { range, marks } if ok => {
                 let family = watch.oracle.world.disks[disk].family;
-                let chunks = memory.chunks_exact(SECTOR_BYTES as usize);
-                let found: Result<Vec<Value>, String> = (range.start.0..)
-                    .zip(chunks)
-                    .map(|(sector, bytes)| unstamp(family, sector, bytes))
-                    .collect();
-                problem = match found {
+                problem = match pick::found(family, range, memory) {
                     Ok(found) => watch.oracle.wrong_read(disk, range.start.0, &found, &marks),
                     Err(problem) => Some(problem),
                 };

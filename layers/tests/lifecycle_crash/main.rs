@@ -34,6 +34,8 @@ mod guests;
 #[path = "../crash/oracle.rs"]
 #[expect(dead_code, reason = "shares the stamps of the crash tests")]
 mod oracle;
+#[path = "../crash/pick.rs"]
+mod pick;
 mod run;
 mod tidy;
 mod tree;

@@ -289,3 +289,74 @@ fn a_sparse_image_stays_sparse() {
     values[2048..2048 + 512].fill(Value::Stamp(1));
     same("v", &found, &values);
 }
+
+#[test]
+fn an_image_that_another_daemon_uses_is_not_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image.raw");
+    let bytes = usize::try_from(SECTORS * SECTOR_BYTES).unwrap();
+    std::fs::write(&image, vec![1; bytes]).unwrap();
+    let open = |name: &str| Store::open(&dir.path().join(name), StoreOptions::default()).unwrap();
+    let (one, mut two) = (open("one"), open("two"));
+    for store in [&one, &two] {
+        let base = VolumeSource::Base(image.clone());
+        store.create_volume("v", &base).unwrap();
+    }
+    let mut values = vec![Value::Zero; SECTORS as usize];
+    fill(&one, &mut values, 7, 64);
+    let selection = Selection::Volumes(vec!["v".into()]);
+    one.snapshot("s", &selection).unwrap();
+    one.set_job_step_bytes(1 << 20);
+    let options = DeleteOptions {
+        into_base: true,
+        ..DeleteOptions::default()
+    };
+    let busy = |result: Result<(), stratablk_layers::Error>| {
+        let error = result.unwrap_err();
+        assert!(
+            matches!(error, stratablk_layers::Error::Busy { .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("image.raw"), "{error}");
+    };
+    let delete = || one.delete_snapshot("v", "s", options);
+    // Whether the one that would write has it open itself or not.
+    let used = two.open_volume("v").unwrap();
+    busy(delete().map(drop));
+    let own = one.open_volume("v").unwrap();
+    busy(delete().map(drop));
+    // Several may read it.
+    assert!(
+        open("three")
+            .create_volume("v", &VolumeSource::Base(image.clone()))
+            .is_ok()
+    );
+    drop(used);
+    drop(two);
+    two = open("two");
+    let job = delete().unwrap().jobs[0];
+    // One that comes before the job has begun stops it.
+    let used = two.open_volume("v").unwrap();
+    while one.job_step() {}
+    let failed = one.job(job).unwrap();
+    assert_eq!(failed.phase, Phase::Failed);
+    assert!(failed.error.unwrap().contains("image.raw"));
+    drop(used);
+    drop(two);
+    two = open("two");
+    one.resume_job(job).unwrap();
+    while one.job(job).unwrap().bytes_done == 0 {
+        assert!(one.job_step());
+    }
+    // Under way: nobody else begins to use it.
+    busy(two.open_volume("v").map(drop));
+    let base = VolumeSource::Base(image.clone());
+    busy(two.create_volume("late", &base).map(drop));
+    while one.job_step() {}
+    assert_eq!(one.job(job).unwrap().phase, Phase::Done);
+    // Others may read what it is now, while the one that wrote it does.
+    two.create_volume("late", &base).unwrap();
+    two.open_volume("late").unwrap();
+    assert!(two.open_volume("v").is_err());
+    drop(own);
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::lasting::{Base, LastingDriver};
 use super::oracle::{Oracle, SECTOR_BYTES, Value, Wrong};
 use super::rig::QUEUES;
 use crate::daemon::DEADLINE;
@@ -112,15 +113,112 @@ enum Work {
     Settle,
 }
 
+/// A driver of either kind.
+#[derive(Debug)]
+enum AnyDriver {
+    /// With memory and rings of one session only.
+    Fresh(Box<Driver>),
+    /// With memory and rings that go from daemon to daemon.
+    Lasting(Box<LastingDriver>),
+}
+
+impl AnyDriver {
+    /// Bytes of the disk.
+    fn capacity_bytes(&self) -> u64 {
+        match self {
+            Self::Fresh(driver) => driver.capacity_bytes(),
+            Self::Lasting(driver) => driver.capacity_bytes(),
+        }
+    }
+
+    /// Requests under way.
+    fn under_way(&self) -> usize {
+        match self {
+            Self::Fresh(driver) => driver.under_way(),
+            Self::Lasting(driver) => driver.under_way(),
+        }
+    }
+
+    /// The buffer of an idle slot.
+    fn buffer(&self, queue: usize, slot: usize) -> &[u8] {
+        match self {
+            Self::Fresh(driver) => driver.buffer(queue, slot),
+            Self::Lasting(driver) => driver.buffer(queue, slot),
+        }
+    }
+
+    /// The same, to fill.
+    fn buffer_mut(&mut self, queue: usize, slot: usize) -> &mut [u8] {
+        match self {
+            Self::Fresh(driver) => driver.buffer_mut(queue, slot),
+            Self::Lasting(driver) => driver.buffer_mut(queue, slot),
+        }
+    }
+
+    /// Submits a request.
+    fn submit(&mut self, queue: usize, slot: usize, request: Request) -> Result<(), DriverError> {
+        match self {
+            Self::Fresh(driver) => driver.submit(queue, slot, request),
+            Self::Lasting(driver) => {
+                driver.submit(queue, slot, request);
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells the daemon of what was submitted.
+    fn kick(&mut self, queue: usize) -> Result<(), DriverError> {
+        match self {
+            Self::Fresh(driver) => driver.kick(queue),
+            Self::Lasting(driver) => {
+                driver.kick(queue);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes what has completed.
+    fn poll(&mut self, queue: usize, done: &mut Vec<Done>) -> Result<(), DriverError> {
+        match self {
+            Self::Fresh(driver) => driver.poll(queue, done),
+            Self::Lasting(driver) => driver.poll(queue, done),
+        }
+    }
+
+    /// Waits for something to complete, for a short time.
+    fn wait(&mut self) -> Result<(), DriverError> {
+        match self {
+            Self::Fresh(driver) => driver.wait(),
+            Self::Lasting(driver) => {
+                driver.wait(LOOK);
+                Ok(())
+            }
+        }
+    }
+}
+
 /// A session with a daemon.
 #[derive(Debug)]
 pub struct Link {
-    /// The driver, with memory and rings of this session only.
-    driver: Driver,
+    /// The driver.
+    driver: AnyDriver,
     /// By queue and slot: what is under way.
     jobs: Vec<Vec<Option<Job>>>,
     /// Queues and slots with nothing to do.
     idle: Vec<(usize, usize)>,
+}
+
+impl Link {
+    /// A session with so many idle slots a queue.
+    fn new(driver: AnyDriver, depth: usize) -> Self {
+        Self {
+            driver,
+            jobs: vec![vec![None; depth]; QUEUES],
+            idle: (0..depth)
+                .flat_map(|slot| (0..QUEUES).map(move |queue| (queue, slot)))
+                .collect(),
+        }
+    }
 }
 
 /// What a client has done so far.
@@ -128,7 +226,7 @@ pub struct Link {
 pub struct Counts {
     /// Requests that completed.
     pub completed: u64,
-    /// Requests that a kill cut off, and that were submitted again.
+    /// Requests that a kill cut off, and that were submitted again, or left to the next daemon.
     pub repeated: u64,
     /// Flushes among those that completed.
     pub flushes: u64,
@@ -149,6 +247,10 @@ pub struct Client {
     flush_percent: u64,
     /// What was cut off.
     interrupted: VecDeque<Job>,
+    /// Whether it is one machine, with an inflight buffer, over all kills.
+    tracked: bool,
+    /// That machine, while it has no daemon.
+    machine: Option<Link>,
     /// Sectors that held what they must not.
     wrong: Vec<Wrong>,
     /// How many there were.
@@ -165,9 +267,16 @@ impl Client {
             mix,
             flush_percent: 0,
             interrupted: VecDeque::new(),
+            tracked: false,
+            machine: None,
             wrong: Vec::new(),
             wrong_count: 0,
         }
+    }
+
+    /// The guest, as one machine with an inflight buffer.
+    pub fn tracked(self, tracked: bool) -> Self {
+        Self { tracked, ..self }
     }
 
     /// Starts a session of random depth and with more or fewer flushes, down to none. Everything about it is new but the
@@ -183,26 +292,53 @@ impl Client {
             Mix::Everything | Mix::Transfers => [0, 0, 1, 4, 25][flushes],
         };
         let transfer = usize::try_from(TRANSFER_SECTORS_MAX).expect("small") * SECTOR_BYTES;
-        let driver = Driver::connect(Options {
-            queues: QUEUES,
-            depth,
-            buffer_bytes: transfer,
-            wait: Wait::Sleep,
-            patience: LOOK,
-            ..Options::new(socket)
-        })?;
+        let link = if self.tracked {
+            self.reconnect(socket, transfer)?
+        } else {
+            let driver = Driver::connect(Options {
+                queues: QUEUES,
+                depth,
+                buffer_bytes: transfer,
+                wait: Wait::Sleep,
+                patience: LOOK,
+                ..Options::new(socket)
+            })?;
+            Link::new(AnyDriver::Fresh(Box::new(driver)), depth)
+        };
         let bytes = self.oracle.len() * SECTOR_BYTES;
-        if driver.capacity_bytes() != bytes as u64 {
-            let found = driver.capacity_bytes();
+        if link.driver.capacity_bytes() != bytes as u64 {
+            let found = link.driver.capacity_bytes();
             return Err(Fault::Daemon(format!("{found} bytes instead of {bytes}")));
         }
-        Ok(Link {
-            driver,
-            jobs: vec![vec![None; depth]; QUEUES],
-            idle: (0..depth)
-                .flat_map(|slot| (0..QUEUES).map(move |queue| (queue, slot)))
-                .collect(),
-        })
+        Ok(link)
+    }
+
+    /// Connects the machine, which is started if it was not.
+    fn reconnect(&mut self, socket: &Path, buffer_bytes: usize) -> Result<Link, Fault> {
+        let base = [Base::Used, Base::Available][usize::from(self.random.below(2) == 1)];
+        let mut link = self.machine.take().unwrap_or_else(|| {
+            let driver = LastingDriver::new(DEPTH_MAX, buffer_bytes);
+            Link::new(AnyDriver::Lasting(Box::new(driver)), DEPTH_MAX)
+        });
+        let connected = match &mut link.driver {
+            AnyDriver::Lasting(driver) => driver.connect(socket, base),
+            AnyDriver::Fresh(_) => Ok(()),
+        };
+        match connected {
+            Ok(()) => Ok(link),
+            Err(error) => {
+                self.machine = Some(link);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Ends the session of a daemon that lives, with nothing under way.
+    pub fn leave(&mut self, mut link: Link) {
+        if let AnyDriver::Lasting(driver) = &mut link.driver {
+            driver.disconnect();
+            self.machine = Some(link);
+        }
     }
 
     /// Reads and checks the whole disk. Returns whether that was done before `stop`.
@@ -263,6 +399,12 @@ impl Client {
     /// What a read that completed must not have returned.
     pub fn bury(&mut self, mut link: Link) -> Result<(), Fault> {
         self.collect(&mut link, false)?;
+        if let AnyDriver::Lasting(driver) = &mut link.driver {
+            driver.disconnect();
+            self.counts.repeated += driver.under_way() as u64;
+            self.machine = Some(link);
+            return self.judge();
+        }
         let mut cut_off: Vec<Job> = link.jobs.drain(..).flatten().flatten().collect();
         self.counts.repeated += cut_off.len() as u64;
         self.random.shuffle(&mut cut_off);

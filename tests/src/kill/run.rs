@@ -10,7 +10,8 @@ use std::sync::atomic::AtomicBool;
 use rustix::process::Signal;
 
 use super::client::{Client, Counts, Fault, Link, Mix};
-use super::rig::{Cache, Killer, Rig, VOLUME};
+use super::home::Cache;
+use super::rig::{Killer, Rig, VOLUME};
 use crate::daemon::{Daemon, run as command};
 use crate::load::random::Random;
 
@@ -50,6 +51,8 @@ pub struct Plan {
     /// Whether all of the disk is written and flushed at first, and no snapshot is taken: then every write finds its sectors in
     /// the map, and needs no cache to survive.
     pub overwrites_only: bool,
+    /// Whether the guest is one machine with an inflight buffer, to which each request comes back once, over all kills.
+    pub tracked: bool,
 }
 
 /// What was done.
@@ -133,7 +136,7 @@ type Snapshot = JoinHandle<Option<String>>;
 /// # Panics
 /// The host refuses what a test needs.
 pub fn run(plan: Plan) -> Result<Summary, Box<Failure>> {
-    let client = Client::new(plan.seed, SECTORS, plan.mix);
+    let client = Client::new(plan.seed, SECTORS, plan.mix).tracked(plan.tracked);
     let rig = Rig::new(&client.oracle, plan.in_memory, plan.cache);
     let mut rounds = Rounds {
         plan,
@@ -168,7 +171,7 @@ impl Rounds {
             let daemon = self.start()?;
             let mut link = self.client.connect(&self.rig.socket())?;
             self.client.overwrite_all(&mut link)?;
-            drop(link);
+            self.client.leave(link);
             self.stop(daemon)?;
         }
         while self.summary.kills < self.plan.kills {
@@ -343,7 +346,7 @@ impl Rounds {
             self.client.verify(&mut link, &never)?;
             self.summary.verified += 1;
             self.check_snapshots(&daemon)?;
-            drop(link);
+            self.client.leave(link);
             self.stop(daemon)?;
         }
         self.rig.check().map_err(Fault::Daemon)

@@ -9,10 +9,12 @@
 //! ```
 //!
 //! What a snapshot or clone holds is known exactly if it was taken while the guests were at rest, and else from the first time
-//! that it is read; from then on it must stay so, whatever is merged, deleted or restored around it. [`gaps`] looks for
-//! requests that a command keeps waiting.
+//! that it is read; from then on it must stay so, whatever is merged, deleted or restored around it. [`gaps`], [`control`] and
+//! [`judge`] look for requests that a command keeps waiting.
 
 pub mod commands;
+pub mod control;
 pub mod gaps;
+pub mod judge;
 pub mod rig;
 pub mod run;

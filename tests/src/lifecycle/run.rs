@@ -14,8 +14,9 @@ use super::commands::{Known, Name, Tree, all_jobs, size_of, text};
 use super::rig::{Rig, VOLUMES};
 use crate::daemon::{DEADLINE, Daemon};
 use crate::kill::client::{Client, Counts, Fault, Mix};
+use crate::kill::home::Cache;
 use crate::kill::oracle::{SECTOR_BYTES, Value};
-use crate::kill::rig::{Cache, Killer};
+use crate::kill::rig::Killer;
 use crate::load::random::Random;
 
 /// Sectors of the disks: 4 MiB, few enough to be rewritten often and read as a whole again and again.

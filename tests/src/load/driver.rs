@@ -499,19 +499,41 @@ impl Driver {
     /// # Errors
     /// `Stuck` if nothing happens for as long as the patience lasts; `Ring` if the host refuses to wait.
     pub fn wait(&mut self) -> Result<(), DriverError> {
-        if self.options.wait == Wait::Spin || self.under_way == 0 {
+        if self.options.wait == Wait::Spin || self.under_way == 0 || self.has_completions() {
             return Ok(());
         }
-        if self
-            .queues
-            .iter_mut()
-            .any(|queue| queue.ring.completions().has_next())
-        {
+        if self.sleep(self.options.patience)? {
             return Ok(());
         }
+        Err(DriverError::Stuck {
+            under_way: self.under_way,
+            patience: self.options.patience,
+        })
+    }
+
+    /// As `wait`, but until `deadline` at the latest, whether or not anything is under way.
+    ///
+    /// # Errors
+    /// `Ring` if the host refuses to wait.
+    pub fn wait_until(&mut self, deadline: Instant) -> Result<(), DriverError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || self.has_completions() {
+            return Ok(());
+        }
+        self.sleep(left).map(|_called| ())
+    }
+
+    /// Whether there is a completion that was not looked at.
+    fn has_completions(&mut self) -> bool {
+        let mut queues = self.queues.iter_mut();
+        queues.any(|queue| queue.ring.completions().has_next())
+    }
+
+    /// Sleeps until the back-end calls. Returns `false` if `timeout` has passed before.
+    fn sleep(&self, timeout: Duration) -> Result<bool, DriverError> {
         let timeout = Timespec {
-            tv_sec: i64::try_from(self.options.patience.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: self.options.patience.subsec_nanos().into(),
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
         };
         let calls: Vec<_> = self
             .queues
@@ -526,12 +548,7 @@ impl Driver {
             })
             .collect();
         match poll(&mut fds, Some(&timeout)) {
-            Ok(0) => {
-                return Err(DriverError::Stuck {
-                    under_way: self.under_way,
-                    patience: self.options.patience,
-                });
-            }
+            Ok(0) => return Ok(false),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(DriverError::Ring(errno.into())),
         }
@@ -540,7 +557,7 @@ impl Driver {
                 call.read().map_err(DriverError::Ring)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Waits until a request of `queue` ends; appends what ended there to `done`.

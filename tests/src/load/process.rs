@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -55,6 +56,44 @@ fn parse_stat(stat: &str, ticks_per_second: u64) -> Option<CpuTime> {
         user: next()?,
         system: next()?,
     })
+}
+
+/// How long threads have waited for a CPU while they could have run. Hosts that do not count that say 0.
+#[derive(Debug)]
+pub struct CpuWaits {
+    /// The kernel's files of the threads.
+    files: Vec<fs::File>,
+}
+
+impl CpuWaits {
+    /// Of the calling thread, and of those of process `pid` whose names start like this.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn new(pid: u32, names: &str) -> io::Result<Self> {
+        let mut files = Vec::from_iter(fs::File::open("/proc/thread-self/schedstat"));
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let task = task?.path();
+            // One that has ended meanwhile waits for nothing.
+            let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
+            if name.starts_with(names) {
+                files.extend(fs::File::open(task.join("schedstat")));
+            }
+        }
+        Ok(Self { files })
+    }
+
+    /// How long so far.
+    pub fn so_far(&self) -> Duration {
+        let times = self.files.iter().filter_map(|file| {
+            let mut text = [0; 64];
+            let read = file.read_at(&mut text, 0).ok()?;
+            let text = std::str::from_utf8(text.get(..read)?).ok()?;
+            let nanoseconds = text.split_ascii_whitespace().nth(1)?;
+            Some(Duration::from_nanos(nanoseconds.parse().ok()?))
+        });
+        times.sum()
+    }
 }
 
 /// Keeps the calling thread on one CPU.

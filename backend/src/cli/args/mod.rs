@@ -16,6 +16,7 @@ use stratablk_layers::cache::arena::place::DEFAULT_DIR;
 
 use super::cache::CacheArgs;
 use super::stats::StatsArgs;
+use crate::confine::{Mode, Settings};
 use crate::control::types::{PointRef, QUEUES_DEFAULT, QUEUES_MAX};
 
 pub use self::job::{JobCommand, WaitArgs};
@@ -182,6 +183,12 @@ pub struct ServeArgs {
     /// Open the control socket to a group as well (name or number)
     #[arg(long, value_name = "GROUP")]
     pub control_group: Option<String>,
+    /// Open the sockets that volumes are attached to for a group as well (name or number)
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+    /// What the daemon gives up.
+    #[command(flatten)]
+    pub confine: ConfineArgs,
     /// Worker threads a volume, at most [default: one a CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
@@ -193,6 +200,36 @@ pub struct ServeArgs {
         default_value = "info"
     )]
     pub log: String,
+}
+
+/// What the daemon gives up before it serves.
+#[derive(Debug, Args)]
+pub struct ConfineArgs {
+    /// Become this user before anything is opened (name or number); needs root
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Images may be read and written, and sockets made, beneath this directory, and with this option nowhere else (but in
+    /// the store, and where images and sockets that it remembers are); can be given several times
+    #[arg(long, value_name = "DIR")]
+    pub allow: Vec<PathBuf>,
+    /// The same, for reading images only
+    #[arg(long, value_name = "DIR")]
+    pub allow_read: Vec<PathBuf>,
+    /// Give up privileges, directories and system calls that are not needed: auto (what the kernel can), require (all of it,
+    /// or do not start), off
+    #[arg(long, value_name = "HOW", default_value_t = Mode::Auto)]
+    pub confine: Mode,
+}
+
+impl From<ConfineArgs> for Settings {
+    fn from(args: ConfineArgs) -> Self {
+        Self {
+            mode: args.confine,
+            user: args.user,
+            allow: args.allow,
+            allow_read: args.allow_read,
+        }
+    }
 }
 
 /// What to verify.

@@ -17,7 +17,8 @@ use super::super::socket::PATH_BYTES_MAX;
 use super::super::types::{
     AttachmentRequest, AttachmentState, DetachQuery, Detached, QUEUES_MAX, Volume,
 };
-use super::{Commands, absolute};
+use super::{Commands, absolute, check_reach};
+use crate::confine::reach::Want;
 
 impl Commands {
     /// Serves a volume on a socket, now and after every restart. Asking again for what is there already does nothing.
@@ -228,6 +229,7 @@ impl Commands {
 fn socket_path(text: String) -> Result<PathBuf> {
     let path = absolute("socket", text)?;
     check_socket_path(&path)?;
+    check_reach("socket", &path, Want::Socket)?;
     Ok(path)
 }
 

@@ -9,7 +9,8 @@ mod jobs;
 mod snapshots;
 mod volumes;
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -22,6 +23,7 @@ use super::error::{ApiError, Result};
 use super::events::Events;
 use super::types::{CacheFigures, Stats, Status, Volume, VolumeList};
 use super::watch::JobWatch;
+use crate::confine::reach::{self, Want};
 
 /// The daemon as its commands see it.
 #[derive(Debug)]
@@ -63,6 +65,26 @@ impl Commands {
             .watch
             .begin(&commands.jobs().jobs, commands.started);
         commands
+    }
+
+    /// The same, with sockets for front-ends that the members of a group may use.
+    pub fn with_socket_group(mut self, group: Option<u32>) -> Self {
+        self.attachments = self.attachments.with_group(group);
+        self
+    }
+
+    /// The directories of the images and sockets that the store remembers.
+    pub fn remembered_places(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let (mut bases, mut sockets) = (BTreeSet::new(), BTreeSet::new());
+        let dir = |path: PathBuf| path.parent().map(Path::to_owned);
+        for info in self.store.volumes() {
+            bases.extend(info.base.and_then(dir));
+            sockets.extend(
+                info.attachment
+                    .and_then(|remembered| dir(remembered.socket)),
+            );
+        }
+        (bases.into_iter().collect(), sockets.into_iter().collect())
     }
 
     /// Where changes are told.
@@ -187,6 +209,14 @@ impl Drop for Rests<'_> {
     fn drop(&mut self) {
         *self.0.working() = false;
         self.0.idle.notify_all();
+    }
+}
+
+/// Refuses a file of a request that the daemon is confined from.
+fn check_reach(field: &str, path: &Path, want: Want) -> Result<()> {
+    match reach::refusal(path, want) {
+        None => Ok(()),
+        Some(what) => Err(ApiError::invalid(field, what)),
     }
 }
 

@@ -14,7 +14,8 @@ use super::super::types::{
     DeleteQuery, DeleteReport, DiffLine, DiffQuery, ErrorKind, MergeWay, PointRef, RestoreReport,
     RestoreRequest, SnapshotList, SnapshotReport, SnapshotRequest, Tree,
 };
-use super::Commands;
+use super::{Commands, check_reach};
+use crate::confine::reach::Want;
 
 impl Commands {
     /// Takes a snapshot.
@@ -142,9 +143,13 @@ impl Commands {
                 MergeWay::Up => layers::catalog::Way::Up,
                 MergeWay::Down => layers::catalog::Way::Down,
             }),
+            rate: query.rate_bytes_per_s,
         };
-        // A job gets its limit before it begins.
-        let held = query.rate_bytes_per_s.map(|_| self.store.hold_new_jobs());
+        if query.into_base
+            && let Some(base) = self.store.volume_info(volume)?.base
+        {
+            check_reach("into_base", &base, Want::Write)?;
+        }
         let plan = if query.dry_run {
             self.store.plan_delete_snapshot(volume, snapshot, options)
         } else {
@@ -152,11 +157,10 @@ impl Commands {
         }?;
         let jobs = plan.jobs.iter();
         let jobs = jobs
-            .map(|id| self.job_begun(*id, query.rate_bytes_per_s))
+            .map(|id| self.job_begun(*id, None))
             // One that has ended long ago, as the list of those is short.
             .filter(|job| !matches!(job, Err(error) if error.detail.kind == ErrorKind::NotFound))
             .collect::<Result<Vec<_>>>()?;
-        drop(held);
         let child = match &plan.fate {
             Fate::Joined { child, .. } => self.name_of(*child, volume),
             _ => String::new(),

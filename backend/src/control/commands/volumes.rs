@@ -12,7 +12,8 @@ use super::super::types::{
     Deleted, Import, ImportRequest, Job, JobOptions, UsageList, Volume, VolumeChange,
     VolumeRequest, VolumeType,
 };
-use super::{Commands, absolute};
+use super::{Commands, absolute, check_reach};
+use crate::confine::reach::Want;
 
 impl Commands {
     /// Creates a volume.
@@ -22,7 +23,11 @@ impl Commands {
     pub fn create_volume(&self, request: VolumeRequest) -> Result<Volume> {
         let source = match (request.size_bytes, request.base, request.from) {
             (Some(bytes), None, None) => VolumeSource::Size(bytes),
-            (None, Some(path), None) => VolumeSource::Base(absolute("base", path)?),
+            (None, Some(path), None) => {
+                let path = absolute("base", path)?;
+                check_reach("base", &path, Want::Read)?;
+                VolumeSource::Base(path)
+            }
             (None, None, Some(from)) => match from.snapshot {
                 Some(snapshot) => VolumeSource::Snapshot {
                     volume: from.volume,
@@ -155,6 +160,7 @@ impl Commands {
     pub fn import(&self, request: ImportRequest) -> Result<Import> {
         super::jobs::check_rate(request.rate_bytes_per_s)?;
         let image = absolute("image", request.image)?;
+        check_reach("image", &image, Want::Read)?;
         // The job gets its limit before it begins.
         let _held = request.rate_bytes_per_s.map(|_| self.store.hold_new_jobs());
         // The layers know an image only as the base that it is at first.
@@ -200,10 +206,12 @@ impl Commands {
     }
 }
 
-/// An error of the layers, which say "size" as the command line does; the field of the request tells its unit.
+/// An error of the layers, which say "size" where the request says its unit as well.
 fn sized(error: layers::Error) -> ApiError {
     match error {
-        layers::Error::Invalid { field: "size", .. } => ApiError::from(error).of("size_bytes"),
+        error @ layers::Error::Invalid { .. } => {
+            ApiError::from(error).renamed("size", "size_bytes")
+        }
         error => error.into(),
     }
 }

@@ -78,8 +78,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for QueryOf<T> {
         match Query::from_request_parts(parts, state).await {
             Ok(Query(query)) => Ok(Self(query)),
             Err(error) => {
-                let text = error.body_text();
-                Err(ApiError::invalid(&named_in_query(&text), &text))
+                let (field, what) = in_query(&error.body_text());
+                Err(ApiError::invalid(&field, what))
             }
         }
     }
@@ -127,7 +127,10 @@ impl<S: Send + Sync> FromRequestParts<S> for JobNumber {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
         match Path::from_request_parts(parts, state).await {
             Ok(Path(id)) => Ok(Self(id)),
-            Err(error) => Err(ApiError::invalid("id", error.body_text())),
+            Err(_) => Err(ApiError::invalid(
+                "id",
+                "the number of a job is a whole number",
+            )),
         }
     }
 }
@@ -171,15 +174,65 @@ fn named_in(message: &str) -> String {
     message.split('`').nth(1).unwrap_or("body").to_owned()
 }
 
-/// The field that a message about a query is about: quoted as by serde, or put before a colon ("way: unknown ...").
-fn named_in_query(message: &str) -> String {
+/// The field that a message about a query is about, quoted as by serde or put before a colon ("way: unknown ..."), and what
+/// there is to say about it.
+fn in_query(message: &str) -> (String, String) {
     let text = message
         .rsplit_once("query string: ")
         .map_or(message, |(_, text)| text);
-    match text.split_once(": ") {
-        Some((field, _)) if field.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') => {
-            field.to_owned()
+    let (field, what) = match text.split_once(": ") {
+        Some((field, what)) if field.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') => {
+            (field.to_owned(), what)
         }
-        _ => named_in(text),
+        _ => (named_in(text), text),
+    };
+    (field, in_words(what))
+}
+
+/// What a message of serde says, in the words of people who know of no variants.
+fn in_words(message: &str) -> String {
+    message
+        .replace("unknown variant", "there is no value")
+        .replace("unknown field", "there is no option")
+        .replace("provided string was not", "it is not")
+        .replace("missing field", "missing option")
+        .replace('`', "\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_query_is_told_in_words() {
+        for (text, field, what) in [
+            (
+                "Failed to deserialize query string: way: unknown variant `odd`, expected `up` or `down`",
+                "way",
+                "there is no value \"odd\", expected \"up\" or \"down\"",
+            ),
+            (
+                "Failed to deserialize query string: dry_run: provided string was not `true` or `false`",
+                "dry_run",
+                "it is not \"true\" or \"false\"",
+            ),
+            (
+                "Failed to deserialize query string: rate_bytes_per_s: invalid digit found in string",
+                "rate_bytes_per_s",
+                "invalid digit found in string",
+            ),
+            (
+                "Failed to deserialize query string: missing field `from`",
+                "from",
+                "missing option \"from\"",
+            ),
+            (
+                "Failed to deserialize query string: odd: unknown field `odd`, expected `volume`",
+                "odd",
+                "there is no option \"odd\", expected \"volume\"",
+            ),
+        ] {
+            assert_eq!(in_query(text), (field.into(), what.into()));
+        }
     }
 }

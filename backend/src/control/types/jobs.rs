@@ -127,6 +127,28 @@ pub struct Job {
     pub ended: Option<Timestamp>,
 }
 
+#[cfg(test)]
+impl Job {
+    /// A job that has copied a part, for tests.
+    pub fn sample() -> Self {
+        Self {
+            id: 7,
+            kind: JobKind::Merge,
+            subject: "web@s1".into(),
+            way: Direction::Up,
+            state: JobState::Running,
+            error: None,
+            bytes_done: 43,
+            bytes_total: 100,
+            bytes_per_s: 0,
+            rate_bytes_per_s: None,
+            remaining_s: None,
+            created: Timestamp(0),
+            ended: None,
+        }
+    }
+}
+
 impl Job {
     /// How far it is, in percent: 100 only when it is done.
     pub fn percent(&self) -> u64 {

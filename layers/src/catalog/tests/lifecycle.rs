@@ -124,24 +124,13 @@ fn lifecycle() -> Vec<Vec<Change>> {
 
 #[test]
 fn both_catalogs_keep_all_that_is_new() {
-    let dir = tempfile::tempdir().unwrap();
-    let disk = MemoryDisk::new(new_store());
-    let mut memory = MemoryCatalog::open(&disk).unwrap();
-    let mut sqlite = SqliteCatalog::create(dir.path(), &new_store()).unwrap();
-    for changes in lifecycle() {
-        memory.commit(&changes).unwrap();
-        sqlite.commit(&changes).unwrap();
-        assert_eq!(memory.state(), sqlite.state());
-        drop(sqlite);
-        sqlite = SqliteCatalog::open(dir.path()).unwrap();
-        assert_eq!(memory.state(), sqlite.state());
-        assert_eq!(disk.state(), *memory.state());
+    let state = commit_to_both(lifecycle(), |state, disk| {
+        assert_eq!(disk.state(), *state);
         // A copy made at once has it all too.
         let copy = tempfile::tempdir().unwrap();
-        let made = SqliteCatalog::create(copy.path(), memory.state()).unwrap();
-        assert_eq!(made.state(), memory.state());
-    }
-    let state = sqlite.state();
+        let made = SqliteCatalog::create(copy.path(), state).unwrap();
+        assert_eq!(made.state(), state);
+    });
     assert_eq!(state.volumes["desk"].kind, VolumeKind::Writethrough);
     assert_eq!(state.doomed, BTreeSet::from([id(6)]));
     assert_eq!(state.jobs.len(), 1);

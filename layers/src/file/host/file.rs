@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{FlockOperation, SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::direct::{self, DirectFile, DirectFiles};
@@ -121,6 +121,29 @@ impl File for HostFile {
     fn len(&self) -> io::Result<u64> {
         let stat = uninterrupted(|| rustix::fs::fstat(&self.fd))?;
         u64::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    fn lock(&self, alone: bool) -> io::Result<bool> {
+        let take = |operation| uninterrupted(|| rustix::fs::flock(&self.fd, operation));
+        let taken = if alone {
+            take(FlockOperation::NonBlockingLockExclusive).inspect_err(|_| {
+                // The kernel has given up the one that there was. If it cannot be had again, somebody else is alone, and the
+                // next who asks is told.
+                let _ = take(FlockOperation::NonBlockingLockShared);
+            })
+        } else {
+            take(FlockOperation::NonBlockingLockShared)
+        };
+        match taken {
+            Ok(()) => Ok(true),
+            Err(error) => match Errno::from_io_error(&error) {
+                // Of the last kind are network file systems, which want a file that is open for writing.
+                Some(
+                    Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS | Errno::INVAL | Errno::BADF,
+                ) => Ok(false),
+                _ => Err(error),
+            },
+        }
     }
 
     fn data_ranges(&self, from: u64, to: u64) -> io::Result<Option<Vec<Range<u64>>>> {

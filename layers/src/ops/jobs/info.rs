@@ -57,6 +57,8 @@ pub(crate) struct Board {
     pub pause: Duration,
     /// How many hold new jobs back.
     pub holders: usize,
+    /// The rates to which layers are to be joined that no job joins yet.
+    pub rates: HashMap<LayerId, u64>,
     /// While somebody does: jobs from this one on do not begin.
     pub held_from: Option<JobId>,
 }
@@ -75,6 +77,7 @@ impl Default for Board {
             retiring: BTreeSet::new(),
             pause: Duration::ZERO,
             holders: 0,
+            rates: HashMap::new(),
             held_from: None,
         }
     }

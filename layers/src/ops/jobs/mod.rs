@@ -7,9 +7,10 @@ pub(crate) mod info;
 mod rate;
 mod run;
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, Way};
+use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, VolumeKind, Way};
 use crate::check::base_change;
 use crate::error::{Error, Result};
 use crate::lifecycle::{JobInfo, Phase};
@@ -73,6 +74,22 @@ impl Store {
             rate: None,
             created_ns: now_ns(),
         })
+    }
+
+    /// Remembers to what rate a layer is to be joined with the one above, by a job that may be made later.
+    pub(crate) fn keep_rate(&self, layer: LayerId, rate: Option<u64>) {
+        if rate.is_none() && self.jobs.board().rates.is_empty() {
+            return;
+        }
+        let known: HashSet<LayerId> = {
+            let inner = self.inner();
+            inner.catalog.state().layers.keys().copied().collect()
+        };
+        let mut board = self.jobs.board();
+        board.rates.retain(|layer, _| known.contains(layer));
+        if let Some(rate) = rate.filter(|_| known.contains(&layer)) {
+            board.rates.insert(layer, rate);
+        }
     }
 
     /// The jobs that have not ended, and those that ended since the store was opened (the last 100), by number.
@@ -164,6 +181,9 @@ impl Store {
             inner.catalog.commit(&[Change::RemoveJob(id)])?;
             self.jobs.board().ended_row(&row, Phase::Cancelled);
             drop(inner);
+            if into_base {
+                self.share_base_again(row.source);
+            }
             self.jobs.wake();
             return self.job(id);
         }
@@ -193,7 +213,7 @@ impl Store {
     /// `NotFound`; `Invalid` if nothing lies below it; `Busy` if its layers are being merged already.
     pub fn flatten(&self, volume: &str) -> Result<JobInfo> {
         let _command = self.command();
-        self.add_flatten(JobKind::Flatten, volume)
+        self.add_flatten(volume)
     }
 
     /// Creates a volume with the content of a raw image, which can be used at once; a job makes it independent of the image.
@@ -201,13 +221,17 @@ impl Store {
     /// # Errors
     /// As `create_volume`.
     pub fn import(&self, name: &str, image: &Path) -> Result<JobInfo> {
-        self.create_volume(name, &VolumeSource::Base(image.to_owned()))?;
         let _command = self.command();
-        self.add_flatten(JobKind::Import, name)
+        let id = JobId(self.inner().catalog.state().next_job);
+        let source = VolumeSource::Base(image.to_owned());
+        let (kind, job) = (VolumeKind::Normal, JobKind::Import);
+        self.create_in_command(name, &source, kind, Some(job))?;
+        self.jobs.wake();
+        self.job(id)
     }
 
     /// Adds a job that copies all that lies below a volume's active layer, or below what it starts from, into that.
-    fn add_flatten(&self, kind: JobKind, volume: &str) -> Result<JobInfo> {
+    fn add_flatten(&self, volume: &str) -> Result<JobInfo> {
         let row = self.volume_row(volume)?;
         let target = if starts_anew(row.kind) {
             self.sealed_content(&row)?
@@ -218,7 +242,9 @@ impl Store {
             let inner = self.inner();
             let state = inner.catalog.state();
             let chain = state.chain_of(target);
-            if let Some(job) = jobs_of(state, &chain.iter().map(|row| row.id).collect::<Vec<_>>()) {
+            if let Some(job) =
+                job_within(state, &chain.iter().map(|row| row.id).collect::<Vec<_>>())
+            {
                 return Err(Error::Busy {
                     what: format!(
                         "job {} works on layers of volume {volume:?}; wait for it (stratablk job wait {}) and try again",
@@ -241,7 +267,8 @@ impl Store {
                 },
             })?
         };
-        let change = self.job_change(0, kind, volume.to_owned(), source, target, Way::Copy);
+        let (kind, subject) = (JobKind::Flatten, volume.to_owned());
+        let change = self.job_change(0, kind, subject, source, target, Way::Copy);
         let Change::AddJob(row) = &change else {
             unreachable!("a job is added");
         };
@@ -307,9 +334,17 @@ impl Store {
     }
 }
 
+/// The change that adds a job, with a limit.
+pub(crate) fn with_rate(mut change: Change, rate: Option<u64>) -> Change {
+    if let Change::AddJob(row) = &mut change {
+        row.rate = rate.filter(|rate| *rate > 0);
+    }
+    change
+}
+
 /// A job on any of these layers, which are all of a chain from its root up, stopped ones left out. A job of another disk
 /// over all of them is one too: it takes from them.
-fn jobs_of<'a>(state: &'a CatalogState, layers: &[LayerId]) -> Option<&'a JobRow> {
+fn job_within<'a>(state: &'a CatalogState, layers: &[LayerId]) -> Option<&'a JobRow> {
     let over = |target: LayerId| {
         let top = layers.last();
         layers.contains(&target) || state.chain(target).iter().any(|row| Some(&row.id) == top)

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{Change, JobRow, LayerRow, LayerState};
+use crate::catalog::{Change, JobRow, LayerRow, LayerState, VolumeRow};
 use crate::error::Result;
 use crate::layer::Layer;
 use crate::mapfile::data_path;
@@ -99,16 +99,16 @@ impl Store {
             let inner = self.inner();
             let mut volumes = inner.catalog.state().volumes.values();
             let volume = volumes.find(|volume| volume.active == target.id);
-            volume.map(|volume| volume.name.clone())
+            volume.cloned()
         };
-        let Some(name) = volume else {
+        let Some(of) = volume else {
             return Ok(None);
         };
-        let volume = self.open_volume_in_command(&name)?;
+        let volume = self.open_volume_in_command(&of.name)?;
         volume.check_failure()?;
         volume.newest_chain().next_slot()?;
         let mut made = Made::default();
-        let committed = self.commit_in_place(row, target, source, &name, &mut made);
+        let committed = self.commit_in_place(row, target, source, &of, &mut made);
         match committed {
             Ok(active) => Ok(Some(self.begin_unnamed(&volume, active)?)),
             Err(error) => {
@@ -124,7 +124,7 @@ impl Store {
         job: &JobRow,
         target: &LayerRow,
         source: &LayerRow,
-        volume: &str,
+        volume: &VolumeRow,
         made: &mut Made,
     ) -> Result<Arc<Layer>> {
         let file = data_path(source.id);
@@ -136,7 +136,7 @@ impl Store {
                 state: LayerState::Sealing,
             },
             Change::SetActive {
-                volume: volume.to_owned(),
+                volume: volume.name.clone(),
                 layer: active.id(),
             },
             Change::MoveJob {

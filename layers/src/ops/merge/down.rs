@@ -25,7 +25,7 @@ use crate::units::{
 
 use super::Step;
 use super::gather::{failed, of_rate};
-use super::piece::{Gain, Piece, runs_of};
+use super::piece::{Gain, Most, Piece, runs_of};
 use super::walk::{Held, Sources};
 
 /// Bytes that are copied at once.
@@ -121,15 +121,7 @@ impl Down {
 
     /// The first cluster of which the upper layer says anything.
     fn first_left(&self) -> u64 {
-        let mut at = 0;
-        while at < self.sources.clusters() {
-            let piece = self.look(at, 1);
-            if let Some(gain) = piece.gains.first() {
-                return gain.first.0;
-            }
-            at = piece.end;
-        }
-        at
+        Piece::first_gain(&self.sources, |at| self.look(at, 1))
     }
 
     /// Bytes that are still to be copied.
@@ -142,7 +134,8 @@ impl Down {
 
     /// Looks for the next piece.
     fn look(&self, at: u64, space_max: u64) -> Piece {
-        Piece::next(&self.sources, &Held::Nothing, at, space_max, None)
+        let most = Most::of_space(space_max);
+        Piece::next(&self.sources, &Held::Nothing, at, most, None)
     }
 
     /// The layers, from the top down.

@@ -10,20 +10,21 @@
 //! A crash before 3 lets the job end once more; after it the catalog knows which files are doomed.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::catalog::{CatalogState, Change, JobRow, LayerState, Way};
+use crate::chain::Chain;
 use crate::error::Result;
 use crate::file::OpenMode;
 use crate::layer::Layer;
 use crate::lifecycle::Phase;
 use crate::mapfile::{LayerKind, MapFile, MapHeader, RawBase, data_path, layer_dir};
 use crate::store::Store;
-use crate::units::LayerId;
+use crate::units::{Cluster, LayerId, LayerSlot};
+use crate::volume::Volume;
 
 use super::down::{Down, sealed_set};
 use super::gather::{Gather, Into, Stage};
-use super::load::parent_after;
 use super::{Kind, Patience, Retiring, Runner, Step};
 
 /// The name under which a file waits to take a layer's data's place.
@@ -71,7 +72,7 @@ impl Store {
         if !self.is_as_it_was(row, &gather.chain, state) {
             return Ok(Step::Again);
         }
-        let parent = parent_after(self.inner().catalog.state(), row);
+        let parent = self.inner().catalog.state().parent_after(row);
         let target = Arc::clone(&gather.target);
         let below: Vec<LayerId> = gather.chain.iter().skip(1).copied().collect();
         if let Stage::Leave(_) = gather.phase {
@@ -123,7 +124,9 @@ impl Store {
     /// Takes layers out of all chains of open volumes over a layer that holds what they hold.
     fn leave(&self, target: LayerId, gone: &[LayerId]) {
         for volume in self.volumes_over(target) {
-            volume.exchange(volume.newest_chain().without(gone));
+            let next = volume.newest_chain().without(gone);
+            debug_assert!(leads_to_all(&volume, &next), "a word names {gone:?}");
+            volume.exchange(next);
         }
     }
 
@@ -155,7 +158,7 @@ impl Store {
             return Ok(Step::Again);
         }
         let [upper, lower] = chain;
-        let parent = parent_after(self.inner().catalog.state(), row);
+        let parent = self.inner().catalog.state().parent_after(row);
         if down.upper.header.parent == Some(lower) {
             self.exchange_names(upper, lower)?;
             down.upper.header.parent = parent;
@@ -188,6 +191,7 @@ impl Store {
                 }
                 _ => newest.without(&[lower]),
             };
+            debug_assert!(leads_to_all(&volume, &next), "a word names {chain:?}");
             volume.exchange(next);
         }
         self.retire_later(runner, &[lower]);
@@ -263,7 +267,17 @@ impl Store {
             },
             Change::RemoveJob(row.id),
         ])?;
+        self.share_base_again(row.source);
         Ok(Step::Finish)
+    }
+
+    /// A job that wrote to a base, or was to, is over: others may use it again.
+    pub(crate) fn share_base_again(&self, base: LayerId) {
+        let known = self.inner().layers.get(&base).and_then(Weak::upgrade);
+        if let Some(Err(error)) = known.map(|layer| layer.data().lock(false)) {
+            self.maintenance
+                .note(format!("base of layer {base}: it stays locked: {error}"));
+        }
     }
 
     /// Step 3.
@@ -274,8 +288,15 @@ impl Store {
             parent,
         }];
         changes.extend(moved_jobs(inner.catalog.state(), row, parent, gone));
-        let cut_off = cut_off_jobs(inner.catalog.state(), row, parent, gone);
+        let (cut_off, longer): (Vec<_>, Vec<_>) =
+            (cut_off_jobs(inner.catalog.state(), row, parent, gone).into_iter())
+                .partition(|job| job.target == row.target);
         changes.extend(cut_off.iter().map(|job| Change::RemoveJob(job.id)));
+        changes.extend(longer.iter().map(|job| Change::MoveJob {
+            id: job.id,
+            source: row.target,
+            target: job.target,
+        }));
         changes.extend(gone.iter().map(|layer| Change::RemoveLayer(*layer)));
         changes.push(Change::RemoveJob(row.id));
         // Before anybody can find them doomed.
@@ -322,8 +343,19 @@ impl Store {
     }
 }
 
-/// Other jobs, stopped ones, that were to take from a layer that stays and that will not lie below theirs any more: the target
-/// of this one holds all that they would have moved, so they have ended, however they stood.
+/// Whether every word of a volume's table names a layer of this chain, or none.
+fn leads_to_all(volume: &Volume, chain: &Chain) -> bool {
+    let table = volume.table();
+    table
+        .runs(Cluster(0), table.clusters())
+        .map(|run| run.resolve.slot)
+        .all(|slot| slot == LayerSlot::NONE || chain.has(slot))
+}
+
+/// Other jobs, stopped ones, that were to take from a layer that stays and that will not lie below theirs any more. The target
+/// of this one holds all that they would have moved up to there: those with the same target have ended, however they stood,
+/// and those that reach further up (copies of a whole chain) take from it what is left. They may not just end: their target's map may
+/// say already that nothing lies below.
 fn cut_off_jobs(
     state: &CatalogState,
     row: &JobRow,

@@ -31,12 +31,16 @@ use crate::units::{
 };
 use crate::volume::Volume;
 
-use super::piece::{Copy, Piece};
+use super::piece::{Copy, Most, Piece};
 use super::walk::{Held, Sources};
 use super::{Patience, Step};
 
 /// Bytes that are copied while flushes of a volume wait.
 const LED_BYTES: u64 = 256 << 10;
+/// Runs of clusters that are handed over while flushes of a volume wait.
+const LED_RUNS: usize = 1 << 9;
+/// Runs that may be handed over before they are committed: the next flush of the volume does that with all of them.
+const LED_RUNS_UNCOMMITTED: usize = 1 << 12;
 /// Bytes that are copied at once between sealed layers.
 const SEALED_BYTES: u64 = 4 << 20;
 /// Bytes that are copied at once however low the rate.
@@ -69,6 +73,8 @@ pub(super) struct Gather {
     given_back: u64,
     /// Bytes of clusters moved since the last commit.
     uncommitted: u64,
+    /// Runs that were handed over since the last commit.
+    uncommitted_runs: usize,
     /// What comes next.
     pub phase: Stage,
 }
@@ -132,6 +138,7 @@ impl Gather {
             at: 0,
             given_back: 0,
             uncommitted: 0,
+            uncommitted_runs: 0,
             phase: Stage::Commit,
         };
         gather.at = gather.first_lacking();
@@ -140,15 +147,7 @@ impl Gather {
 
     /// The first cluster of which the target lacks something.
     fn first_lacking(&self) -> u64 {
-        let mut at = 0;
-        while at < self.sources.clusters() {
-            let piece = self.look(at, 1);
-            if let Some(gain) = piece.gains.first() {
-                return gain.first.0;
-            }
-            at = piece.end;
-        }
-        at
+        Piece::first_gain(&self.sources, |at| self.look(at, Most::of_space(1)))
     }
 
     /// Bytes that are still to be copied.
@@ -156,7 +155,7 @@ impl Gather {
         let mut at = self.at;
         let mut bytes = 0;
         while at < self.sources.clusters() {
-            let piece = self.look(at, u64::MAX);
+            let piece = self.look(at, Most::ANY);
             bytes += piece.sectors * SECTOR_BYTES;
             at = piece.end;
         }
@@ -164,7 +163,7 @@ impl Gather {
     }
 
     /// Looks for the next piece.
-    fn look(&self, at: u64, space_max: u64) -> Piece {
+    fn look(&self, at: u64, most: Most) -> Piece {
         let map = self.target.map();
         let held = match (&**map, &self.into) {
             (LayerMap::Active(_), _) if canary::is_set(Canary::LoseGuestWrite) => Held::Nothing,
@@ -173,7 +172,7 @@ impl Gather {
             // Sealed since: found out before anything is written.
             (LayerMap::Sealed(_), Into::Active(_)) => return self.nothing(),
         };
-        Piece::next(&self.sources, &held, at, space_max, self.in_place)
+        Piece::next(&self.sources, &held, at, most, self.in_place)
     }
 
     /// The piece at the end.
@@ -260,9 +259,13 @@ impl Store {
     /// Moves a piece.
     fn gather_move(&self, row: &JobRow, gather: &mut Gather, patience: Patience) -> Result<Step> {
         let active = matches!(gather.into, Into::Active(_));
-        let most = of_rate(if active { LED_BYTES } else { SEALED_BYTES }, row.rate);
+        let bytes = of_rate(if active { LED_BYTES } else { SEALED_BYTES }, row.rate);
         let step_bytes = self.jobs.board().step_bytes;
-        let piece = gather.look(gather.at, most.min(step_bytes));
+        let mut most = Most::of_space(bytes.min(step_bytes));
+        if active {
+            most.gains = LED_RUNS;
+        }
+        let piece = gather.look(gather.at, most);
         if active {
             let Some(step) = self.hand_over(row, gather, &piece, patience)? else {
                 return Ok(Step::Again);
@@ -276,11 +279,12 @@ impl Store {
         let bytes = piece.sectors * SECTOR_BYTES;
         gather.at = piece.end;
         gather.uncommitted += piece.space;
-        let records = match &gather.into {
-            Into::Active(_) => 0,
-            Into::Sealed(sealed) => sealed.records.len(),
+        gather.uncommitted_runs += piece.gains.len();
+        let many = match &gather.into {
+            Into::Active(_) => gather.uncommitted_runs >= LED_RUNS_UNCOMMITTED,
+            Into::Sealed(sealed) => sealed.records.len() >= RECORDS_MAX,
         };
-        let full = gather.uncommitted >= step_bytes || records >= RECORDS_MAX;
+        let full = gather.uncommitted >= step_bytes || many;
         if full || gather.at >= gather.sources.clusters() {
             gather.phase = Stage::Commit;
         }
@@ -391,6 +395,7 @@ impl Store {
             }
         }
         gather.uncommitted = 0;
+        gather.uncommitted_runs = 0;
         gather.phase = Stage::Settle(self.clock.advance());
         Ok(Step::Moved(0))
     }

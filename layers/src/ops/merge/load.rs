@@ -8,12 +8,15 @@ use crate::file::{File, OpenMode};
 use crate::layer::Layer;
 use crate::map::{MapRecord, RecordKind, SectorSet};
 use crate::mapfile::{MapFile, MapHeader, RawBase, data_path, sync_name};
+use crate::ops::open::clusters;
 use crate::store::Store;
-use crate::units::{CLUSTER_BYTES, LayerId, SECTOR_BYTES, Sector, SectorRange};
+use crate::units::{
+    CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, LayerId, SECTOR_BYTES, Sector, SectorRange,
+};
 
 use super::Kind;
 use super::begin::Begin;
-use super::down::Down;
+use super::down::{Down, sealed_set};
 use super::gather::{Gather, Into, SealedTarget};
 use super::walk::{Sources, table_of};
 
@@ -26,17 +29,6 @@ pub(super) enum Loaded {
     NotYet,
     /// There is nothing to do, for this reason.
     Obsolete(String),
-}
-
-/// The parent that a job's target has at its end.
-pub(crate) fn parent_after(state: &CatalogState, job: &JobRow) -> Option<LayerId> {
-    match job.kind {
-        JobKind::Flatten | JobKind::Import => None,
-        JobKind::IntoBase => Some(job.source),
-        JobKind::Merge | JobKind::PushDown => {
-            state.layers.get(&job.source).and_then(|row| row.parent)
-        }
-    }
 }
 
 /// The layers of a job from its target down to the lowest that it takes from; `None` if they are not there or do not lie so.
@@ -219,6 +211,13 @@ impl Store {
             None => {
                 let target = self.job_layer(target_row)?;
                 let (map, header, set) = self.job_map(row.target)?;
+                if sealed_set(&target) != set {
+                    // An earlier turn failed after its map had taken the name: it counts, so readers must know of it before
+                    // the sources lose anything.
+                    target.replace_set(set.clone());
+                    let ids: Vec<LayerId> = span.iter().map(|row| row.id).collect();
+                    self.lead_to(&target, &ids, Cluster(0), sources.clusters());
+                }
                 let sealed = SealedTarget {
                     file: self.job_file(row.target)?,
                     header,
@@ -241,7 +240,8 @@ impl Store {
     }
 
     /// Where a raw image has data, in whole clusters, and zeroes else; `None` if all of it may be data. (Zeroes, and not
-    /// nothing: words of tables that lead to the image have to lead to the target.)
+    /// nothing: words of tables that lead to the image have to lead to the target. And to the end of the last cluster, also
+    /// where the image ends within it: zeroes of a part of a cluster count only beside data.)
     fn data_of_base(&self, base: &RawBase) -> Result<Option<SectorSet>> {
         let io = |error| self.io("look for holes in base", &base.path)(error);
         let file = self.media.open(&base.path, OpenMode::ReadOnly, false);
@@ -250,7 +250,8 @@ impl Store {
             return Ok(None);
         };
         let mut set = SectorSet::empty();
-        if let Some(range) = SectorRange::new(Sector(0), base.len / SECTOR_BYTES) {
+        let clusters = clusters(Sector(base.len / SECTOR_BYTES));
+        if let Some(range) = SectorRange::new(Sector(0), clusters * CLUSTER_SECTORS) {
             let kind = RecordKind::Zero;
             set.apply(&MapRecord { kind, range });
         }
@@ -280,7 +281,10 @@ impl Store {
                     .media
                     .open(&base.path, OpenMode::ReadWrite, self.options.direct_io)
                     .map_err(self.io("open base", &base.path))?;
-                (file, self.job_file(upper.id)?)
+                let upper_file = self.job_file(upper.id)?;
+                // In the place of the lock that whoever reads it has; until the job has ended.
+                self.lock_base(lower_layer.data(), &base.path, true)?;
+                (file, upper_file)
             }
             None if !into_base => (self.job_file(lower.id)?, self.job_file(upper.id)?),
             _ => return Err(gone(row)),

@@ -27,7 +27,6 @@ use self::begin::Begin;
 use self::down::Down;
 use self::gather::Gather;
 use self::load::Loaded;
-pub(crate) use self::load::parent_after;
 
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,28 @@ use super::walk::{Composed, Content, Held, Sources};
 /// Runs that are looked at for one piece, and runs that it may have.
 const RUNS_MAX: usize = 1 << 14;
 
+/// How much a piece may be, if there is more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Most {
+    /// Bytes of clusters that are copied; at least one is.
+    pub space: u64,
+    /// Runs that the target gains.
+    pub gains: usize,
+}
+
+impl Most {
+    /// No limit but what is looked at for one piece.
+    pub(super) const ANY: Self = Self::of_space(u64::MAX);
+
+    /// So many bytes.
+    pub(super) const fn of_space(space: u64) -> Self {
+        Self {
+            space,
+            gains: RUNS_MAX,
+        }
+    }
+}
+
 /// Bytes of a sector, as a length in memory.
 const SECTOR_LEN: usize = 512;
 
@@ -139,13 +161,13 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Looks for what the target lacks from cluster `at` on, up to so many bytes of clusters to be copied (at least one). What
-    /// lies in `in_place` need not be copied: the target's file is that source's.
+    /// Looks for what the target lacks from cluster `at` on, up to so much. What lies in `in_place` need not be copied: the
+    /// target's file is that source's.
     pub(super) fn next(
         sources: &Sources,
         held: &Held<'_>,
         at: u64,
-        space_max: u64,
+        most: Most,
         in_place: Option<usize>,
     ) -> Self {
         let end = sources.clusters();
@@ -154,7 +176,8 @@ impl Piece {
             ..Self::default()
         };
         for _ in 0..RUNS_MAX {
-            if piece.end >= end || piece.space >= space_max || piece.copies.len() >= RUNS_MAX {
+            let full = piece.space >= most.space || piece.gains.len() >= most.gains;
+            if piece.end >= end || full || piece.copies.len() >= RUNS_MAX {
                 break;
             }
             let first = Cluster(piece.end);
@@ -178,7 +201,7 @@ impl Piece {
             if gain.is_any() {
                 let stays = in_place.map_or(0, |source| composed.data_of(source).0);
                 if gain.data().0 & !stays != 0 {
-                    let room = space_max.saturating_sub(piece.space) / CLUSTER_BYTES;
+                    let room = most.space.saturating_sub(piece.space) / CLUSTER_BYTES;
                     count = count.min(room.max(1));
                     gain.count = count;
                     piece.space += count * CLUSTER_BYTES;
@@ -188,6 +211,19 @@ impl Piece {
             piece.end += count;
         }
         piece
+    }
+
+    /// The first cluster that is gained in what `look` finds from a cluster on, or the end of the sources.
+    pub(super) fn first_gain(sources: &Sources, look: impl Fn(u64) -> Self) -> u64 {
+        let mut at = 0;
+        while at < sources.clusters() {
+            let piece = look(at);
+            if let Some(gain) = piece.gains.first() {
+                return gain.first.0;
+            }
+            at = piece.end;
+        }
+        at
     }
 
     /// Lets clusters become zero of which all that is copied was read as zeroes, and that are copied as far as they lie on the

@@ -1,0 +1,88 @@
+//! A Linux guest under QEMU goes on while its daemon is killed again and again: its requests come back, each once, from one
+//! daemon or the next. `STRATABLK_GUEST_KILLS` says how often (30).
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use stratablk_tests::host::{DISK_BYTES, Host};
+use stratablk_tests::load::random::Random;
+
+/// The longest time between a start and a kill.
+const LIFE_MAX_MS: u64 = 700;
+
+/// Eight jobs, on two queues, that write and verify files until a line comes. Some of them always wait for a flush that others'
+/// requests overtake: what is under way is then not what was offered last.
+const VERIFY_IN_ROUNDS: &str = r#"
+mkfs.ext4 -q -F /dev/vda
+mount /dev/vda /mnt/d
+cat >/tmp/job <<'JOB'
+[verify]
+directory=/mnt/d
+size=2m
+numjobs=8
+cpus_allowed=0-1
+cpus_allowed_policy=split
+ioengine=libaio
+direct=1
+iodepth=16
+rw=randwrite
+bssplit=4k/50:16k/30:64k/20
+verify=crc32c
+verify_fatal=1
+fsync=8
+group_reporting=1
+JOB
+round=0
+while ! read -t 0; do
+    round=$((round + 1))
+    fio /tmp/job >/tmp/fio 2>&1 || { cat /tmp/fio; dmesg | tail -20; exit 1; }
+    echo "round $round"
+done
+read -r _
+umount /mnt/d
+e2fsck -fn /dev/vda
+if dmesg | grep -iE 'I/O error|blk_update_request|hung task|reset'; then exit 1; fi
+echo "sound"
+"#;
+
+/// Kills under one guest, after which another one is booted.
+const KILLS_A_GUEST: u64 = 30;
+
+#[test]
+fn a_guest_does_not_notice_that_its_daemon_is_killed() {
+    let kills = std::env::var("STRATABLK_GUEST_KILLS").map_or(30, |text| text.parse().unwrap());
+    let mut left: u64 = kills;
+    while left > 0 {
+        let now = left.min(KILLS_A_GUEST);
+        kill_under_a_guest(now, left);
+        left -= now;
+    }
+}
+
+/// Kills the daemon so often under one guest.
+fn kill_under_a_guest(kills: u64, seed: u64) {
+    let mut host = Host::new();
+    host.noise("base.img", DISK_BYTES);
+    host.line("volume create data --base @/base.img").ok();
+    let data = host.attach("data", 2);
+    let mut guest =
+        host.boot_reconnecting("survivor", std::slice::from_ref(&data), VERIFY_IN_ROUNDS);
+    guest.wait_for("round 1");
+    let mut random = Random::new(seed);
+    for kill in 1..=kills {
+        // A line of the guest ends the wait early; the instant is random either way.
+        let life = Duration::from_millis(random.below(LIFE_MAX_MS));
+        guest.wait_briefly_for("round", life);
+        host.kill();
+        host.serve();
+        if kill % 10 == 0 {
+            // It makes progress, all the while.
+            guest.wait_for("round");
+        }
+    }
+    guest.wait_for("round");
+    guest.say("enough");
+    let printed = guest.finish();
+    assert!(printed.iter().any(|line| line == "sound"), "{printed:?}");
+    host.finish();
+}
