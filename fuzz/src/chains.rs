@@ -197,6 +197,9 @@ impl State {
                 self.write(AVAILABLE + 4 + 2 * entry, &head.to_le_bytes());
                 self.available = self.available.wrapping_add(1);
                 self.write(AVAILABLE + 2, &self.available.to_le_bytes());
+                // A guest that offers more than its ring holds writes over entries before they are read.
+                let waiting: usize = self.offered.iter().map(VecDeque::len).sum();
+                self.tame &= waiting < usize::from(self.size);
                 // Otherwise nothing is asked of it, and a guest that races offers without end.
                 if self.tame {
                     let (writable, tables) = writable(self, head);
