@@ -19,6 +19,7 @@ const SLACK_FDS: usize = 8;
 const SLACK_KIB: u64 = 4096;
 
 /// The header of a qcow2 image that names another file as its backing file.
+#[expect(clippy::big_endian_bytes, reason = "as qcow2 is")]
 fn qcow2_over(backing: &str) -> Vec<u8> {
     let mut header = vec![0; 512];
     let name = u32::try_from(backing.len()).expect("a short name");

@@ -115,7 +115,7 @@ fn a_socket_where_none_can_be_is_refused() {
         format!("{dir}/none/w.sock"),
         format!("{dir}/store/catalog.db/w.sock"),
     ] {
-        let body = json!({ "socket": path }).to_string();
+        let body = serde_json::json!({ "socket": path }).to_string();
         let request = ("PUT", "/v1/volumes/w/attachment", body.as_str());
         let message = s.refused(request, 422, Some("socket"));
         assert!(message.contains(&path), "{message}");
