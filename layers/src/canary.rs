@@ -1,4 +1,4 @@
-//! Switches that break the order of a flush on purpose, so that a test can see the crash enumeration notice. Constant and
+//! Switches that break the order of a flush, or a check, on purpose, so that a test can see the alarm for it ring. Constant and
 //! off unless the package is built with the feature `canary`.
 
 #[cfg(feature = "canary")]
@@ -25,6 +25,8 @@ pub enum Canary {
     RemoveBeforeCommit,
     /// A restore of a group is committed one volume after the other.
     RestoreInParts,
+    /// A checkpoint is believed that reaches beyond its disk.
+    BelieveCheckpoint,
 }
 
 #[cfg(feature = "canary")]

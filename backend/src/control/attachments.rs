@@ -387,7 +387,12 @@ fn changing(name: &str) -> ApiError {
 fn refusal(error: &std::io::Error) -> ApiError {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => ApiError::busy(error.to_string()).of("socket"),
-        std::io::ErrorKind::InvalidInput => ApiError::invalid("socket", error.to_string()),
+        // A path at which there can be no socket.
+        std::io::ErrorKind::InvalidInput
+        | std::io::ErrorKind::NotFound
+        | std::io::ErrorKind::NotADirectory
+        | std::io::ErrorKind::PermissionDenied
+        | std::io::ErrorKind::ReadOnlyFilesystem => ApiError::invalid("socket", error.to_string()),
         _ => ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             ErrorKind::Io,

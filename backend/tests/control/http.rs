@@ -105,6 +105,23 @@ fn a_bad_body_is_refused_by_the_name_of_its_field() {
     );
 }
 
+/// A path at which there can be no socket is the client's fault, and not one of the daemon. (Found by the fuzzer.)
+#[test]
+fn a_socket_where_none_can_be_is_refused() {
+    let s = Server::new();
+    s.ask("POST", "/v1/volumes", r#"{"name":"w","size_bytes":4096}"#);
+    let dir = s.dir.path().display();
+    for path in [
+        format!("{dir}/none/w.sock"),
+        format!("{dir}/store/catalog.db/w.sock"),
+    ] {
+        let body = serde_json::json!({ "socket": path }).to_string();
+        let request = ("PUT", "/v1/volumes/w/attachment", body.as_str());
+        let message = s.refused(request, 422, Some("socket"));
+        assert!(message.contains(&path), "{message}");
+    }
+}
+
 #[test]
 fn what_no_route_has_is_refused_in_json() {
     let s = Server::new();

@@ -1,0 +1,142 @@
+//! What was done to other back-ends by images and by crowds of front-ends, and must not be done to this one. Hostile rings
+//! and messages are in the conformance tests, random ones in `fuzz/`.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use stratablk_tests::disk::Disk;
+use stratablk_tests::host::Host;
+use stratablk_tests::pattern;
+use stratablk_tests::wait::{PATIENCE, until};
+
+/// Connections that say nothing.
+const CROWD: usize = 1000;
+/// What a daemon may hold more of for the connections of a crowd: its own, and those that the kernel queues are not its.
+const SLACK_FDS: usize = 8;
+/// Memory that it may take meanwhile.
+const SLACK_KIB: u64 = 4096;
+
+/// The header of a qcow2 image that names another file as its backing file.
+#[expect(clippy::big_endian_bytes, reason = "as qcow2 is")]
+fn qcow2_over(backing: &str) -> Vec<u8> {
+    let mut header = vec![0; 512];
+    let name = u32::try_from(backing.len()).expect("a short name");
+    header[..4].copy_from_slice(b"QFI\xfb");
+    header[4..8].copy_from_slice(&2u32.to_be_bytes());
+    header[8..16].copy_from_slice(&128u64.to_be_bytes());
+    header[16..20].copy_from_slice(&name.to_be_bytes());
+    header[20..24].copy_from_slice(&16u32.to_be_bytes());
+    header[24..32].copy_from_slice(&(1u64 << 20).to_be_bytes());
+    header[128..128 + backing.len()].copy_from_slice(backing.as_bytes());
+    header
+}
+
+/// GHSA-jmr4-g2hv-mjj6, CVE-2008-2004 and their like: a guest that writes the header of a format to its disk, with a file of
+/// the host as the backing file, reads those bytes back and no others, also after a restart and as a new base.
+#[test]
+fn a_disk_that_claims_to_have_a_format_is_raw() {
+    let mut host = Host::new();
+    host.noise("secret", 1 << 20);
+    let header = qcow2_over(host.path("secret").to_str().expect("a plain name"));
+    let image: Vec<u8> = [header.clone(), pattern::base(1, 2047)].concat();
+    fs::write(host.path("image"), &image).expect("an image");
+    host.watch(host.path("image"));
+    host.line("volume create as-base --base @/image").ok();
+    host.line("volume create written --size 1M").ok();
+    for round in 0..2 {
+        for volume in ["as-base", "written"] {
+            if round == 0 {
+                host.attach(volume, 1);
+            }
+            let mut disk = Disk::connect(&host.path(&format!("{volume}.sock")));
+            if round == 0 && volume == "written" {
+                disk.write(0, &image[..4096]);
+                disk.flush();
+            }
+            pattern::assert_same(&disk.read(0, 8), &image[..4096], volume);
+            let expected = if volume == "written" {
+                vec![0; 512]
+            } else {
+                pattern::base(1000, 1)
+            };
+            pattern::assert_same(&disk.read(1000, 1), &expected, volume);
+        }
+        if round == 0 {
+            host.stop();
+            host.serve();
+        }
+    }
+    host.finish();
+}
+
+/// Connects without waiting; `None` if the queue of the socket is full.
+fn knock(address: &SocketAddrUnix) -> Option<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let socket = socket.expect("a socket");
+    rustix::net::connect(&socket, address).ok().map(|()| socket)
+}
+
+/// Descriptors and memory (KiB) of the daemon.
+fn holdings(host: &Host) -> (usize, u64) {
+    let pid = host.daemon.as_ref().expect("it runs").pid();
+    let fds = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("it runs")
+        .count();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let resident = line
+        .and_then(|line| line.split_whitespace().nth(1))
+        .expect("a number");
+    (fds, resident.parse().expect("a number"))
+}
+
+/// A thousand front-ends that connect and say nothing cost the daemon nothing: other volumes and the control socket answer,
+/// memory and descriptors stay as they were, and once they are gone their own volume is served.
+#[test]
+fn a_crowd_that_says_nothing_holds_up_nobody_else() {
+    let mut host = Host::new();
+    host.noise("base", 1 << 20);
+    host.line("volume create crowded --base @/base").ok();
+    host.line("volume create quiet --size 1M").ok();
+    host.attach("crowded", 1);
+    let quiet = host.attach("quiet", 1);
+    let mut disk = Disk::connect(&quiet.socket);
+    disk.write(0, &pattern::base(0, 8));
+    let (fds, memory) = holdings(&host);
+    let address = SocketAddrUnix::new(host.path("crowded.sock")).expect("a short path");
+    let mut crowd = Vec::new();
+    let mut refused = 0;
+    for knocks in 0..CROWD {
+        match knock(&address) {
+            Some(socket) => crowd.push(socket),
+            None => refused += 1,
+        }
+        if knocks % 100 == 0 {
+            disk.write(8, &pattern::stamped(1, 8, 8));
+            pattern::assert_same(&disk.read(0, 8), &pattern::base(0, 8), "the other volume");
+        }
+    }
+    assert_eq!(crowd.len() + refused, CROWD);
+    let asked = Instant::now();
+    host.line("volume list").ok();
+    assert!(asked.elapsed() < PATIENCE, "the control socket answers");
+    let (now_fds, now_memory) = holdings(&host);
+    assert!(
+        now_fds <= fds + SLACK_FDS,
+        "{fds} descriptors became {now_fds}"
+    );
+    assert!(
+        now_memory <= memory + SLACK_KIB,
+        "{memory} KiB became {now_memory}"
+    );
+    drop(crowd);
+    drop(disk);
+    let mut disk = Disk::connect(&host.path("crowded.sock"));
+    assert_eq!(disk.read(0, 1).len(), 512);
+    drop(disk);
+    assert!(until(|| holdings(&host).0 <= fds), "descriptors leaked");
+    host.finish();
+}
