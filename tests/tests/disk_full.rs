@@ -155,11 +155,15 @@ fn guests_wait_for_space_and_a_delete_makes_it() {
         .expect("it goes on by itself");
     guest.join().unwrap();
     rig.await_no_space("web", false);
-    let log = rig.daemon.log();
-    for words in [
+    let told = [
         "volume web: no space left",
         "volume web: there is room again",
-    ] {
+    ];
+    for words in told {
+        assert!(rig.daemon.wait_for(words), "{words}");
+    }
+    let log = rig.daemon.log();
+    for words in told {
         assert_eq!(log.matches(words).count(), 1, "{words}: {log}");
     }
 }

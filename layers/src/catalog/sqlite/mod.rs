@@ -138,7 +138,6 @@ impl SqliteCatalog {
             state: Arc::new(state),
             failed: None,
         })
-        .inspect(|catalog: &Self| reserve::keep(&catalog.path))
     }
 
     /// What the catalog of the store in `dir` holds, of whatever version it is. Changes nothing, but that a commit which
