@@ -57,6 +57,12 @@ impl StoredDisk {
         self.store.volume_facts(&self.name).ok()?.failure
     }
 
+    /// Whether what it has to write waits for space on the host.
+    pub fn waits_for_space(&self) -> bool {
+        let facts = self.store.volume_facts(&self.name);
+        facts.is_ok_and(|facts| facts.no_space)
+    }
+
     /// Its type. One that is not there any more is not to be written.
     fn kind(&self) -> VolumeKind {
         let facts = self.store.volume_facts(&self.name);

@@ -318,7 +318,26 @@ impl<D: DiskSource> Worker<D> {
             self.let_go();
         }
         self.finish_drains();
-        taken || ended
+        let refused = self.end_held();
+        taken || ended || refused
+    }
+
+    /// Ends what waits for space on the host where somebody waits for its end: rings that are being stopped, memory that is to
+    /// be let go, or the worker's own end. Returns whether there was anything.
+    fn end_held(&mut self) -> bool {
+        if self.stopping || !self.retired.is_empty() {
+            return self.context.end_held(&|_| true);
+        }
+        let drains = |queue: &Queue| matches!(queue.phase, Phase::Draining(_));
+        if !self.queues.iter().flatten().any(drains) {
+            return false;
+        }
+        let queues = &self.queues;
+        self.context.end_held(&|token| {
+            let (place, _) = from_token(token);
+            let queue = queues.get(place).and_then(Option::as_ref);
+            queue.is_some_and(drains)
+        })
     }
 
     /// Takes a batch from every ring that has entries. Returns whether there were any.

@@ -531,13 +531,21 @@ fn journal_unsynced(layer: &Layer, records: &[MapRecord]) -> io::Result<()> {
     };
     if journal.take_unsynced_end() {
         // At most the last group of a journal may be torn.
-        journal.file().sync_data()?;
+        journal.file().sync_data().map_err(never_full)?;
     }
     let before = journal.end();
     let (offset, bytes) = journal.append(records);
     journal.leave_end_unsynced();
     match journal.file().write_at(&bytes, offset) {
-        Err(error) if is_full_disk(&error) => journal.take_back(before).and(Err(error)),
+        Err(error) if is_full_disk(&error) => journal
+            .take_back(before)
+            .map_err(never_full)
+            .and(Err(error)),
         result => result,
     }
+}
+
+/// An error after which nobody knows what is durable, whatever it says.
+fn never_full(error: io::Error) -> io::Error {
+    io::Error::other(error)
 }

@@ -38,6 +38,8 @@ pub enum Mail {
         /// None will be for a long time: all that is dirty can be written nowhere.
         stuck: bool,
     },
+    /// Those that wait for space on the host may try again.
+    Room,
     /// The receiver carries out the next flush, for these (one of them its own).
     Lead(Vec<Waiter>),
 }

@@ -93,6 +93,8 @@ pub struct VolumeInfo {
     pub attachment: Option<Attachment>,
     /// Why it takes no more writes.
     pub failure: Option<String>,
+    /// Whether what it has to write waits for space on the host.
+    pub no_space: bool,
     /// When it was created: nanoseconds since 1970.
     pub created_ns: u64,
     /// How many snapshots it has.
@@ -101,6 +103,25 @@ pub struct VolumeInfo {
     pub kind: VolumeKind,
     /// The multiattach volume whose attachment it is.
     pub attached_from: Option<String>,
+}
+
+/// What keeps an open volume from being written to.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Why it takes no more writes.
+    failure: Option<String>,
+    /// Whether what it has to write waits for space on the host.
+    no_space: bool,
+}
+
+impl Trouble {
+    /// What there is of it.
+    fn of(volume: &Volume) -> Self {
+        Self {
+            failure: volume.failure(),
+            no_space: volume.waits_for_space(),
+        }
+    }
 }
 
 /// What there is to say about a snapshot.
@@ -419,13 +440,13 @@ impl Store {
 
     /// All volumes, by name.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        let (state, mut failures) = {
+        let (state, mut troubles) = {
             let inner = self.inner();
             let open = inner.open.iter();
-            let failures: HashMap<String, String> = open
-                .filter_map(|(name, volume)| Some((name.clone(), volume.failure()?)))
+            let troubles: HashMap<String, Trouble> = open
+                .map(|(name, volume)| (name.clone(), Trouble::of(volume)))
                 .collect();
-            (inner.catalog.share(), failures)
+            (inner.catalog.share(), troubles)
         };
         let mut depths = Depths::default();
         state
@@ -433,7 +454,8 @@ impl Store {
             .values()
             .map(|row| {
                 let below = depths.of(&state, row.active);
-                self.describe(&state, row, below, failures.remove(&row.name))
+                let trouble = troubles.remove(&row.name).unwrap_or_default();
+                self.describe(&state, row, below, trouble)
             })
             .collect()
     }
@@ -443,14 +465,15 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
-        let (state, failure) = {
+        let (state, trouble) = {
             let inner = self.inner();
-            let failure = inner.open.get(name).and_then(|volume| volume.failure());
-            (inner.catalog.share(), failure)
+            let open = inner.open.get(name);
+            let trouble = open.map(|volume| Trouble::of(volume)).unwrap_or_default();
+            (inner.catalog.share(), trouble)
         };
         let row = state.volume(name)?;
         let below = state.depth(row.active);
-        Ok(self.describe(&state, row, below, failure))
+        Ok(self.describe(&state, row, below, trouble))
     }
 
     /// Remembers how a volume is attached (`None`: not at all; the volume is then flushed and closed if nobody else uses
@@ -590,7 +613,7 @@ impl Store {
         state: &CatalogState,
         row: &VolumeRow,
         (depth, lowest): (usize, LayerId),
-        failure: Option<String>,
+        trouble: Trouble,
     ) -> VolumeInfo {
         VolumeInfo {
             name: row.name.clone(),
@@ -604,7 +627,8 @@ impl Store {
                 .and_then(|layer| layer.base.as_ref())
                 .map(|base| base.path.clone()),
             attachment: row.attachment.clone(),
-            failure,
+            failure: trouble.failure,
+            no_space: trouble.no_space,
             created_ns: row.created_ns,
             snapshots: state.snapshot_count(&row.name),
             kind: row.kind,

@@ -1,8 +1,8 @@
 //! The data plane's facade: one disk, open for requests.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -60,6 +60,8 @@ pub enum RequestError {
     ReadOnly,
     /// The host failed to read or write.
     Io,
+    /// The host has no space left. Nothing was lost, and a later request may succeed.
+    NoSpace,
     /// An earlier write or sync failed; the volume takes no more writes and flushes.
     Failed,
 }
@@ -72,6 +74,10 @@ pub struct Completion {
     /// How it ended. On success of a read all segments are filled.
     pub result: std::result::Result<(), RequestError>,
 }
+
+/// For how long no write may have found the disk full before a volume is said to have room again, while it is written to
+/// without an end.
+const ROOM_AFTER: Duration = Duration::from_secs(1);
 
 /// One disk, open for requests. Shared by all its queue contexts and the control plane.
 ///
@@ -95,6 +101,8 @@ pub struct Volume {
     flushes: Coordinator,
     /// The first failure of a write or sync: sticky.
     failure: OnceLock<String>,
+    /// When the host had no space for it last; `None` while there is room.
+    full: Mutex<Option<Instant>>,
     /// The longest that a worker needed to take over a new chain since the last look, in nanoseconds.
     stall_ns: AtomicU64,
     /// Whom to tell when a journal has grown long.
@@ -139,6 +147,7 @@ impl Volume {
             media,
             flushes: Coordinator::default(),
             failure: OnceLock::new(),
+            full: Mutex::new(None),
             stall_ns: AtomicU64::new(0),
             maintenance,
             cache,
@@ -230,10 +239,12 @@ impl Volume {
     pub(crate) fn carry_out(&self, works: &[LayerWork], everything: bool) -> Result<()> {
         let done = flush::carry_out(&self.cache, works, everything);
         self.note_journal(works);
+        if done.is_ok() {
+            self.note_room(everything || !works.iter().any(|work| work.marks.more));
+        }
         done.map_err(|error| match error {
             FlushError::Full(source) => {
-                self.maintenance
-                    .note(format!("volume {}: write-back waits for space", self.name));
+                self.note_full(&source);
                 Error::Io {
                     op: "write back",
                     path: self.name.clone().into(),
@@ -306,19 +317,34 @@ impl Volume {
         ));
     }
 
-    /// A write failed. Latched, since nobody knows what the file holds now; but for reasons that leave the data
-    /// that was acknowledged alone: no space (nothing was acknowledged) and memory that the guest took away.
-    pub(crate) fn note_write_error(&self, op: &str, error: &io::Error) -> RequestError {
-        use rustix::io::Errno;
-        let harmless = [Errno::NOSPC, Errno::DQUOT, Errno::FAULT, Errno::FBIG];
-        let errno = Errno::from_io_error(error);
-        if errno.is_some_and(|errno| harmless.contains(&errno)) {
-            self.maintenance
-                .note(format!("volume {}: a {op} failed: {error}", self.name));
-        } else {
-            self.fail(&format!("a {op} failed: {error}"));
+    /// The host had no space for something: nothing that was acknowledged is lost by that. Said once, until there is room.
+    pub(crate) fn note_full(&self, error: &io::Error) {
+        if self.lock_full().replace(Instant::now()).is_none() {
+            self.maintenance.note(format!(
+                "volume {}: no space left on the host ({error}); what it was to write waits in the cache",
+                self.name
+            ));
         }
-        RequestError::Io
+    }
+
+    /// Something found room: with `everything`, all that waited.
+    pub(crate) fn note_room(&self, everything: bool) {
+        let mut full = self.lock_full();
+        if full.is_some_and(|last| everything || last.elapsed() >= ROOM_AFTER) {
+            *full = None;
+            self.maintenance
+                .note(format!("volume {}: there is room again", self.name));
+        }
+    }
+
+    /// Whether what it has to write waits for space on the host.
+    pub fn waits_for_space(&self) -> bool {
+        self.lock_full().is_some()
+    }
+
+    /// When there was no space, whatever happened to an earlier holder of the lock.
+    fn lock_full(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A worker has taken over a new chain in this time.

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use disk::Queue;
 use oracle::{Value, stamp};
-use stratablk_layers::cache::CacheOptions;
+use stratablk_layers::cache::{CacheOptions, OnFull};
 use stratablk_layers::catalog::CatalogState;
 use stratablk_layers::catalog::memory::{MemoryCatalog, MemoryDisk};
 use stratablk_layers::file::Media;
@@ -44,8 +44,13 @@ struct Sim {
 }
 
 impl Sim {
-    /// A store with a cache of so many sets and so many frames that may be dirty, and two empty disks.
+    /// A store with a cache of so many sets and so many frames that may be dirty, and two empty disks. Requests wait for space.
     fn new(sets: u64, dirty: u64) -> Self {
+        Self::with(sets, dirty, OnFull::Hold)
+    }
+
+    /// The same, where this becomes of requests that need space while there is none.
+    fn with(sets: u64, dirty: u64, on_full: OnFull) -> Self {
         let media = SimMedia::new(7);
         let state = CatalogState::empty(StoreId(uuid::Uuid::from_u64_pair(3, 4)));
         let catalog = MemoryDisk::new(state);
@@ -53,6 +58,7 @@ impl Sim {
             cache: CacheOptions {
                 bytes: sets * 16 * 4096,
                 dirty_bytes: Some(dirty * 4096),
+                on_full,
                 ..CacheOptions::default()
             },
             ..StoreOptions::default()
@@ -230,12 +236,12 @@ fn the_second_of_eight_clones_reads_nothing_from_files() {
 
 #[test]
 fn a_full_disk_loses_nothing_and_is_forgotten_once_there_is_space() {
-    let sim = Sim::new(2, 16);
+    let sim = Sim::with(2, 16, OnFull::Report);
     let mut v = sim.queue("v");
     sim.fail(FaultPoint::Write, "data", 0, u64::MAX, FaultEffect::NoSpace);
     write(&mut v, 5, 30, 2).unwrap();
     for _ in 0..3 {
-        assert_eq!(flush(&mut v), Err(RequestError::Io));
+        assert_eq!(flush(&mut v), Err(RequestError::NoSpace));
         sim.store.write_back_step(2);
     }
     assert_eq!(sim.failure("v"), None, "it is not for ever");

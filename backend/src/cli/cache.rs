@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use stratablk_layers::cache::arena::place::DEFAULT_DIR;
-use stratablk_layers::cache::{CACHE_BYTES_MIN, CacheOptions, FRAME_BYTES};
+use stratablk_layers::cache::{CACHE_BYTES_MIN, CacheOptions, FRAME_BYTES, OnFull};
 
 use super::{Failure, size};
 use crate::control::types::ErrorKind;
@@ -39,6 +39,19 @@ pub struct CacheArgs {
     /// How long written data may wait in the cache: seconds, from 0 to 86400, such as 0.5
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = dirty_age)]
     pub dirty_age: f64,
+    /// What becomes of guests' requests that need space while the host has none: they wait until there is room, or fail
+    /// with an I/O error. Nothing that was acknowledged is lost by either
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnEnospc::Hold)]
+    pub on_enospc: OnEnospc,
+}
+
+/// What becomes of requests that need space while the host has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnEnospc {
+    /// They wait.
+    Hold,
+    /// They fail.
+    Report,
 }
 
 impl CacheArgs {
@@ -68,6 +81,10 @@ impl CacheArgs {
             place: Some(self.cache_dir),
             keep: self.cache_keep,
             huge_pages: true,
+            on_full: match self.on_enospc {
+                OnEnospc::Hold => OnFull::Hold,
+                OnEnospc::Report => OnFull::Report,
+            },
         })
     }
 }
@@ -157,6 +174,7 @@ mod tests {
             cache_keep: true,
             dirty_limit: Some(1 << 20),
             dirty_age: 0.25,
+            on_enospc: OnEnospc::Hold,
         }
     }
 
@@ -171,6 +189,7 @@ mod tests {
             place: Some(dir.path().to_owned()),
             keep: true,
             huge_pages: true,
+            on_full: OnFull::Hold,
         };
         assert_eq!(options, expected);
     }

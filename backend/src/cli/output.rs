@@ -53,6 +53,9 @@ fn volume_state(volume: &Volume) -> &'static str {
     if volume.failure.is_some() {
         return "failed";
     }
+    if volume.no_space {
+        return "no-space";
+    }
     volume.attachment.as_ref().map_or("detached", state)
 }
 
@@ -126,6 +129,10 @@ pub fn volume(volume: &Volume, now: Timestamp) -> String {
     ];
     if let Some(failure) = &volume.failure {
         lines.push(("failed", failure.clone()));
+    }
+    if volume.no_space {
+        let text = "no space left on the host; what it has to write waits in the cache";
+        lines.push(("no-space", text.into()));
     }
     match &volume.attachment {
         None => lines.push(("attached", "no".into())),

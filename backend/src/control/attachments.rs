@@ -77,6 +77,8 @@ struct Entry {
     was_connected: bool,
     /// Whether the volume's failure was told already.
     failure_told: bool,
+    /// Whether it was told that the volume waits for space.
+    was_full: bool,
 }
 
 impl Entry {
@@ -88,6 +90,7 @@ impl Entry {
             disk,
             was_connected: false,
             failure_told: false,
+            was_full: false,
         }
     }
 }
@@ -357,6 +360,19 @@ impl Attachments {
                     Happening::FrontendConnected { volume }
                 } else {
                     Happening::FrontendDisconnected { volume }
+                });
+            }
+            let full = entry
+                .disk
+                .as_ref()
+                .is_some_and(|disk| disk.waits_for_space());
+            if full != entry.was_full {
+                entry.was_full = full;
+                let volume = name.clone();
+                happenings.push(if full {
+                    Happening::VolumeNoSpace { volume }
+                } else {
+                    Happening::VolumeHasSpace { volume }
                 });
             }
             if !entry.failure_told

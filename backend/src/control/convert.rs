@@ -46,6 +46,7 @@ pub fn volume(info: store::VolumeInfo, attachment: Option<Attachment>) -> Volume
         snapshots: count(info.snapshots),
         created: Timestamp(info.created_ns),
         failure: info.failure,
+        no_space: info.no_space,
         attachment,
     }
 }

@@ -37,6 +37,16 @@ pub enum Happening {
         /// The first failure, in words.
         message: String,
     },
+    /// The host has no space for what a volume has to write.
+    VolumeNoSpace {
+        /// Its name.
+        volume: String,
+    },
+    /// The host has space again for what a volume had to write.
+    VolumeHasSpace {
+        /// Its name.
+        volume: String,
+    },
     /// A volume is served on a socket from now on.
     VolumeAttached {
         /// Its name.
@@ -133,6 +143,8 @@ impl Happening {
             Self::VolumeCreated { .. } => "volume-created",
             Self::VolumeDeleted { .. } => "volume-deleted",
             Self::VolumeFailed { .. } => "volume-failed",
+            Self::VolumeNoSpace { .. } => "volume-no-space",
+            Self::VolumeHasSpace { .. } => "volume-has-space",
             Self::VolumeAttached { .. } => "volume-attached",
             Self::VolumeDetached { .. } => "volume-detached",
             Self::AttachFailed { .. } => "attach-failed",

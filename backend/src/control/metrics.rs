@@ -105,7 +105,7 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume], jobs: &[J
     cache_families(&mut out, cache);
     job_families(&mut out, jobs);
 
-    let gauges: [Family<Volume>; 7] = [
+    let gauges: [Family<Volume>; 8] = [
         ("stratablk_volume_size_bytes", "Size of the disk.", |v| {
             v.size_bytes
         }),
@@ -128,6 +128,11 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume], jobs: &[J
             "stratablk_volume_failed",
             "1 if the volume takes no more writes.",
             |v| u64::from(v.failure.is_some()),
+        ),
+        (
+            "stratablk_volume_no_space",
+            "1 if what the volume has to write waits for space on the host.",
+            |v| u64::from(v.no_space),
         ),
         (
             "stratablk_volume_connected",
@@ -333,6 +338,7 @@ mod tests {
             snapshots: 1,
             created: Timestamp(0),
             failure: Some("broken".into()),
+            no_space: false,
             attachment: Some(Attachment {
                 socket: "/s".into(),
                 queues: 1,

@@ -49,6 +49,8 @@ pub trait DiskContext {
     fn wake_fds(&self) -> Vec<RawFd>;
     /// See [`QueueContext::under_way`].
     fn under_way(&self) -> usize;
+    /// See [`QueueContext::end_held`].
+    fn end_held(&mut self, chosen: &dyn Fn(u64) -> bool) -> bool;
 }
 
 impl DiskSource for Volume {
@@ -98,5 +100,9 @@ impl DiskContext for QueueContext {
 
     fn under_way(&self) -> usize {
         self.under_way()
+    }
+
+    fn end_held(&mut self, chosen: &dyn Fn(u64) -> bool) -> bool {
+        self.end_held(chosen)
     }
 }

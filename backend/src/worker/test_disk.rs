@@ -153,4 +153,9 @@ impl DiskContext for FakeContext {
         let state = self.0.state();
         state.held.len() + state.ready.len()
     }
+
+    fn end_held(&mut self, _chosen: &dyn Fn(u64) -> bool) -> bool {
+        // Nothing of this disk waits for space.
+        false
+    }
 }

@@ -57,6 +57,18 @@ pub struct CacheOptions {
     pub keep: bool,
     /// Put the arena into huge pages where the host can.
     pub huge_pages: bool,
+    /// What becomes of requests that need space while the host has none.
+    pub on_full: OnFull,
+}
+
+/// What becomes of requests that need space while the host has none. No data that was acknowledged is lost by either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// They end with an error.
+    #[default]
+    Report,
+    /// They wait until there is room again.
+    Hold,
 }
 
 impl Default for CacheOptions {
@@ -68,6 +80,7 @@ impl Default for CacheOptions {
             place: None,
             keep: false,
             huge_pages: true,
+            on_full: OnFull::default(),
         }
     }
 }

@@ -14,8 +14,8 @@ use super::Cache;
 
 /// Clusters that are written back at once. While they are written the volume's flushes wait.
 const BATCH_CLUSTERS: usize = 2048;
-/// How long a volume is left alone after its disk was full.
-const FULL_DISK_PAUSE: Duration = Duration::from_secs(1);
+/// How long a volume is left alone after its disk was full, and requests that wait for space.
+const FULL_DISK_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long those who wait for a frame are left waiting when others write already, each time.
 const LATER_PAUSE: Duration = Duration::from_millis(1);
@@ -40,6 +40,8 @@ struct BellState {
     rung: bool,
     /// Contexts with requests that wait for a frame.
     waiting: Vec<Arc<Mailbox>>,
+    /// Contexts with requests that wait for space on the host.
+    room: Vec<Arc<Mailbox>>,
     /// No more writing back.
     closed: bool,
 }
@@ -91,6 +93,36 @@ impl Bell {
             state.rung = true;
         }
         self.ring.notify_one();
+    }
+
+    /// Asks for a letter when it is time to look for space on the host again.
+    pub fn want_room(&self, mailbox: &Arc<Mailbox>) {
+        {
+            let mut state = self.lock();
+            if !state
+                .room
+                .iter()
+                .any(|waiting| Arc::ptr_eq(waiting, mailbox))
+            {
+                state.room.push(Arc::clone(mailbox));
+            }
+            // So that the thread waits no longer than it should.
+            state.rung = true;
+        }
+        self.ring.notify_one();
+    }
+
+    /// Whether somebody waits for space.
+    fn wants_room(&self) -> bool {
+        !self.lock().room.is_empty()
+    }
+
+    /// Lets those who wait for space try again.
+    fn answer_room(&self) {
+        let waiting = std::mem::take(&mut self.lock().room);
+        for mailbox in waiting {
+            mailbox.send(Mail::Room);
+        }
     }
 
     /// Tells those who wait that frames may have become free, or that they are stuck.
@@ -199,8 +231,18 @@ impl WriteBack {
     pub fn run(&self) {
         let age = self.cache.options().dirty_age;
         let tick = (age / 4).clamp(Duration::from_millis(20), Duration::from_secs(5));
+        let mut room = Instant::now();
         loop {
-            match self.cache.bell().wait(tick) {
+            let mut longest = tick;
+            if self.cache.bell().wants_room() {
+                if room.elapsed() >= FULL_DISK_PAUSE {
+                    room = Instant::now();
+                    self.cache.bell().answer_room();
+                } else {
+                    longest = longest.min(FULL_DISK_PAUSE);
+                }
+            }
+            match self.cache.bell().wait(longest) {
                 Woken::Closed => return,
                 Woken::Rung => {
                     // Who is answered tries at once, and asks again if that was of no use.
@@ -317,21 +359,25 @@ impl WriteBack {
 
     /// For simulations: one batch of every volume that is dirty and whose flushes nobody leads.
     pub fn step(&self, clusters: usize) {
+        self.cache.bell().answer_room();
         let due = self.due(|_| true);
         if due.is_empty() && self.nothing_due() == Relief::Stuck {
             return self.cache.bell().answer(true);
         }
+        let mut stuck = !due.is_empty();
         for volume in due {
             let led = volume
                 .upgrade()
                 .filter(|volume| volume.flushes().try_lead());
             if let Some(volume) = led {
                 // Latched in the volume, or marked again.
-                let _ = volume.lead_write_back(clusters);
+                stuck &= matches!(volume.lead_write_back(clusters), Err(Error::Io { .. }));
                 volume.flushes().finish_blocking();
+            } else {
+                stuck = false;
             }
         }
-        self.cache.bell().answer(false);
+        self.cache.bell().answer(stuck);
     }
 
     /// The volumes that have something dirty and are chosen.

@@ -321,6 +321,20 @@ pub enum Change {
     RemoveJob(JobId),
 }
 
+impl Change {
+    /// Whether something goes by it whose space is given back then.
+    pub fn frees_space(&self) -> bool {
+        match self {
+            Self::RemoveLayer(_)
+            | Self::Removed(_)
+            | Self::RemoveVolume(_)
+            | Self::RemoveSnapshot { .. } => true,
+            Self::SetAttachment { attachment, .. } => attachment.is_none(),
+            _ => false,
+        }
+    }
+}
+
 /// A catalog, open. Serialised by its owner.
 pub trait Catalog: Send + std::fmt::Debug {
     /// What the last successful commit left.

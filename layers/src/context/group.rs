@@ -16,7 +16,7 @@ use crate::mailbox::{Mail, Waiter};
 use crate::volume::RequestError;
 
 use super::QueueContext;
-use super::request::Step;
+use super::request::{Asked, Step};
 
 /// A flush by blocking calls keeps its worker from everything else; longer than this it may not take.
 const BLOCKING_MAX: Duration = Duration::from_micros(500);
@@ -164,7 +164,11 @@ impl QueueContext {
     }
 
     /// Asks for either.
-    fn join(&mut self, request: usize, zero: Option<ZeroRange>, flush: bool) {
+    pub(super) fn join(&mut self, request: usize, zero: Option<ZeroRange>, flush: bool) {
+        if let Some(request) = self.requests.get_mut(request) {
+            let zero = zero.clone();
+            request.asked = Asked { zero, flush };
+        }
         let waiter = Waiter {
             mailbox: Arc::clone(&self.mailbox),
             request,
@@ -178,6 +182,14 @@ impl QueueContext {
 
     /// What a request waited for has ended: a flush, or its last part.
     pub(super) fn flush_done(&mut self, request: usize, result: Result<(), RequestError>) {
+        if result == Err(RequestError::NoSpace) && self.may_hold() {
+            return self.hold(request);
+        }
+        self.end_flush(request, result);
+    }
+
+    /// The same, and nothing waits for space any more.
+    pub(super) fn end_flush(&mut self, request: usize, result: Result<(), RequestError>) {
         let zeroed = self
             .requests
             .get(request)
@@ -230,8 +242,8 @@ impl QueueContext {
                 }
                 // Nothing was recorded, and nothing is zeroed or lost.
                 Err(error) if flush::is_full_disk(&error) => {
-                    let error = self.volume.note_write_error("record of zeroes", &error);
-                    return self.answer(waiters, Err(error));
+                    self.volume.note_full(&error);
+                    return self.answer(waiters, Err(RequestError::NoSpace));
                 }
                 Err(error) => {
                     self.volume
@@ -256,18 +268,19 @@ impl QueueContext {
                 });
             self.sync_time.took(began.elapsed());
             self.volume.note_journal(&work);
-            let result = result.map_err(|error| match error {
-                FlushError::Full(error) => self.volume.note_write_error("write-back", &error),
-                FlushError::Fatal(error) => {
-                    self.volume.fail(&format!("a flush failed: {error}"));
-                    RequestError::Failed
-                }
-            });
+            let mut group = Group::new(waiters, Vec::new(), freed, Phase::Punch);
             match result {
-                Ok(()) => self.begin_group(Group::new(waiters, Vec::new(), freed, Phase::Punch)),
-                Err(error) => self.answer(waiters, Err(error)),
+                Ok(()) => {}
+                Err(FlushError::Full(error)) => {
+                    group.error = Some(error.to_string());
+                    group.full_disk = true;
+                }
+                Err(FlushError::Fatal(error)) => {
+                    self.volume.fail(&format!("a flush failed: {error}"));
+                    return self.answer(group.waiters, Err(RequestError::Failed));
+                }
             }
-            return;
+            return self.begin_group(group);
         }
         self.begin_group(Group::new(waiters, work, freed, first_phase()));
     }
@@ -305,7 +318,10 @@ impl QueueContext {
     /// Starts the next step that has something to do; answers after the last.
     fn advance_group(&mut self) {
         while let Some(mut group) = self.group.take() {
-            let phase = if group.error.is_some() {
+            let phase = if group.error.is_some() && group.full_disk && !group.freed.is_empty() {
+                // Their zeroes are recorded, whatever became of the flush, and space is what is wanted.
+                Phase::Punch
+            } else if group.error.is_some() {
                 Phase::Answer
             } else {
                 group.next
@@ -436,18 +452,21 @@ impl QueueContext {
         let result = match &group.error {
             None => {
                 group.walk.clean(&self.cache, &group.work);
+                if group.waiters.iter().any(|waiter| waiter.flush) {
+                    self.volume.note_room(true);
+                }
                 Ok(())
             }
-            Some(cause) if group.full_disk => {
+            Some(_) if group.full_disk => {
                 let mut journals = group.journals.iter();
                 if let Err(error) = journals.try_for_each(flush::JournalWrite::take_back) {
                     self.volume
                         .fail(&format!("taking a journal back failed: {error}"));
                 }
                 flush::put_back(&group.work);
-                let error = io::Error::from(rustix::io::Errno::NOSPC);
-                let _ = cause;
-                Err(self.volume.note_write_error("write-back", &error))
+                self.volume
+                    .note_full(&io::Error::from(rustix::io::Errno::NOSPC));
+                Err(RequestError::NoSpace)
             }
             Some(cause) => {
                 self.volume.fail(cause);

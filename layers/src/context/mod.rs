@@ -11,6 +11,7 @@
 
 mod era;
 mod group;
+mod held;
 mod read;
 mod request;
 mod write;
@@ -67,6 +68,10 @@ pub struct QueueContext {
     pages: Pages,
     /// Parts of requests that were put aside.
     parked: Vec<Parked>,
+    /// Requests that wait for space on the host.
+    held: Vec<usize>,
+    /// Whether nothing waits for space any more.
+    closing: bool,
     /// Whether this context has asked itself to try them again.
     retry_asked: bool,
     /// What a flush by blocking calls took lately.
@@ -126,6 +131,8 @@ impl QueueContext {
             fills: Slab::default(),
             pages: Pages::default(),
             parked: Vec::new(),
+            held: Vec::new(),
+            closing: false,
             retry_asked: false,
             eras,
             requests: Slab::default(),
@@ -333,6 +340,7 @@ impl QueueContext {
             match letter {
                 Mail::FlushDone { request, result } => self.flush_done(request, result),
                 Mail::Lead(group) => self.next_group = Some(group),
+                Mail::Room => self.try_held(),
                 Mail::Retry { stuck } => retry = Some(stuck || retry == Some(true)),
             }
         }
@@ -577,6 +585,8 @@ impl fmt::Debug for QueueContext {
 impl Drop for QueueContext {
     fn drop(&mut self) {
         let mut done = Vec::new();
+        self.closing = true;
+        self.end_held(&|_| true);
         self.carry_out_batch();
         self.abandon_parked();
         while self.under_way() > 0 || self.group.is_some() || self.next_group.is_some() {

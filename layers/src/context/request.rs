@@ -32,6 +32,17 @@ pub struct Request {
     pub chain: Option<Arc<Chain>>,
     /// Clusters that it zeroes, once the rest of it is done.
     pub zero: Option<ZeroRange>,
+    /// What it has asked who leads the flushes for, to ask again once there is room.
+    pub asked: Asked,
+}
+
+/// What a request asks who leads the flushes for.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// Clusters to zero.
+    pub zero: Option<ZeroRange>,
+    /// Whether a flush is asked for, and not only that.
+    pub flush: bool,
 }
 
 impl Request {
@@ -46,6 +57,7 @@ impl Request {
             error: None,
             chain: None,
             zero: None,
+            asked: Asked::default(),
         }
     }
 }

@@ -281,16 +281,21 @@ impl QueueContext {
         through.write(&self.cache, self.volume.table(), range, bytes)
     }
 
-    /// Latches the failure of a write past the cache, unless the disk is full: then the request waits on. Returns whether it
-    /// was latched.
+    /// Latches the failure of a write past the cache, unless the disk is full: then the request waits on, or is refused.
+    /// Returns whether the request ends.
     fn note_not_through(&mut self, request: usize, error: &std::io::Error) -> bool {
-        let fatal = !is_full_disk(error);
-        if fatal {
+        if !is_full_disk(error) {
             self.volume
                 .fail(&format!("a write past the cache failed: {error}"));
             self.note_error(request, RequestError::Failed);
+            return true;
         }
-        fatal
+        self.volume.note_full(error);
+        let ends = !self.may_hold();
+        if ends {
+            self.note_error(request, RequestError::NoSpace);
+        }
+        ends
     }
 
     /// Makes sure that `poll` is called again soon, for the sake of what was put aside.

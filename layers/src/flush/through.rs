@@ -14,7 +14,7 @@ use crate::units::{
     CLUSTER_SECTORS, Cluster, LayerSlot, SECTOR_BYTES, Sector, SectorMask, SectorRange,
 };
 
-use super::journal_unsynced;
+use super::{journal_unsynced, never_full};
 
 /// Where a write goes.
 #[derive(Clone, Debug)]
@@ -52,7 +52,8 @@ impl Through {
             kind: RecordKind::Data,
             range,
         };
-        journal_unsynced(&self.layer, &[record]).map_err(never_full)?;
+        // Without the record nobody asks the file for these sectors, or they hold a write that was never acknowledged.
+        journal_unsynced(&self.layer, &[record])?;
         // Nobody else collects, so that whoever writes to these clusters at the same time may rely on marks that are made
         // a moment late.
         let changed = map.write(range);
@@ -75,9 +76,4 @@ fn within(cluster: Cluster, range: SectorRange) -> SectorMask {
     let to = range.end().0.min(start + CLUSTER_SECTORS) - start;
     let narrow = |sector: u64| u32::try_from(sector).unwrap_or(0);
     SectorMask::span(narrow(from), narrow(to - from))
-}
-
-/// An error after which nobody knows what is durable, whatever it says.
-fn never_full(error: io::Error) -> io::Error {
-    io::Error::other(error)
 }

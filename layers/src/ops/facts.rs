@@ -16,6 +16,8 @@ pub struct VolumeFacts {
     pub armed: bool,
     /// Why it takes no more writes.
     pub failure: Option<String>,
+    /// Whether what it has to write waits for space on the host.
+    pub no_space: bool,
 }
 
 impl Store {
@@ -31,6 +33,10 @@ impl Store {
             kind: row.kind,
             armed: row.armed,
             failure: inner.open.get(name).and_then(|volume| volume.failure()),
+            no_space: inner
+                .open
+                .get(name)
+                .is_some_and(|volume| volume.waits_for_space()),
         })
     }
 }

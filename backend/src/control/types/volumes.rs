@@ -294,6 +294,8 @@ pub struct Volume {
     pub created: Timestamp,
     /// Why it takes no more writes; `null` while all is well.
     pub failure: Option<String>,
+    /// Whether what it has to write waits for space on the host.
+    pub no_space: bool,
     /// How it is attached; `null` if it is not.
     pub attachment: Option<Attachment>,
 }

@@ -2,6 +2,7 @@
 //! `FORMAT.md`.
 
 pub(crate) mod files;
+mod reserve;
 mod rows;
 mod schema;
 mod write;
@@ -186,8 +187,21 @@ impl Catalog for SqliteCatalog {
             });
         }
         let undo = Arc::make_mut(&mut self.state).change(changes)?;
-        match self.write(&undo) {
-            Ok(()) => Ok(()),
+        let frees = changes.iter().any(Change::frees_space);
+        let written = self.write(&undo).or_else(|error| {
+            let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+            if full && frees && reserve::give_up(&self.path) {
+                return self.write(&undo);
+            }
+            Err(error)
+        });
+        match written {
+            Ok(()) => {
+                if !frees {
+                    reserve::keep(&self.path);
+                }
+                Ok(())
+            }
             Err(source) => {
                 Arc::make_mut(&mut self.state).undo(undo);
                 // A failed commit was rolled back, or was not: SQLite reports a failure after the point of no return

@@ -117,6 +117,11 @@ impl MemoryDisk {
 }
 
 impl DiskContext for MemoryContext {
+    fn end_held(&mut self, _chosen: &dyn Fn(u64) -> bool) -> bool {
+        // Memory is never full.
+        false
+    }
+
     fn begin_batch(&mut self) {}
 
     #[expect(unsafe_code, reason = "the seam of a disk")]
