@@ -32,6 +32,7 @@ use stratablk_layers::units::Sector;
 
 use super::inflight::InflightBuffer;
 use super::memory::GuestMemory;
+use super::turn::Turns;
 use super::vring::Vring;
 use crate::worker::disk::DiskSource;
 use crate::worker::provider::{DiskProvider, MachineStart};
@@ -46,18 +47,25 @@ pub struct DiskUse<P: DiskProvider> {
     disk: Option<Arc<P::Disk>>,
     /// Whether rings have run in this session; also for who outlives it.
     begun: Arc<AtomicBool>,
+    /// Whose rings run. It is this session's turn while it has the disk.
+    turns: Arc<Turns>,
 }
 
 impl<P: DiskProvider> DiskUse<P> {
     /// A session begins. `read_only`: whether it may not change the disk even if others may. `begun` is set when
-    /// the disk is first opened.
-    pub fn new(provider: Arc<P>, read_only: bool, begun: Arc<AtomicBool>) -> Self {
-        begun.store(false, Ordering::Relaxed);
+    /// the disk is first opened, which is when it is the session's turn.
+    pub fn new(
+        provider: Arc<P>,
+        read_only: bool,
+        begun: Arc<AtomicBool>,
+        turns: Arc<Turns>,
+    ) -> Self {
         Self {
             read_only: read_only || provider.read_only(),
             provider,
             disk: None,
             begun,
+            turns,
         }
     }
 
@@ -82,7 +90,7 @@ impl<P: DiskProvider> DiskUse<P> {
     /// and what their requests under way are tracked in.
     ///
     /// # Errors
-    /// Why it cannot be opened.
+    /// Why it cannot be opened; `ResourceBusy` if another session's rings run and do not stop.
     pub fn open(
         &mut self,
         rings: &[Vring],
@@ -99,10 +107,25 @@ impl<P: DiskProvider> DiskUse<P> {
         } else {
             MachineStart::Fresh
         };
-        let disk = self.provider.open(start).inspect_err(|error| {
-            tracing::error!(volume = self.provider.name(), %error, "cannot be opened; no ring starts");
+        let provider = &self.provider;
+        if !self.turns.take() {
+            let name = provider.name();
+            tracing::error!(
+                volume = name,
+                "in use by another front-end's rings; no ring starts"
+            );
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("volume {name} is in use by another front-end's rings"),
+            ));
+        }
+        let disk = provider.open(start).inspect_err(|error| {
+            tracing::error!(volume = provider.name(), %error, "cannot be opened; no ring starts");
+            self.turns.give_back(|| provider.machine_left());
         })?;
-        self.begun.store(true, Ordering::Relaxed);
+        if !self.begun.swap(true, Ordering::Relaxed) {
+            self.turns.begin();
+        }
         self.disk = Some(Arc::clone(&disk));
         Ok(disk)
     }
@@ -112,6 +135,7 @@ impl<P: DiskProvider> DiskUse<P> {
         if let Some(disk) = self.disk.take() {
             drop(disk);
             self.provider.closed();
+            self.turns.give_back(|| self.provider.machine_left());
         }
     }
 }

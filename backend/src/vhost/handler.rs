@@ -40,6 +40,7 @@ use super::features;
 use super::inflight::InflightBuffer;
 use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
 use super::state::SessionState;
+use super::turn::Turns;
 use super::vring::{SessionMemory, Vring};
 use crate::signal::Signal;
 use crate::virtio::ring::{RingAddresses, RingLayout, UsedLog};
@@ -62,6 +63,8 @@ pub struct HandlerSetup<P> {
     pub counters: Vec<Arc<Counters>>,
     /// What others see of the session.
     pub state: Arc<SessionState>,
+    /// Whose rings run.
+    pub turns: Arc<Turns>,
     /// Written if a worker ends by a panic.
     pub trouble: Arc<Signal>,
 }
@@ -125,8 +128,9 @@ impl<P: DiskProvider> Handler<P> {
         let memory = SessionMemory::new(GuestMemory::default());
         let provider = Arc::clone(&setup.provider);
         let begun = Arc::clone(&setup.state.begun);
+        let turns = Arc::clone(&setup.turns);
         Self {
-            disk: DiskUse::new(provider, setup.read_only, begun),
+            disk: DiskUse::new(provider, setup.read_only, begun, turns),
             workers: setup.counters.iter().map(|_| None).collect(),
             rings: (0..setup.queues).map(|_| Vring::new(&memory)).collect(),
             setup,

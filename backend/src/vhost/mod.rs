@@ -1,8 +1,8 @@
 //! The vhost-user side: what a front-end negotiates, shares and asks for.
 //!
 //! A [`session`] reads one front-end's messages, each of them with a deadline, and hands them to the [`handler`], which
-//! keeps the state of the device and of each of its rings (`vring`), opens the disk for them ([`disk_use`]), and commands
-//! the workers. [`features`] and [`config_space`] say what the device is, [`memory`], [`mapping`], [`dirty_log`] and
+//! keeps the state of the device and of each of its rings (`vring`), opens the disk for them ([`disk_use`], one session at a
+//! time: [`turn`]), and commands the workers. [`features`] and [`config_space`] say what the device is, [`memory`], [`mapping`], [`dirty_log`] and
 //! [`inflight`] are what the front-end shares, [`guard`] keeps the daemon alive when it takes that away, [`channel`] is the way
 //! back to it.
 //! Nothing here touches a request; nothing here imports a layer's map or file.
@@ -20,4 +20,5 @@ pub mod mapping;
 pub mod memory;
 pub mod session;
 pub mod state;
+pub mod turn;
 mod vring;
