@@ -47,6 +47,8 @@ pub struct DiskUse<P: DiskProvider> {
     disk: Option<Arc<P::Disk>>,
     /// Whether rings have run in this session; also for who outlives it.
     begun: Arc<AtomicBool>,
+    /// The saved state that the machine goes on from, until its rings start.
+    loaded: Option<Vec<u8>>,
     /// Whose rings run. It is this session's turn while it has the disk.
     turns: Arc<Turns>,
 }
@@ -65,6 +67,7 @@ impl<P: DiskProvider> DiskUse<P> {
             provider,
             disk: None,
             begun,
+            loaded: None,
             turns,
         }
     }
@@ -102,7 +105,10 @@ impl<P: DiskProvider> DiskUse<P> {
         }
         let start = if self.begun.load(Ordering::Relaxed) {
             MachineStart::Again
-        } else if inflight.is_some_and(InflightBuffer::has_history) || was_in_use(rings, memory) {
+        } else if inflight.is_some_and(InflightBuffer::has_history)
+            || self.loaded.is_some()
+            || was_in_use(rings, memory)
+        {
             MachineStart::Continued
         } else {
             MachineStart::Fresh
@@ -119,15 +125,59 @@ impl<P: DiskProvider> DiskUse<P> {
                 format!("volume {name} is in use by another front-end's rings"),
             ));
         }
-        let disk = provider.open(start).inspect_err(|error| {
+        // Between the load and now another front-end may have written.
+        let loaded = self.loaded.as_deref();
+        let same = loaded.map_or(Ok(()), |record| provider.load_state(record));
+        let opened = same.and_then(|()| provider.open(start));
+        let disk = opened.inspect_err(|error| {
             tracing::error!(volume = provider.name(), %error, "cannot be opened; no ring starts");
             self.turns.give_back(|| provider.machine_left());
         })?;
+        self.loaded = None;
         if !self.begun.swap(true, Ordering::Relaxed) {
             self.turns.begin();
         }
         self.disk = Some(Arc::clone(&disk));
         Ok(disk)
+    }
+
+    /// Saves what the disk holds; see [`DiskProvider::save_state`].
+    ///
+    /// # Errors
+    /// Why it cannot be saved; `ResourceBusy` if another session's rings run.
+    pub fn save(&self) -> io::Result<Vec<u8>> {
+        self.alone(|| self.provider.save_state())
+    }
+
+    /// Lets the machine go on from a saved state, if that is what the disk holds.
+    ///
+    /// # Errors
+    /// Why it cannot; `ResourceBusy` if another session's rings run.
+    pub fn load(&mut self, record: Vec<u8>) -> io::Result<()> {
+        // One that fails leaves no earlier one behind.
+        self.loaded = None;
+        self.alone(|| self.provider.load_state(&record))?;
+        self.loaded = Some(record);
+        Ok(())
+    }
+
+    /// The device is reset: it goes on from no saved state.
+    pub fn reset(&mut self) {
+        self.loaded = None;
+    }
+
+    /// Does something while no rings run.
+    fn alone<T>(&self, what: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if !self.turns.take() {
+            let name = self.provider.name();
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("volume {name} is in use by another front-end's rings"),
+            ));
+        }
+        let done = what();
+        self.turns.give_back(|| self.provider.machine_left());
+        done
     }
 
     /// Lets the disk go. No worker has it any more.
@@ -147,8 +197,6 @@ impl<P: DiskProvider> Drop for DiskUse<P> {
 }
 
 /// Whether the machine has used the disk before this session, as far as its rings tell.
-///
-/// A state that was loaded would tell it as well: a device that offers DEVICE_STATE has to ask for that here.
 fn was_in_use(rings: &[Vring], memory: &GuestMemory) -> bool {
     rings.iter().any(|ring| {
         ring.base() != 0

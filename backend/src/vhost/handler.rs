@@ -33,6 +33,8 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use super::channel::Channel;
 use super::config_space::{ConfigSpace, ConfigWrite, judge_write};
+use super::device_state;
+use super::device_state::{Incoming, Transfer};
 use super::dirty_log::DirtyLog;
 use super::disk_use::DiskUse;
 use super::event::{Event, Kick};
@@ -85,6 +87,8 @@ pub struct Handler<P: DiskProvider> {
     log: Option<Arc<DirtyLog>>,
     /// Where the requests under way are tracked, if the front-end wants it.
     inflight: Option<InflightBuffer>,
+    /// The transfer of the device's state that was asked for last, if any was.
+    transfer: Option<Transfer>,
     /// Virtio features that the front-end took; `None` before it has.
     features: Option<u64>,
     /// Protocol features that the front-end took.
@@ -137,6 +141,7 @@ impl<P: DiskProvider> Handler<P> {
             memory,
             log: None,
             inflight: None,
+            transfer: None,
             features: None,
             protocol: 0,
             features_read: false,
@@ -397,6 +402,35 @@ impl<P: DiskProvider> Handler<P> {
         Ok(())
     }
 
+    /// Saves the state of the device, or begins to read one.
+    fn begin_transfer(
+        &self,
+        direction: VhostTransferStateDirection,
+        phase: VhostTransferStatePhase,
+        file: File,
+    ) -> Result<Transfer> {
+        if !self.has_protocol(VhostUserProtocolFeatures::DEVICE_STATE) {
+            return Err(refuse("DEVICE_STATE was not taken"));
+        }
+        if self.is_serving() {
+            return Err(refuse(
+                "its state can be transferred only while all rings are stopped",
+            ));
+        }
+        let VhostTransferStatePhase::STOPPED = phase;
+        match direction {
+            VhostTransferStateDirection::SAVE => {
+                device_state::check_room(&file).map_err(host)?;
+                let record = self.disk.save().map_err(host)?;
+                device_state::send(file, &record).map_err(host)?;
+                Ok(Transfer::Saved)
+            }
+            VhostTransferStateDirection::LOAD => {
+                Ok(Transfer::Coming(Incoming::read(file).map_err(host)?))
+            }
+        }
+    }
+
     /// Takes all rings from their workers.
     fn detach_all(&mut self) -> Result<()> {
         (0..self.setup.queues).try_for_each(|index| self.detach(index))
@@ -453,6 +487,8 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         }
         self.release_unless_serving();
         self.inflight = None;
+        self.transfer = None;
+        self.disk.reset();
         self.features = None;
         self.writeback = true;
         self.setup.state.features.store(0, Ordering::Relaxed);
@@ -745,15 +781,35 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
 
     fn set_device_state_fd(
         &mut self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
+        direction: VhostTransferStateDirection,
+        phase: VhostTransferStatePhase,
+        file: File,
     ) -> Result<Option<File>> {
-        Err(refuse("DEVICE_STATE was not offered"))
+        self.transfer = None;
+        let begun = self.begin_transfer(direction, phase, file);
+        let name = self.setup.provider.name();
+        self.transfer = Some(begun.inspect_err(|error| {
+            tracing::error!(volume = name, %error, "the state of the device was neither saved nor loaded");
+        })?);
+        Ok(None)
     }
 
     fn check_device_state(&mut self) -> Result<()> {
-        Err(refuse("DEVICE_STATE was not offered"))
+        let result = match self.transfer.take() {
+            None => Err(refuse("no state of the device was transferred")),
+            Some(Transfer::Saved) => Ok(()),
+            Some(Transfer::Coming(_)) if self.is_serving() => Err(refuse("rings run")),
+            Some(Transfer::Coming(incoming)) => {
+                let record = incoming.wait();
+                record
+                    .and_then(|record| self.disk.load(record))
+                    .map_err(host)
+            }
+        };
+        let name = self.setup.provider.name();
+        result.inspect_err(|error| {
+            tracing::error!(volume = name, %error, "the state of the device was not loaded");
+        })
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {

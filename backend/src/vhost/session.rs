@@ -176,6 +176,8 @@ fn has_reply(code: u32) -> bool {
         Req::GET_CONFIG,
         Req::GET_INFLIGHT_FD,
         Req::SET_LOG_BASE,
+        Req::SET_DEVICE_STATE_FD,
+        Req::CHECK_DEVICE_STATE,
     ];
     replies.iter().any(|reply| u32::from(*reply) == code)
 }
