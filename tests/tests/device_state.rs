@@ -91,8 +91,11 @@ fn start(guest: Guest) -> Disk {
 
 /// A pipe: what is read from, what is written to.
 fn pipe() -> (File, File) {
-    let (reader, writer): (OwnedFd, OwnedFd) = rustix::pipe::pipe().unwrap();
-    (reader.into(), writer.into())
+    let (reader, writer) = std::io::pipe().unwrap();
+    (
+        File::from(OwnedFd::from(reader)),
+        File::from(OwnedFd::from(writer)),
+    )
 }
 
 /// Begins a transfer over this end of a pipe, which is given away. Returns the reply.
@@ -196,6 +199,7 @@ fn c34_what_was_written_between_load_and_start_is_seen() {
     stamp(&mut other, 1);
     drop(other);
     guest.set_up_ring(0);
+    guest.set_events(0);
     let enable = [0u32.to_le_bytes(), 1u32.to_le_bytes()].concat();
     let enabled = guest
         .front_end

@@ -141,12 +141,17 @@ impl Incoming {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+    use std::os::fd::OwnedFd;
+
     use super::*;
 
     /// A pipe: what is read from, what is written to.
     fn pipe() -> (File, File) {
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        (reader.into(), writer.into())
+        let (reader, writer) = std::io::pipe().unwrap();
+        (
+            File::from(OwnedFd::from(reader)),
+            File::from(OwnedFd::from(writer)),
+        )
     }
 
     #[test]
