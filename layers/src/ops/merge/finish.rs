@@ -354,8 +354,8 @@ fn leads_to_all(volume: &Volume, chain: &Chain) -> bool {
 
 /// Other jobs, stopped ones, that were to take from a layer that stays and that will not lie below theirs any more. The target
 /// of this one holds all that they would have moved up to there: those with the same target have ended, however they stood,
-/// and those that reach further up (copies of a whole chain) take from it what is left. They may not just end: their target's map may
-/// say already that nothing lies below.
+/// and those that reach further up (copies of a whole chain) take from it what is left. They may not just end: the map of
+/// their target may say already that nothing lies below.
 fn cut_off_jobs(
     state: &CatalogState,
     row: &JobRow,
