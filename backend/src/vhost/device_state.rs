@@ -11,8 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
 
+use super::disk_use::DiskUse;
 use crate::confine::{self, Role};
+use crate::worker::provider::DiskProvider;
 
 /// The longest state that is read.
 const STATE_BYTES_MAX: usize = 64 << 10;
@@ -36,11 +39,52 @@ pub enum Transfer {
 #[derive(Debug)]
 pub struct Incoming(Receiver<io::Result<Vec<u8>>>);
 
+impl Transfer {
+    /// Saves the state of a device whose rings are stopped, or begins to read one.
+    ///
+    /// # Errors
+    /// Why it cannot be saved, or sent.
+    pub fn begin<P: DiskProvider>(
+        disk: &DiskUse<P>,
+        direction: VhostTransferStateDirection,
+        phase: VhostTransferStatePhase,
+        file: File,
+    ) -> io::Result<Self> {
+        // There is no other.
+        let VhostTransferStatePhase::STOPPED = phase;
+        match direction {
+            VhostTransferStateDirection::SAVE => {
+                let saved = check_room(&file).and_then(|()| disk.save());
+                let sent = saved.and_then(|record| send(file, &record));
+                sent.inspect_err(|error| {
+                    tracing::error!(volume = disk.name(), %error, "the state of the device was not saved");
+                })?;
+                Ok(Self::Saved)
+            }
+            VhostTransferStateDirection::LOAD => Ok(Self::Coming(Incoming::read(file)?)),
+        }
+    }
+
+    /// How it ended. A state that came is loaded now.
+    ///
+    /// # Errors
+    /// It did not come whole, or is not what the disk holds.
+    pub fn check<P: DiskProvider>(self, disk: &mut DiskUse<P>) -> io::Result<()> {
+        let Self::Coming(incoming) = self else {
+            return Ok(());
+        };
+        let loaded = incoming.wait().and_then(|record| disk.load(record));
+        loaded.inspect_err(|error| {
+            tracing::error!(volume = disk.name(), %error, "the state of the device was not loaded");
+        })
+    }
+}
+
 /// Refuses a channel that would have us wait.
 ///
 /// # Errors
 /// `WouldBlock`, or the host's answer.
-pub fn check_room(file: &File) -> io::Result<()> {
+fn check_room(file: &File) -> io::Result<()> {
     if is_ready(file, PollFlags::OUT, Duration::ZERO)? {
         return Ok(());
     }
@@ -54,7 +98,7 @@ pub fn check_room(file: &File) -> io::Result<()> {
 ///
 /// # Errors
 /// It is too long for one piece, the channel has no room, or the host's answer.
-pub fn send(mut file: File, state: &[u8]) -> io::Result<()> {
+fn send(mut file: File, state: &[u8]) -> io::Result<()> {
     check_room(&file)?;
     if state.len() > PIECE_BYTES || file.write(state)? != state.len() {
         return Err(io::Error::other("the state was not sent in one piece"));
@@ -108,7 +152,7 @@ impl Incoming {
     ///
     /// # Errors
     /// The host has no thread left.
-    pub fn read(file: File) -> io::Result<Self> {
+    fn read(file: File) -> io::Result<Self> {
         let (sender, receiver) = channel();
         thread::Builder::new()
             .name("device-state".into())
@@ -124,7 +168,7 @@ impl Incoming {
     ///
     /// # Errors
     /// It is too long, or has no end.
-    pub fn wait(self) -> io::Result<Vec<u8>> {
+    fn wait(self) -> io::Result<Vec<u8>> {
         match self.0.recv_timeout(CHECK_PATIENCE) {
             Ok(state) => state,
             Err(RecvTimeoutError::Timeout) => Err(io::Error::new(

@@ -72,6 +72,11 @@ impl<P: DiskProvider> DiskUse<P> {
         }
     }
 
+    /// The disk's name.
+    pub fn name(&self) -> &str {
+        self.provider.name()
+    }
+
     /// Whether the front-end is told that the disk is read-only.
     pub fn read_only(&self) -> bool {
         self.read_only

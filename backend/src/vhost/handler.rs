@@ -33,8 +33,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use super::channel::Channel;
 use super::config_space::{ConfigSpace, ConfigWrite, judge_write};
-use super::device_state;
-use super::device_state::{Incoming, Transfer};
+use super::device_state::Transfer;
 use super::dirty_log::DirtyLog;
 use super::disk_use::DiskUse;
 use super::event::{Event, Kick};
@@ -402,35 +401,6 @@ impl<P: DiskProvider> Handler<P> {
         Ok(())
     }
 
-    /// Saves the state of the device, or begins to read one.
-    fn begin_transfer(
-        &self,
-        direction: VhostTransferStateDirection,
-        phase: VhostTransferStatePhase,
-        file: File,
-    ) -> Result<Transfer> {
-        if !self.has_protocol(VhostUserProtocolFeatures::DEVICE_STATE) {
-            return Err(refuse("DEVICE_STATE was not taken"));
-        }
-        if self.is_serving() {
-            return Err(refuse(
-                "its state can be transferred only while all rings are stopped",
-            ));
-        }
-        let VhostTransferStatePhase::STOPPED = phase;
-        match direction {
-            VhostTransferStateDirection::SAVE => {
-                device_state::check_room(&file).map_err(host)?;
-                let record = self.disk.save().map_err(host)?;
-                device_state::send(file, &record).map_err(host)?;
-                Ok(Transfer::Saved)
-            }
-            VhostTransferStateDirection::LOAD => {
-                Ok(Transfer::Coming(Incoming::read(file).map_err(host)?))
-            }
-        }
-    }
-
     /// Takes all rings from their workers.
     fn detach_all(&mut self) -> Result<()> {
         (0..self.setup.queues).try_for_each(|index| self.detach(index))
@@ -786,30 +756,20 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         file: File,
     ) -> Result<Option<File>> {
         self.transfer = None;
-        let begun = self.begin_transfer(direction, phase, file);
-        let name = self.setup.provider.name();
-        self.transfer = Some(begun.inspect_err(|error| {
-            tracing::error!(volume = name, %error, "the state of the device was neither saved nor loaded");
-        })?);
+        if !self.has_protocol(VhostUserProtocolFeatures::DEVICE_STATE) || self.is_serving() {
+            return Err(refuse(
+                "the state is transferred only if that was agreed, and all rings are stopped",
+            ));
+        }
+        let begun = Transfer::begin(&self.disk, direction, phase, file);
+        self.transfer = Some(begun.map_err(host)?);
         Ok(None)
     }
 
     fn check_device_state(&mut self) -> Result<()> {
-        let result = match self.transfer.take() {
-            None => Err(refuse("no state of the device was transferred")),
-            Some(Transfer::Saved) => Ok(()),
-            Some(Transfer::Coming(_)) if self.is_serving() => Err(refuse("rings run")),
-            Some(Transfer::Coming(incoming)) => {
-                let record = incoming.wait();
-                record
-                    .and_then(|record| self.disk.load(record))
-                    .map_err(host)
-            }
-        };
-        let name = self.setup.provider.name();
-        result.inspect_err(|error| {
-            tracing::error!(volume = name, %error, "the state of the device was not loaded");
-        })
+        let transfer = self.transfer.take().filter(|_| !self.is_serving());
+        let transfer = transfer.ok_or_else(|| refuse("no state of the device was transferred"))?;
+        transfer.check(&mut self.disk).map_err(host)
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {

@@ -2,9 +2,9 @@
 //!
 //! A [`session`] reads one front-end's messages, each of them with a deadline, and hands them to the [`handler`], which
 //! keeps the state of the device and of each of its rings (`vring`), opens the disk for them ([`disk_use`], one session at a
-//! time: [`turn`]), and commands the workers. [`features`] and [`config_space`] say what the device is, [`memory`], [`mapping`], [`dirty_log`] and
-//! [`inflight`] are what the front-end shares, [`device_state`] what it saves and loads, [`guard`] keeps the daemon alive when it takes that away, [`channel`] is the way
-//! back to it.
+//! time: [`turn`]), and commands the workers. [`features`] and [`config_space`] say what the device is, [`memory`],
+//! [`mapping`], [`dirty_log`] and [`inflight`] are what the front-end shares, [`device_state`] is what it saves and loads,
+//! [`guard`] keeps the daemon alive when it takes shared memory away, [`channel`] is the way back to it.
 //! Nothing here touches a request; nothing here imports a layer's map or file.
 
 pub mod channel;
