@@ -119,7 +119,7 @@ impl<P: DiskProvider> DiskUse<P> {
             MachineStart::Fresh
         };
         let provider = &self.provider;
-        if !self.turns.take() {
+        if !self.turns.take(start == MachineStart::Fresh) {
             let name = provider.name();
             tracing::error!(
                 volume = name,
@@ -173,7 +173,7 @@ impl<P: DiskProvider> DiskUse<P> {
 
     /// Does something while no rings run.
     fn alone<T>(&self, what: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if !self.turns.take() {
+        if !self.turns.take(false) {
             let name = self.provider.name();
             return Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,

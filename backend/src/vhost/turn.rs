@@ -49,9 +49,13 @@ impl Turns {
     }
 
     /// Takes the turn; waits for another session to give it back, but not for long. Returns whether it could be had.
+    ///
+    /// `fresh`: a machine starts with it. Then the one before has ended, as a rule, and it is waited for until its end is over
+    /// and done with; if it is there all the same the new one starts beside it.
     #[must_use]
-    pub fn take(&self) -> bool {
-        let waiting = |state: &mut State| state.taken && !state.stopped;
+    pub fn take(&self, fresh: bool) -> bool {
+        let waiting =
+            |state: &mut State| !state.stopped && (state.taken || fresh && state.begun > 0);
         let waited = self
             .changed
             .wait_timeout_while(self.state(), self.patience, waiting);
@@ -93,6 +97,8 @@ impl Turns {
         } else {
             machine_left();
         }
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// Nobody gets the turn any more, nor waits for it.
@@ -111,20 +117,43 @@ mod tests {
     #[test]
     fn one_at_a_time_and_a_wait_has_an_end() {
         let turns = Turns::new(Duration::from_millis(10));
-        assert!(turns.take());
-        assert!(!turns.take(), "taken, and nobody gives it back");
+        assert!(turns.take(false));
+        assert!(!turns.take(false), "taken, and nobody gives it back");
         turns.give_back(|| {});
-        assert!(turns.take());
+        assert!(turns.take(false));
         let turns = Turns::new(Duration::from_secs(3600));
-        assert!(turns.take());
+        assert!(turns.take(false));
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| turns.take());
+            let waits = scope.spawn(|| turns.take(false));
             turns.give_back(|| {});
             assert!(waits.join().is_ok_and(|had| had));
-            let waits = scope.spawn(|| turns.take());
+            let waits = scope.spawn(|| turns.take(false));
             turns.stop();
             assert!(waits.join().is_ok_and(|had| !had));
         });
+    }
+
+    #[test]
+    fn a_machine_that_starts_waits_for_the_end_of_the_one_before() {
+        let turns = Turns::new(Duration::from_secs(3600));
+        let left = std::sync::atomic::AtomicBool::new(false);
+        assert!(turns.take(true));
+        turns.begin();
+        turns.give_back(|| {});
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let had = turns.take(true);
+                had && left.load(std::sync::atomic::Ordering::SeqCst)
+            });
+            turns.end(|| left.store(true, std::sync::atomic::Ordering::SeqCst));
+            assert!(waits.join().is_ok_and(|after| after));
+        });
+        // One that does not end is not waited for long.
+        let turns = Turns::new(Duration::from_millis(10));
+        assert!(turns.take(true));
+        turns.begin();
+        turns.give_back(|| {});
+        assert!(turns.take(true));
     }
 
     #[test]
@@ -133,7 +162,7 @@ mod tests {
         let left = Cell::new(0);
         let leaves = || left.set(left.get() + 1);
         let begin = || {
-            assert!(turns.take());
+            assert!(turns.take(false));
             turns.begin();
         };
         begin();
@@ -147,7 +176,7 @@ mod tests {
         // It leaves while another one that is about to start gets nothing to run on.
         begin();
         turns.give_back(leaves);
-        assert!(turns.take());
+        assert!(turns.take(false));
         turns.end(leaves);
         assert_eq!(left.get(), 1);
         turns.give_back(leaves);
