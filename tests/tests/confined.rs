@@ -12,7 +12,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 
-use stratablk_tests::daemon::{Daemon, temp_dir};
+use stratablk_tests::daemon::{Daemon, run, temp_dir};
 use stratablk_tests::disk::Disk;
 use tempfile::TempDir;
 
@@ -322,12 +322,24 @@ fn what_is_outside_allow_is_refused_by_name() {
         "--allow".into(),
         at("run").into_os_string(),
     ];
+    let refused = run(["serve", "--store", "s", "--allow", "/nowhere/at/all"]).refused();
+    assert!(
+        refused.contains("--allow /nowhere/at/all: ")
+            && refused.contains("before the daemon starts"),
+        "{refused}"
+    );
     let daemon = Daemon::start(&args, &at("store/control.sock"));
     let line =
         |words: &str| daemon.line(&words.replace("@/", &format!("{}/", dir.path().display())));
     let refused = line("volume create b --base @/elsewhere/b.img").refused();
     assert!(
         refused.contains("--allow-read") && refused.contains("elsewhere"),
+        "{refused}"
+    );
+    std::os::unix::fs::symlink(at("elsewhere/b.img"), at("images/link.img")).unwrap();
+    let refused = line("volume create b --base @/images/link.img").refused();
+    assert!(
+        refused.contains("leads to") && refused.contains("elsewhere` as well"),
         "{refused}"
     );
     let refused = line("import @/elsewhere/b.img b").refused();

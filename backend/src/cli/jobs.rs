@@ -78,13 +78,22 @@ pub(super) fn span(seconds: u64) -> String {
     }
 }
 
+/// Whether nobody has counted yet what a job has to do.
+fn is_uncounted(job: &Job) -> bool {
+    job.state == JobState::Queued && job.bytes_total == 0
+}
+
 /// How far a job is: bytes, speed, what is left.
 pub(super) fn progress(job: &Job) -> String {
-    let mut text = format!(
-        "{} of {}",
-        size::show(job.bytes_done),
-        size::show(job.bytes_total)
-    );
+    let mut text = if is_uncounted(job) {
+        "nothing counted yet".to_owned()
+    } else {
+        format!(
+            "{} of {}",
+            size::show(job.bytes_done),
+            size::show(job.bytes_total)
+        )
+    };
     match job.state {
         JobState::Running => {
             if job.bytes_per_s > 0 {
@@ -110,11 +119,13 @@ pub(super) fn begun(jobs: &[Job]) -> String {
         if job.state.has_ended() {
             return ended_line(job);
         }
-        let (id, bytes) = (job.id, size::show(job.bytes_total));
+        let id = job.id;
+        let bytes = match is_uncounted(job) {
+            true => String::new(),
+            false => format!(", {} to copy", size::show(job.bytes_total)),
+        };
         let (what, subject) = (what(job), &job.subject);
-        format!(
-            "job {id}: {what} of {subject}, {bytes} to copy; `stratablk job wait {id}` waits for it\n"
-        )
+        format!("job {id}: {what} of {subject}{bytes}; `stratablk job wait {id}` waits for it\n")
     };
     jobs.iter().map(line).collect()
 }

@@ -198,9 +198,17 @@ fn capabilities() -> Done {
     Done::new(json, text)
 }
 
+/// Names the control socket for those who talk to a daemon. Not for the daemon: whoever has it in the environment talks to one,
+/// and a second one must not take that one's place.
+const CONTROL_VARIABLE: &str = "STRATABLK_CONTROL";
+
 /// The control socket to talk to.
 fn control_path(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
-    if let Some(path) = given {
+    let named = || {
+        let path = std::env::var_os(CONTROL_VARIABLE)?;
+        (!path.is_empty()).then(|| PathBuf::from(path))
+    };
+    if let Some(path) = given.or_else(named) {
         return Ok(path);
     }
     let default = Path::new(CONTROL_DEFAULT);
@@ -240,6 +248,8 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
         .with_writer(io::stderr)
         .init();
     let cache = args.cache.options()?;
+    check_allowed("--allow", &args.confine.allow)?;
+    check_allowed("--allow-read", &args.confine.allow_read)?;
 
     let target = match (args.store, args.blk_file) {
         (Some(dir), None) => Target::Store(dir),
@@ -275,6 +285,26 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
         json,
     })
     .map_err(|error| Failure::of(error.kind(), error))
+}
+
+/// Refuses directories that are not there: nothing beneath a later one could be used, since the kernel knows the directory and not
+/// its name.
+fn check_allowed(option: &str, dirs: &[PathBuf]) -> Result<(), Failure> {
+    let refuse = |dir: &Path, what: String| {
+        let text = format!(
+            "{option} {}: {what}; make the directory before the daemon starts",
+            dir.display()
+        );
+        Err(Failure::of(ErrorKind::Invalid, text))
+    };
+    for dir in dirs {
+        match std::fs::metadata(dir) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => return refuse(dir, "not a directory".into()),
+            Err(error) => return refuse(dir, error.to_string()),
+        }
+    }
+    Ok(())
 }
 
 /// Verifies a store.

@@ -114,12 +114,16 @@ fn parent(path: Option<&Path>) -> Option<&Path> {
     path?.parent().filter(|dir| !dir.as_os_str().is_empty())
 }
 
+/// The oldest version of Landlock that is of use: the first one forbids links from one directory to another, with which layers
+/// are joined, whatever is granted.
+const NEEDED: ABI = ABI::V2;
+
 /// Whether this kernel has Landlock.
 pub(super) fn probe() -> io::Result<()> {
-    // Rules that are made and not put in force, of the first version.
+    // Rules that are made and not put in force.
     Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V1))
+        .handle_access(AccessFs::from_all(NEEDED))
         .and_then(Ruleset::create)
         .map(drop)
         .map_err(io::Error::other)

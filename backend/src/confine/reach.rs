@@ -45,9 +45,14 @@ pub fn refusal(path: &Path, want: Want) -> Option<String> {
         Want::Read => "--allow-read",
         Want::Write | Want::Socket => "--allow",
     };
-    let dir = path.parent().unwrap_or(path).display();
+    let dir = found.parent().unwrap_or(&found).display();
+    let leads = if found == path {
+        String::new()
+    } else {
+        format!(" leads to {}, which", found.display())
+    };
     Some(format!(
-        "{} is outside the directories that the daemon may use; restart it with `{option} {dir}` as well",
+        "{}{leads} is outside the directories that the daemon may use; restart it with `{option} {dir}` as well",
         path.display()
     ))
 }

@@ -22,7 +22,7 @@ impl Store {
             VolumeKind::Immutable => {
                 return Err(refused(
                     "immutable, and what it holds now must not become what it starts from; make it normal first, which \
-                     keeps what it holds (stratablk volume set NAME --type normal)",
+                     keeps what it holds (stratablk volume set, with --type normal)",
                 ));
             }
             VolumeKind::Writethrough => {

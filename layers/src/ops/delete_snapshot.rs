@@ -126,7 +126,7 @@ impl Store {
                     ),
                 });
             }
-            let bytes = self.allocated(row_layer(&plan));
+            let bytes = self.within_base(row_layer(&plan), base)?;
             plan.jobs
                 .push((JobKind::IntoBase, base, row_layer(&plan), Way::Down));
             plan.report.fate = Fate::Joined {
@@ -302,7 +302,9 @@ impl Store {
             Way::Up | Way::Down | Way::InPlace => {}
         }
         if !ways.iter().any(|cost| cost.way == wanted) {
-            return Err(invalid("the layers cannot be joined in that way"));
+            return Err(invalid(
+                "the layers cannot be joined in that way, since the disk had another size below, or a base lies there; take \"up\"",
+            ));
         }
         for cost in &mut ways {
             cost.chosen = cost.way == wanted;

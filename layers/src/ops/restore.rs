@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::canary::{self, Canary};
-use crate::catalog::{Change, SnapshotRow, VolumeKind, VolumeRow};
+use crate::catalog::{Change, JobState, SnapshotRow, VolumeKind, VolumeRow, Way};
 use crate::error::{Error, Result};
 use crate::lifecycle::{RestoreOptions, RestoreReport};
 use crate::store::{Store, now_ns};
@@ -112,6 +112,7 @@ impl Store {
         for (row, name) in chosen {
             check_kind(&row, volume)?;
             self.check_idle(&row.name)?;
+            self.check_not_copied_into(&row)?;
             let (layer, size) = self.sealed_layer_of(&row.name, &name)?;
             self.check_base_of(layer)?;
             members.push(Member { row, layer, size });
@@ -131,6 +132,25 @@ impl Store {
             }
         }
         Ok(members)
+    }
+
+    /// Refuses to put the layer aside that somebody waits for to become independent: the volume would not be.
+    fn check_not_copied_into(&self, row: &VolumeRow) -> Result<()> {
+        let inner = self.inner();
+        let mut jobs = inner.catalog.state().jobs_of(row.active);
+        let copy = jobs.find(|job| {
+            job.way == Way::Copy && job.target == row.active && job.state != JobState::Stopped
+        });
+        match copy {
+            None => Ok(()),
+            Some(job) => Err(Error::Busy {
+                what: format!(
+                    "job {} copies into {:?}, and the disk as it is would be put aside with what was copied; wait for the job \
+                     (stratablk job wait {}), or cancel it",
+                    job.id.0, row.name, job.id.0
+                ),
+            }),
+        }
     }
 
     /// Steps 1 and 2. Returns the snapshots that were kept.

@@ -367,7 +367,7 @@ impl Store {
                 "there is no volume to take a snapshot of; name one or create one first"
             } else {
                 "all volumes are of types that snapshots leave out (immutable, writethrough, readonly, multiattach); change \
-                 the type of one first (stratablk volume set NAME --type normal)"
+                 the type of one first (stratablk volume set, with --type normal)"
             };
             return Err(Error::Invalid {
                 field: "volumes",

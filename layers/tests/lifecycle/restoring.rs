@@ -67,6 +67,21 @@ fn grown() -> World {
 }
 
 #[test]
+fn a_disk_that_is_being_made_independent_is_not_put_aside() {
+    let world = grown();
+    let store = world.store();
+    let job = store.flatten("web").unwrap().id;
+    let before = world.catalog.state();
+    says(
+        store.restore("web", "one", &RestoreOptions::default()),
+        &["job 1", "wait for the job", "cancel"],
+    );
+    assert_eq!(world.catalog.state(), before);
+    store.cancel_job(job).unwrap();
+    restore(&world, "web", "one");
+}
+
+#[test]
 fn any_snapshot_can_be_restored_in_any_order_and_newer_ones_stay() {
     let mut world = grown();
     let one = stamps(&[(0, 4, 2)]);

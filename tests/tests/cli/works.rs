@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
 use serde_json::Value;
 use stratablk_tests::daemon::{DEADLINE, Daemon, Ran, run, stratablk};
@@ -180,6 +182,35 @@ fn the_control_socket_goes_before_and_after_the_command() {
     };
     from_env(&["volume", "list"]).ok();
     from_env(&["volume", "list", "--json"]).json();
+}
+
+#[test]
+fn a_daemon_does_not_take_the_socket_that_clients_are_told_of() {
+    let f = Fixture::new();
+    let store = f.path("other");
+    let mut command = stratablk(["serve", "--cache-size", "1M"]);
+    command
+        .arg("--store")
+        .arg(&store)
+        .arg("--cache-dir")
+        .arg(f.dir.path())
+        .env("STRATABLK_CONTROL", f.daemon.control())
+        .stderr(Stdio::piped());
+    let mut daemon = command.spawn().unwrap();
+    let log = BufReader::new(daemon.stderr.take().unwrap());
+    let own = store.join("control.sock").display().to_string();
+    let mut lines = Vec::new();
+    for line in log.lines().map_while(Result::ok) {
+        let ready = line.contains("ready:");
+        lines.push(line);
+        if ready {
+            break;
+        }
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let last = lines.last().unwrap();
+    assert!(last.contains("ready") && last.contains(&own), "{lines:?}");
 }
 
 #[test]

@@ -37,8 +37,8 @@ pub use self::volume::{SourceArgs, VolumeCommand};
         130 if a wait was ended with Ctrl-C (the job goes on)."
 )]
 pub struct Cli {
-    /// The daemon's control socket
-    #[arg(long, global = true, env = "STRATABLK_CONTROL", value_name = "PATH")]
+    /// The daemon's control socket; commands that talk to a daemon also look at STRATABLK_CONTROL
+    #[arg(long, global = true, value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Print one JSON document instead of text
     #[arg(long, global = true)]

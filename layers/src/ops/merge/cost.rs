@@ -5,9 +5,9 @@ use crate::error::{Error, Result};
 use crate::layer::LayerMap;
 use crate::lifecycle::WayCost;
 use crate::map::SectorSet;
-use crate::mapfile::{MapFile, map_path};
+use crate::mapfile::{MapFile, RawBase, map_path};
 use crate::store::Store;
-use crate::units::{LayerId, SECTOR_BYTES};
+use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, LayerId, SECTOR_BYTES, Sector};
 
 use crate::ops::jobs::info::STEP_BYTES;
 
@@ -52,6 +52,24 @@ impl Store {
         Ok(ways.into_iter().map(cost).collect())
     }
 
+    /// Bytes of a layer's data that have a place in the base below it.
+    pub(crate) fn within_base(&self, layer: LayerId, base: LayerId) -> Result<u64> {
+        let (row, file) = {
+            let inner = self.inner();
+            let layers = &inner.catalog.state().layers;
+            let row = layers.get(&layer).cloned();
+            (row, layers.get(&base).and_then(|row| row.base.clone()))
+        };
+        let (Some(row), Some(file)) = (row, file) else {
+            return Err(Error::NotFound {
+                kind: "layer",
+                name: format!("{layer} or {base}"),
+            });
+        };
+        let end = end_within(&file, row.size);
+        Ok(data_before(&self.set_of(&row)?, end).saturating_mul(SECTOR_BYTES))
+    }
+
     /// What a layer holds now.
     fn set_of(&self, row: &LayerRow) -> Result<SectorSet> {
         let known = {
@@ -73,4 +91,21 @@ impl Store {
             .stat(&map_path(layer))
             .map_or(0, |stat| stat.allocated)
     }
+}
+
+/// Up to where a disk of this size fits into the base below it. A base never gets longer: what lies beyond its last whole cluster
+/// stays where it is.
+pub(super) fn end_within(base: &RawBase, size: Sector) -> Sector {
+    if base.len / SECTOR_BYTES < size.0 {
+        Sector(base.len / CLUSTER_BYTES * CLUSTER_SECTORS)
+    } else {
+        size
+    }
+}
+
+/// Sectors with data before this one.
+pub(super) fn data_before(set: &SectorSet, end: Sector) -> u64 {
+    let runs = set.data_runs();
+    runs.map(|run| run.end().0.min(end.0).saturating_sub(run.start.0))
+        .sum()
 }

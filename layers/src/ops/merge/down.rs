@@ -24,6 +24,7 @@ use crate::units::{
 };
 
 use super::Step;
+use super::cost::{data_before, end_within};
 use super::gather::{failed, of_rate};
 use super::piece::{Gain, Most, Piece, runs_of};
 use super::walk::{Held, Sources};
@@ -94,11 +95,8 @@ impl Down {
         };
         let (upper, lower) = (side(upper, upper_file), side(lower, lower_file));
         let size = match &lower.header.kind {
-            // A base never gets longer: what lies beyond its last whole cluster stays where it is.
-            LayerKind::RawBase(base) if base.len / SECTOR_BYTES < size.0 => {
-                Sector(base.len / CLUSTER_BYTES * CLUSTER_SECTORS)
-            }
-            LayerKind::RawBase(_) | LayerKind::Differencing => size,
+            LayerKind::RawBase(base) => end_within(base, size),
+            LayerKind::Differencing => size,
         };
         let sources = Sources::of(size, &upper.layer);
         let mut down = Self {
@@ -127,7 +125,10 @@ impl Down {
     /// Bytes that are still to be copied.
     pub(super) fn bytes_left(&self) -> u64 {
         match &**self.upper.layer.map() {
-            LayerMap::Sealed(set) => set.data_sectors() * SECTOR_BYTES,
+            LayerMap::Sealed(set) => {
+                let end = Sector(self.sources.clusters() * CLUSTER_SECTORS);
+                data_before(set, end) * SECTOR_BYTES
+            }
             LayerMap::Active(_) => 0,
         }
     }
