@@ -1,29 +1,31 @@
-//! An attachment: a disk served on a socket, to one front-end after the other.
+//! An attachment: a disk served on a socket.
 //!
-//! A thread accepts a front-end, serves it to its end, cleans up what it left, and accepts the next. What a front-end
+//! A thread accepts front-ends. Each of them is served by a thread of its own ([`sessions`]), so that one can negotiate while
+//! another one runs a guest, as in a live migration; the rings of only one run at a time (`vhost::turn`). What a front-end
 //! does, or does not do, keeps nobody from stopping the attachment: everything that waits for it also waits for the stop.
 
+mod sessions;
 pub mod socket;
 
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use self::sessions::{Place, Sessions};
 use self::socket::{Listening, Socket};
 use crate::confine::{self, Role};
 use crate::signal::Signal;
 use crate::vhost::handler::{Handler, HandlerSetup};
 use crate::vhost::session::{End, Outside, Patience, serve};
-use crate::vhost::state::SessionState;
+use crate::vhost::turn::Turns;
 use crate::worker::counters::{Counters, Totals};
 use crate::worker::disk::DiskSource;
 use crate::worker::provider::{AlwaysOpen, DiskProvider};
@@ -34,6 +36,9 @@ pub use self::socket::SocketSource;
 pub const QUEUES_MAX: u16 = 64;
 /// How long to wait after the host refused to accept a front-end, for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a front-end that starts its rings waits for those of another to stop.
+const TURN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a disk is served.
 #[derive(Clone, Copy, Debug)]
@@ -67,13 +72,15 @@ impl Default for AttachOptions {
 pub struct AttachmentStatus {
     /// Whether a front-end is connected.
     pub connected: bool,
+    /// Front-ends that are connected.
+    pub connections: usize,
     /// Whether no front-end can come any more: the only connection has ended.
     pub ended: bool,
     /// Rings that are being served.
     pub rings_running: usize,
-    /// Virtio features that the front-end took.
+    /// Virtio features that the front-end took: the one whose rings run, or the latest.
     pub features: u64,
-    /// Front-ends that were served, the present one included.
+    /// Front-ends that were served, the present ones included.
     pub sessions: u64,
     /// Reads that ended.
     pub reads: u64,
@@ -93,21 +100,19 @@ pub struct AttachmentStatus {
     pub errors: u64,
 }
 
-/// What the attachment's thread and its handle share.
+/// What the attachment's threads and its handle share.
 #[derive(Debug)]
 struct Shared {
     /// Written when the attachment is to stop.
     stop: Signal,
-    /// What is known of the present session.
-    state: Arc<SessionState>,
-    /// One a worker; they outlive the sessions.
+    /// The front-ends that are connected.
+    sessions: Arc<Sessions>,
+    /// Whose rings run.
+    turns: Arc<Turns>,
+    /// One a worker; they outlive the sessions. A worker writes its own without a lock: the rings of one session run at a time.
     counters: Vec<Arc<Counters>>,
-    /// Whether a front-end is connected.
-    connected: AtomicBool,
     /// Whether the thread has ended.
     ended: AtomicBool,
-    /// Front-ends that were served.
-    sessions: AtomicU64,
 }
 
 /// Makes attachments.
@@ -170,22 +175,21 @@ fn start<P: DiskProvider>(
     };
     let shared = Arc::new(Shared {
         stop: Signal::new()?,
-        state: Arc::default(),
+        sessions: Arc::new(Sessions::new()?),
+        turns: Arc::new(Turns::new(TURN_PATIENCE)),
         counters: (0..workers).map(|_| Arc::default()).collect(),
-        connected: AtomicBool::new(false),
         ended: AtomicBool::new(false),
-        sessions: AtomicU64::new(0),
     });
     let path = match &source {
         SocketSource::Listen(path) => Some(path.clone()),
         SocketSource::Fd(_) => None,
     };
     let socket = Socket::open(source, options.group)?;
-    let server = Server {
+    let server = Arc::new(Server {
         provider,
         options,
         shared: Arc::clone(&shared),
-    };
+    });
     let thread = thread::Builder::new()
         .name("attachment".into())
         .spawn(move || {
@@ -210,6 +214,7 @@ impl AttachmentHandle {
     /// Tells the thread to stop and waits for it.
     fn halt(&mut self) {
         self.shared.stop.raise();
+        self.shared.turns.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -223,12 +228,15 @@ impl AttachmentHandle {
         for counters in &self.shared.counters {
             counters.add_to(&mut totals);
         }
+        let sessions = &self.shared.sessions;
+        let connections = sessions.connected();
         AttachmentStatus {
-            connected: self.shared.connected.load(Ordering::Relaxed),
+            connected: connections > 0,
+            connections,
             ended: self.shared.ended.load(Ordering::Relaxed),
-            rings_running: usize::try_from(self.shared.state.rings()).unwrap_or(usize::MAX),
-            features: self.shared.state.features(),
-            sessions: self.shared.sessions.load(Ordering::Relaxed),
+            rings_running: sessions.rings(),
+            features: sessions.features(),
+            sessions: sessions.served(),
             reads: totals.reads,
             writes: totals.writes,
             flushes: totals.flushes,
@@ -240,12 +248,12 @@ impl AttachmentHandle {
         }
     }
 
-    /// Tells the front-end that the size of the disk has changed, if there is one that wants to know. Does not wait.
+    /// Tells the front-ends that the size of the disk has changed, those that want to know. Does not wait.
     ///
     /// # Errors
-    /// The front-end does not read its messages.
+    /// One of them does not read its messages.
     pub fn notify_resize(&self) -> io::Result<()> {
-        self.shared.state.config_changed()
+        self.shared.sessions.config_changed()
     }
 }
 
@@ -255,7 +263,7 @@ impl Drop for AttachmentHandle {
     }
 }
 
-/// The attachment's thread.
+/// The attachment's threads.
 struct Server<P> {
     /// Gives the disk out.
     provider: Arc<P>,
@@ -267,51 +275,86 @@ struct Server<P> {
 
 impl<P: DiskProvider> Server<P> {
     /// Serves until told to stop, or until the only connection has ended.
-    fn run(&self, socket: Socket) {
+    fn run(self: &Arc<Self>, socket: Socket) {
         match socket {
-            Socket::Connected(stream) => {
-                self.serve(stream, None);
-            }
+            Socket::Connected(stream) => self.serve(stream, &self.shared.sessions.place(), false),
             Socket::Listening(listening) => self.accept_all(&listening),
         }
         self.shared.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Serves one front-end after the other.
-    fn accept_all(&self, listening: &Listening) {
+    /// Serves all front-ends that come, until told to stop; then they are gone.
+    fn accept_all(self: &Arc<Self>, listening: &Listening) {
         let place = listening.display();
+        let mut threads = Vec::new();
         loop {
-            match self.accept(listening) {
-                Ok(Some(stream)) => {
-                    if matches!(self.serve(stream, Some(listening)), End::Stopped) {
-                        return;
-                    }
+            let accepted = self.accept(listening);
+            threads.retain(|thread: &JoinHandle<()>| !thread.is_finished());
+            let started = match accepted {
+                Ok(Some(stream)) => self.start_session(stream).map(|new| threads.push(new)),
+                Ok(None) => break,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = started {
+                tracing::error!(socket = %place, %error, "cannot accept a front-end");
+                if self.pause() {
+                    break;
                 }
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::error!(socket = %place, %error, "cannot accept a front-end");
-                    if self.pause() {
-                        return;
-                    }
-                }
+            }
+        }
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!(socket = %place, "the thread of a session panicked");
             }
         }
     }
 
-    /// Waits for a front-end; `None` when told to stop.
+    /// Gives a front-end a place and a thread.
+    fn start_session(self: &Arc<Self>, stream: UnixStream) -> io::Result<JoinHandle<()>> {
+        let place = self.shared.sessions.place();
+        let server = Arc::clone(self);
+        // It gives up what this thread has given up already: a thread begins with the limits of its parent.
+        thread::Builder::new()
+            .name("session".into())
+            .spawn(move || server.serve(stream, &place, true))
+    }
+
+    /// Waits for a front-end and a place for it; `None` when told to stop.
     fn accept(&self, listening: &Listening) -> io::Result<Option<UnixStream>> {
+        let sessions = &self.shared.sessions;
+        // Whether somebody was seen waiting for a place, which those who hold one were told.
+        let mut crowded = false;
         loop {
-            let mut fds = [
+            let full = sessions.is_full();
+            let mut fds = vec![
                 PollFd::new(&self.shared.stop, PollFlags::IN),
-                PollFd::new(&listening.listener, PollFlags::IN),
+                PollFd::new(&sessions.freed, PollFlags::IN),
             ];
+            if !crowded {
+                fds.push(PollFd::new(&listening.listener, PollFlags::IN));
+            }
             match rustix::event::poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            let [stop, _] = fds;
-            if !stop.revents().is_empty() {
+            let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+            let mut is_ready = || ready.next().unwrap_or(false);
+            if is_ready() {
                 return Ok(None);
+            }
+            if is_ready() {
+                sessions.freed.lower();
+                sessions.crowded.lower();
+                crowded = false;
+                continue;
+            }
+            if !is_ready() {
+                continue;
+            }
+            if full {
+                crowded = true;
+                sessions.crowded.raise();
+                continue;
             }
             match listening.listener.accept() {
                 Ok((stream, _)) => {
@@ -332,28 +375,24 @@ impl<P: DiskProvider> Server<P> {
         ready.is_ok_and(|count| count > 0)
     }
 
-    /// Serves one front-end to its end.
-    fn serve(&self, stream: UnixStream, listening: Option<&Listening>) -> End {
-        self.shared.sessions.fetch_add(1, Ordering::Relaxed);
-        self.shared.connected.store(true, Ordering::Relaxed);
+    /// Serves one front-end to its end. `may_be_many`: others may wait for its place.
+    fn serve(&self, stream: UnixStream, place: &Place, may_be_many: bool) {
         tracing::info!(volume = self.provider.name(), "a front-end connected");
-        let end = self.session(stream, listening);
+        let end = self.session(stream, place, may_be_many);
         // If we are told to stop, the machine may go on with who serves it next.
-        if self.shared.state.has_begun() && !matches!(end, End::Stopped) {
-            self.provider.machine_left();
+        if place.state.has_begun() && !matches!(end, End::Stopped) {
+            self.shared.turns.end(|| self.provider.machine_left());
         }
-        self.shared.connected.store(false, Ordering::Relaxed);
         match &end {
             End::Closed | End::Stopped => {
                 tracing::info!(volume = self.provider.name(), "the session ended: {end}");
             }
             other => tracing::warn!(volume = self.provider.name(), "the session ended: {other}"),
         }
-        end
     }
 
     /// Everything that a session needs, made anew and gone with it.
-    fn session(&self, stream: UnixStream, listening: Option<&Listening>) -> End {
+    fn session(&self, stream: UnixStream, place: &Place, may_be_many: bool) -> End {
         let trouble = match Signal::new() {
             Ok(trouble) => Arc::new(trouble),
             Err(error) => return error.into(),
@@ -363,10 +402,11 @@ impl<P: DiskProvider> Server<P> {
             read_only: self.options.read_only,
             queues: self.options.queues,
             counters: self.shared.counters.clone(),
-            state: Arc::clone(&self.shared.state),
+            state: Arc::clone(&place.state),
+            turns: Arc::clone(&self.shared.turns),
             trouble: Arc::clone(&trouble),
         });
-        let rivals = listening.map(|listening| listening.listener.as_fd());
+        let rivals = may_be_many.then_some(&self.shared.sessions.crowded);
         let outside = Outside::new(&self.shared.stop, &*trouble, rivals);
         serve(stream, handler, outside, self.options.patience)
     }

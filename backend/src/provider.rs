@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use stratablk_layers::Error;
 use stratablk_layers::catalog::VolumeKind;
+use stratablk_layers::saved::SavedState;
 use stratablk_layers::store::Store;
 use stratablk_layers::units::Sector;
 use stratablk_layers::volume::Volume;
@@ -121,6 +122,20 @@ impl DiskProvider for StoredDisk {
 
     fn closed(&self) {
         tracing::debug!(volume = %self.name, "no ring runs");
+    }
+
+    fn save_state(&self) -> io::Result<Vec<u8>> {
+        let saved = self.store.save_state(&self.name);
+        let saved = saved.map_err(io::Error::other)?;
+        tracing::info!(volume = %self.name, snapshot = %saved.snapshot, "saved with its machine");
+        Ok(saved.encode())
+    }
+
+    fn load_state(&self, record: &[u8]) -> io::Result<()> {
+        let saved = SavedState::decode(record);
+        let saved = saved.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
+        let checked = self.store.check_state(&self.name, &saved);
+        checked.map_err(io::Error::other)
     }
 
     fn machine_left(&self) {

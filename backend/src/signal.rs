@@ -32,6 +32,11 @@ impl Signal {
         let _ = self.0.write(1);
     }
 
+    /// Takes the flag down. Returns whether it was up; of several that try, one gets it.
+    pub fn take(&self) -> bool {
+        self.0.read().is_ok()
+    }
+
     /// Takes the flag down.
     pub fn lower(&self) {
         // EAGAIN: it was down.

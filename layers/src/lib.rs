@@ -30,6 +30,7 @@ pub mod map;
 pub mod mapfile;
 mod ops;
 mod resolve;
+pub mod saved;
 mod segments;
 pub mod store;
 pub(crate) mod sync;

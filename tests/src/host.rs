@@ -28,6 +28,41 @@ sums() { local tag=$1; shift; sha256sum "$@" | sed "s/^/sum $tag /"; }
 random() { head -c $(($1 * 7919 % 60000 + 1)) /dev/urandom; }
 "#;
 
+/// Eight jobs, on two queues, that write and verify files until a line comes. Some of them always wait for a flush that others'
+/// requests overtake: what is under way is then not what was offered last.
+pub const VERIFY_IN_ROUNDS: &str = r#"
+mkfs.ext4 -q -F /dev/vda
+mount /dev/vda /mnt/d
+cat >/tmp/job <<'JOB'
+[verify]
+directory=/mnt/d
+size=2m
+numjobs=8
+cpus_allowed=0-1
+cpus_allowed_policy=split
+ioengine=libaio
+direct=1
+iodepth=16
+rw=randwrite
+bssplit=4k/50:16k/30:64k/20
+verify=crc32c
+verify_fatal=1
+fsync=8
+group_reporting=1
+JOB
+round=0
+while ! read -t 0; do
+    round=$((round + 1))
+    fio /tmp/job >/tmp/fio 2>&1 || { cat /tmp/fio; dmesg | tail -20; exit 1; }
+    echo "round $round"
+done
+read -r _
+umount /mnt/d
+e2fsck -fn /dev/vda
+if dmesg | grep -iE 'I/O error|blk_update_request|hung task|reset'; then exit 1; fi
+echo "sound"
+"#;
+
 /// Checksums of files by name.
 pub type Sums = BTreeMap<String, String>;
 
@@ -115,8 +150,19 @@ impl Host {
 
     /// Boots a guest that goes on when the daemon is started again.
     pub fn boot_reconnecting(&self, name: &str, disks: &[GuestDisk], script: &str) -> Machine {
+        self.boot_with(name, disks, &["--reconnect"], script)
+    }
+
+    /// Boots a guest with more arguments of `scripts/guest`.
+    pub fn boot_with(
+        &self,
+        name: &str,
+        disks: &[GuestDisk],
+        more: &[&str],
+        script: &str,
+    ) -> Machine {
         let script = format!("{PRELUDE}{script}");
-        Machine::boot_with(self.dir.path(), name, disks, &["--reconnect"], &script)
+        Machine::boot_with(self.dir.path(), name, disks, more, &script)
     }
 
     /// Bytes that the active layer of a volume takes here: what the daemon says and what the file system says must agree.

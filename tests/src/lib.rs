@@ -7,7 +7,8 @@
 //! Each stage can be used without the next one: a hostile test speaks raw messages or writes raw descriptors, a plain one
 //! uses [`disk::Disk`]. Nothing here shares code with the daemon, so that a misreading of a specification shows.
 //! Some parts use no driver of their own: [`daemon`] runs the real daemon and its command line, [`load`] drives disks with an
-//! independent driver, [`kill`] kills the daemon under such a load, and [`machine`] boots real Linux guests.
+//! independent driver, [`kill`] kills the daemon under such a load, [`machine`] boots real Linux guests, and
+//! [`qmp`] has them migrate.
 //! A failed expectation panics: everything in this package runs inside tests.
 
 pub mod daemon;
@@ -26,6 +27,7 @@ pub mod machine;
 pub mod memory;
 pub mod pattern;
 pub mod process;
+pub mod qmp;
 pub mod request;
 pub mod ring;
 pub mod wait;

@@ -44,6 +44,7 @@ pub mod code {
     pub const SET_STATUS: u32 = 39;
     pub const GET_STATUS: u32 = 40;
     pub const SET_DEVICE_STATE_FD: u32 = 42;
+    pub const CHECK_DEVICE_STATE: u32 = 43;
 }
 
 /// The version of the protocol, in the low bits of a header's flags.

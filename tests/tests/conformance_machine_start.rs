@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use stratablk_layers::catalog::VolumeKind;
 use stratablk_layers::store::{Store, StoreOptions, VolumeSource};
-use stratablk_tests::daemon::{Daemon, temp_dir};
+use stratablk_tests::daemon::{DEADLINE, Daemon, temp_dir};
 use stratablk_tests::disk::Disk;
 use stratablk_tests::guest::{Guest, GuestOptions, USUAL_PROTOCOL};
 use stratablk_tests::inflight::Entry;
@@ -64,6 +64,20 @@ impl Bed {
         let (status, _, log) = self.daemon.take().unwrap().stop();
         assert!(status.success(), "{log}");
         self.serve();
+    }
+
+    /// Waits until the end of the last session is over and done with.
+    #[track_caller]
+    fn wait_left(&self) {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        loop {
+            let daemon = self.daemon.as_ref().unwrap();
+            let shown = daemon.line("volume show disk --json").json();
+            if shown["attachment"]["connections"] == 0 {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{shown}");
+        }
     }
 
     /// The socket.
@@ -281,8 +295,7 @@ fn a_start_is_remembered_over_a_kill_while_no_machine_runs() {
     stamp(&mut disk, 1);
     disk.guest.front_end.stop_vring(0);
     drop(disk);
-    // Served, so the end of the session before is over and done with.
-    drop(Guest::negotiate(&bed.socket(), GuestOptions::default()));
+    bed.wait_left();
     bed.kill_and_serve();
     assert_eq!(found(&mut bed.switch_on()), 0);
 }

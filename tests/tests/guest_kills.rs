@@ -4,46 +4,11 @@
 
 use std::time::Duration;
 
-use stratablk_tests::host::{DISK_BYTES, Host};
+use stratablk_tests::host::{DISK_BYTES, Host, VERIFY_IN_ROUNDS};
 use stratablk_tests::load::random::Random;
 
 /// The longest time between a start and a kill.
 const LIFE_MAX_MS: u64 = 700;
-
-/// Eight jobs, on two queues, that write and verify files until a line comes. Some of them always wait for a flush that others'
-/// requests overtake: what is under way is then not what was offered last.
-const VERIFY_IN_ROUNDS: &str = r#"
-mkfs.ext4 -q -F /dev/vda
-mount /dev/vda /mnt/d
-cat >/tmp/job <<'JOB'
-[verify]
-directory=/mnt/d
-size=2m
-numjobs=8
-cpus_allowed=0-1
-cpus_allowed_policy=split
-ioengine=libaio
-direct=1
-iodepth=16
-rw=randwrite
-bssplit=4k/50:16k/30:64k/20
-verify=crc32c
-verify_fatal=1
-fsync=8
-group_reporting=1
-JOB
-round=0
-while ! read -t 0; do
-    round=$((round + 1))
-    fio /tmp/job >/tmp/fio 2>&1 || { cat /tmp/fio; dmesg | tail -20; exit 1; }
-    echo "round $round"
-done
-read -r _
-umount /mnt/d
-e2fsck -fn /dev/vda
-if dmesg | grep -iE 'I/O error|blk_update_request|hung task|reset'; then exit 1; fi
-echo "sound"
-"#;
 
 /// Kills under one guest, after which another one is booted.
 const KILLS_A_GUEST: u64 = 30;

@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod several;
+
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -14,6 +16,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use stratablk_layers::units::Sector;
 
+use super::sessions::SESSIONS_MAX;
 use super::*;
 use crate::virtio::test_guest::TestGuest;
 use crate::worker::provider::MachineStart;
@@ -394,29 +397,6 @@ fn a_message_may_come_in_pieces() {
     front_end.send_raw(&bytes[..4], &[kick.as_fd()]).unwrap();
     front_end.send_raw(&bytes[4..], &[]).unwrap();
     assert_eq!(front_end.reply(), Some(vec![0; 8]));
-}
-
-#[test]
-fn a_silent_front_end_makes_way_for_the_next_but_a_greeted_one_does_not() {
-    let bench = Bench::new(Patience {
-        message: Duration::from_secs(3600),
-        rival: Duration::from_millis(50),
-    });
-    let silent = bench.connect();
-    let next = bench.connect();
-    next.greet();
-    assert_eq!(silent.reply(), None, "closed");
-    let rival = bench.connect();
-    rival.send(GET_FEATURES, 1, &[], &[]);
-    rival
-        .0
-        .set_read_timeout(Some(Duration::from_millis(200)))
-        .unwrap();
-    assert_eq!(rival.reply(), None, "not served");
-    assert_eq!(next.told(SET_OWNER, &[], &[]), Some(true), "still served");
-    drop(next);
-    rival.0.set_read_timeout(Some(DEADLINE)).unwrap();
-    assert!(rival.reply().is_some());
 }
 
 #[test]

@@ -287,8 +287,8 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
     .map_err(|error| Failure::of(error.kind(), error))
 }
 
-/// Refuses directories that are not there: nothing beneath a later one could be used, since the kernel knows the directory and not
-/// its name.
+/// Refuses directories that are not there: nothing beneath a later one could be used, since the kernel knows the directory
+/// and not its name.
 fn check_allowed(option: &str, dirs: &[PathBuf]) -> Result<(), Failure> {
     let refuse = |dir: &Path, what: String| {
         let text = format!(

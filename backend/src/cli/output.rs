@@ -154,6 +154,12 @@ pub fn volume(volume: &Volume, now: Timestamp) -> String {
             };
             let front_end = match &a.error {
                 Some(error) => format!("failed: {error}"),
+                None if a.connections > 1 => format!(
+                    "{}, {} front-ends, {} {rings} running",
+                    state(a),
+                    a.connections,
+                    a.rings_running
+                ),
                 None => format!("{}, {} {rings} running", state(a), a.rings_running),
             };
             lines.push(("front-end", front_end));

@@ -281,6 +281,7 @@ impl Attachments {
             queues: entry.terms.queues,
             read_only: entry.terms.read_only,
             state: AttachmentState::Changing,
+            connections: 0,
             rings_running: 0,
             error: None,
             requests: RequestCounts::default(),
@@ -301,6 +302,7 @@ impl Attachments {
                 view.error = status
                     .ended
                     .then(|| "no front-end can come any more".to_owned());
+                view.connections = u64::try_from(status.connections).unwrap_or(u64::MAX);
                 view.rings_running = u64::try_from(status.rings_running).unwrap_or(u64::MAX);
                 view.requests = RequestCounts {
                     reads: status.reads,

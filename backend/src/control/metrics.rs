@@ -344,6 +344,7 @@ mod tests {
                 queues: 1,
                 read_only: false,
                 state: AttachmentState::Connected,
+                connections: 1,
                 rings_running: 1,
                 error: None,
                 requests: RequestCounts {

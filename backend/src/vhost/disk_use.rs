@@ -32,6 +32,7 @@ use stratablk_layers::units::Sector;
 
 use super::inflight::InflightBuffer;
 use super::memory::GuestMemory;
+use super::turn::Turns;
 use super::vring::Vring;
 use crate::worker::disk::DiskSource;
 use crate::worker::provider::{DiskProvider, MachineStart};
@@ -46,19 +47,34 @@ pub struct DiskUse<P: DiskProvider> {
     disk: Option<Arc<P::Disk>>,
     /// Whether rings have run in this session; also for who outlives it.
     begun: Arc<AtomicBool>,
+    /// The saved state that the machine goes on from, until its rings start.
+    loaded: Option<Vec<u8>>,
+    /// Whose rings run. It is this session's turn while it has the disk.
+    turns: Arc<Turns>,
 }
 
 impl<P: DiskProvider> DiskUse<P> {
     /// A session begins. `read_only`: whether it may not change the disk even if others may. `begun` is set when
-    /// the disk is first opened.
-    pub fn new(provider: Arc<P>, read_only: bool, begun: Arc<AtomicBool>) -> Self {
-        begun.store(false, Ordering::Relaxed);
+    /// the disk is first opened, which is when it is the session's turn.
+    pub fn new(
+        provider: Arc<P>,
+        read_only: bool,
+        begun: Arc<AtomicBool>,
+        turns: Arc<Turns>,
+    ) -> Self {
         Self {
             read_only: read_only || provider.read_only(),
             provider,
             disk: None,
             begun,
+            loaded: None,
+            turns,
         }
+    }
+
+    /// The disk's name.
+    pub fn name(&self) -> &str {
+        self.provider.name()
     }
 
     /// Whether the front-end is told that the disk is read-only.
@@ -82,7 +98,7 @@ impl<P: DiskProvider> DiskUse<P> {
     /// and what their requests under way are tracked in.
     ///
     /// # Errors
-    /// Why it cannot be opened.
+    /// Why it cannot be opened; `ResourceBusy` if another session's rings run and do not stop.
     pub fn open(
         &mut self,
         rings: &[Vring],
@@ -94,17 +110,79 @@ impl<P: DiskProvider> DiskUse<P> {
         }
         let start = if self.begun.load(Ordering::Relaxed) {
             MachineStart::Again
-        } else if inflight.is_some_and(InflightBuffer::has_history) || was_in_use(rings, memory) {
+        } else if inflight.is_some_and(InflightBuffer::has_history)
+            || self.loaded.is_some()
+            || was_in_use(rings, memory)
+        {
             MachineStart::Continued
         } else {
             MachineStart::Fresh
         };
-        let disk = self.provider.open(start).inspect_err(|error| {
-            tracing::error!(volume = self.provider.name(), %error, "cannot be opened; no ring starts");
+        let provider = &self.provider;
+        if !self.turns.take(start == MachineStart::Fresh) {
+            let name = provider.name();
+            tracing::error!(
+                volume = name,
+                "in use by another front-end's rings; no ring starts"
+            );
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("volume {name} is in use by another front-end's rings"),
+            ));
+        }
+        // Between the load and now another front-end may have written.
+        let loaded = self.loaded.as_deref();
+        let same = loaded.map_or(Ok(()), |record| provider.load_state(record));
+        let opened = same.and_then(|()| provider.open(start));
+        let disk = opened.inspect_err(|error| {
+            tracing::error!(volume = provider.name(), %error, "cannot be opened; no ring starts");
+            self.turns.give_back(|| provider.machine_left());
         })?;
-        self.begun.store(true, Ordering::Relaxed);
+        self.loaded = None;
+        if !self.begun.swap(true, Ordering::Relaxed) {
+            self.turns.begin();
+        }
         self.disk = Some(Arc::clone(&disk));
         Ok(disk)
+    }
+
+    /// Saves what the disk holds; see [`DiskProvider::save_state`].
+    ///
+    /// # Errors
+    /// Why it cannot be saved; `ResourceBusy` if another session's rings run.
+    pub fn save(&self) -> io::Result<Vec<u8>> {
+        self.alone(|| self.provider.save_state())
+    }
+
+    /// Lets the machine go on from a saved state, if that is what the disk holds.
+    ///
+    /// # Errors
+    /// Why it cannot; `ResourceBusy` if another session's rings run.
+    pub fn load(&mut self, record: Vec<u8>) -> io::Result<()> {
+        // One that fails leaves no earlier one behind.
+        self.loaded = None;
+        self.alone(|| self.provider.load_state(&record))?;
+        self.loaded = Some(record);
+        Ok(())
+    }
+
+    /// The device is reset: it goes on from no saved state.
+    pub fn reset(&mut self) {
+        self.loaded = None;
+    }
+
+    /// Does something while no rings run.
+    fn alone<T>(&self, what: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if !self.turns.take(false) {
+            let name = self.provider.name();
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("volume {name} is in use by another front-end's rings"),
+            ));
+        }
+        let done = what();
+        self.turns.give_back(|| self.provider.machine_left());
+        done
     }
 
     /// Lets the disk go. No worker has it any more.
@@ -112,6 +190,7 @@ impl<P: DiskProvider> DiskUse<P> {
         if let Some(disk) = self.disk.take() {
             drop(disk);
             self.provider.closed();
+            self.turns.give_back(|| self.provider.machine_left());
         }
     }
 }
@@ -123,8 +202,6 @@ impl<P: DiskProvider> Drop for DiskUse<P> {
 }
 
 /// Whether the machine has used the disk before this session, as far as its rings tell.
-///
-/// A state that was loaded would tell it as well: a device that offers DEVICE_STATE has to ask for that here.
 fn was_in_use(rings: &[Vring], memory: &GuestMemory) -> bool {
     rings.iter().any(|ring| {
         ring.base() != 0

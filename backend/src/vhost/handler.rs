@@ -33,6 +33,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use super::channel::Channel;
 use super::config_space::{ConfigSpace, ConfigWrite, judge_write};
+use super::device_state::Transfer;
 use super::dirty_log::DirtyLog;
 use super::disk_use::DiskUse;
 use super::event::{Event, Kick};
@@ -40,6 +41,7 @@ use super::features;
 use super::inflight::InflightBuffer;
 use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
 use super::state::SessionState;
+use super::turn::Turns;
 use super::vring::{SessionMemory, Vring};
 use crate::signal::Signal;
 use crate::virtio::ring::{RingAddresses, RingLayout, UsedLog};
@@ -62,6 +64,8 @@ pub struct HandlerSetup<P> {
     pub counters: Vec<Arc<Counters>>,
     /// What others see of the session.
     pub state: Arc<SessionState>,
+    /// Whose rings run.
+    pub turns: Arc<Turns>,
     /// Written if a worker ends by a panic.
     pub trouble: Arc<Signal>,
 }
@@ -82,6 +86,8 @@ pub struct Handler<P: DiskProvider> {
     log: Option<Arc<DirtyLog>>,
     /// Where the requests under way are tracked, if the front-end wants it.
     inflight: Option<InflightBuffer>,
+    /// The transfer of the device's state that was asked for last, if any was.
+    transfer: Option<Transfer>,
     /// Virtio features that the front-end took; `None` before it has.
     features: Option<u64>,
     /// Protocol features that the front-end took.
@@ -125,14 +131,16 @@ impl<P: DiskProvider> Handler<P> {
         let memory = SessionMemory::new(GuestMemory::default());
         let provider = Arc::clone(&setup.provider);
         let begun = Arc::clone(&setup.state.begun);
+        let turns = Arc::clone(&setup.turns);
         Self {
-            disk: DiskUse::new(provider, setup.read_only, begun),
+            disk: DiskUse::new(provider, setup.read_only, begun, turns),
             workers: setup.counters.iter().map(|_| None).collect(),
             rings: (0..setup.queues).map(|_| Vring::new(&memory)).collect(),
             setup,
             memory,
             log: None,
             inflight: None,
+            transfer: None,
             features: None,
             protocol: 0,
             features_read: false,
@@ -449,6 +457,8 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         }
         self.release_unless_serving();
         self.inflight = None;
+        self.transfer = None;
+        self.disk.reset();
         self.features = None;
         self.writeback = true;
         self.setup.state.features.store(0, Ordering::Relaxed);
@@ -741,15 +751,25 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
 
     fn set_device_state_fd(
         &mut self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
+        direction: VhostTransferStateDirection,
+        phase: VhostTransferStatePhase,
+        file: File,
     ) -> Result<Option<File>> {
-        Err(refuse("DEVICE_STATE was not offered"))
+        self.transfer = None;
+        if !self.has_protocol(VhostUserProtocolFeatures::DEVICE_STATE) || self.is_serving() {
+            return Err(refuse(
+                "the state is transferred only if that was agreed, and all rings are stopped",
+            ));
+        }
+        let begun = Transfer::begin(&self.disk, direction, phase, file);
+        self.transfer = Some(begun.map_err(host)?);
+        Ok(None)
     }
 
     fn check_device_state(&mut self) -> Result<()> {
-        Err(refuse("DEVICE_STATE was not offered"))
+        let transfer = self.transfer.take().filter(|_| !self.is_serving());
+        let transfer = transfer.ok_or_else(|| refuse("no state of the device was transferred"))?;
+        transfer.check(&mut self.disk).map_err(host)
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {

@@ -3,8 +3,8 @@
 //! The crate reads a message with blocking calls. So that no front-end can hold a thread, the session hands it a message
 //! only when all of it has arrived and there is room for the reply; until then it waits for the socket together with
 //! whatever may end the session. A front-end may be idle as long as it likes once it serves a guest, but may not
-//! take longer than [`Patience::message`] over a message or the claim, and not longer than [`Patience::rival`] if another
-//! front-end waits meanwhile.
+//! take longer than [`Patience::message`] over a message or the claim, and not longer than [`Patience::rival`] while another
+//! front-end waits for a place.
 //!
 //! A message that is refused costs the front-end its session only if it could not be told otherwise.
 
@@ -21,6 +21,7 @@ use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE, VhostUserHeaderFlag}
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::handler::Handler;
+use crate::signal::Signal;
 use crate::worker::provider::DiskProvider;
 
 /// Bytes of a header.
@@ -87,8 +88,8 @@ pub struct Outside<'a> {
     pub stop: BorrowedFd<'a>,
     /// Readable when a worker has panicked.
     pub trouble: BorrowedFd<'a>,
-    /// Readable when another front-end waits.
-    pub rivals: Option<BorrowedFd<'a>>,
+    /// Up while another front-end waits for a place. Who makes way for it takes it down, so that no other one does too.
+    pub rivals: Option<&'a Signal>,
 }
 
 /// A message that can be read without waiting.
@@ -175,6 +176,8 @@ fn has_reply(code: u32) -> bool {
         Req::GET_CONFIG,
         Req::GET_INFLIGHT_FD,
         Req::SET_LOG_BASE,
+        Req::SET_DEVICE_STATE_FD,
+        Req::CHECK_DEVICE_STATE,
     ];
     replies.iter().any(|reply| u32::from(*reply) == code)
 }
@@ -216,7 +219,7 @@ impl<P: DiskProvider> Session<'_, P> {
     fn deadline(&self, since: Instant) -> Instant {
         let alone = since + self.patience.message;
         match self.rival_since {
-            Some(rival) => alone.min(rival.max(since) + self.patience.rival),
+            Some(_) => alone.min(since + self.patience.rival),
             None => alone,
         }
     }
@@ -231,7 +234,11 @@ impl<P: DiskProvider> Session<'_, P> {
     ) -> Result<PollFlags, End> {
         let now = Instant::now();
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(End::TooSlow);
+            // If it is only because of a rival, and that one has found a place, there is time again.
+            return match (self.rival_since.take(), self.outside.rivals) {
+                (Some(_), Some(rivals)) if !rivals.take() => Ok(PollFlags::empty()),
+                _ => Err(End::TooSlow),
+            };
         }
         let left = deadline.map(|deadline| deadline - now);
         let timeout = match (left, at_most) {
@@ -249,7 +256,7 @@ impl<P: DiskProvider> Session<'_, P> {
             && self.rival_since.is_none()
             && let Some(rivals) = self.outside.rivals
         {
-            fds.push(PollFd::from_borrowed_fd(rivals, PollFlags::IN));
+            fds.push(PollFd::new(rivals, PollFlags::IN));
         }
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -385,12 +392,8 @@ impl<P: DiskProvider> Session<'_, P> {
 }
 
 impl<'a> Outside<'a> {
-    /// What may end a session: these event fds and that listening socket.
-    pub fn new(
-        stop: &'a impl AsFd,
-        trouble: &'a impl AsFd,
-        rivals: Option<BorrowedFd<'a>>,
-    ) -> Self {
+    /// What may end a session.
+    pub fn new(stop: &'a impl AsFd, trouble: &'a impl AsFd, rivals: Option<&'a Signal>) -> Self {
         Self {
             stop: stop.as_fd(),
             trouble: trouble.as_fd(),

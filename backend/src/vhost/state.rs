@@ -15,16 +15,27 @@ pub struct SessionState {
     pub(super) rings: AtomicU32,
     /// Virtio features that the front-end took.
     pub(super) features: AtomicU64,
-    /// Whether rings have run in the present session, or ran in the last one.
+    /// Whether rings have run in it.
     pub(super) begun: Arc<AtomicBool>,
-    /// The size that a front-end last read, in sectors, and 1 more; 0 if none has. A front-end that connects anew need not
-    /// read it again, so it outlives the session.
+    /// The size that the front-end last read, in sectors, and 1 more; 0 if none has.
     told: AtomicU64,
+    /// The same of any front-end, whichever was last. One that connects anew need not read it again, so it outlives the
+    /// session.
+    last_told: Arc<AtomicU64>,
     /// The way back to the front-end. The lock also orders notifications and the stop of the last ring.
     channel: Mutex<Option<Channel>>,
 }
 
 impl SessionState {
+    /// A session begins. `last_told` is what the attachment keeps from one to the next.
+    pub fn new(last_told: Arc<AtomicU64>) -> Self {
+        Self {
+            told: AtomicU64::new(last_told.load(Ordering::Relaxed)),
+            last_told,
+            ..Self::default()
+        }
+    }
+
     /// Rings that workers serve.
     pub fn rings(&self) -> u32 {
         self.rings.load(Ordering::Relaxed)
@@ -35,7 +46,7 @@ impl SessionState {
         self.features.load(Ordering::Relaxed)
     }
 
-    /// Whether rings have run in the present session, or ran in the last one.
+    /// Whether rings have run in it.
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)
     }
@@ -62,6 +73,7 @@ impl SessionState {
     pub(super) fn told(&self, capacity: Sector) {
         let value = capacity.0.saturating_add(1);
         self.told.store(value, Ordering::Relaxed);
+        self.last_told.store(value, Ordering::Relaxed);
     }
 
     /// A ring runs from now on, on a disk of this size. While none did nobody could be told of another size: so if the

@@ -51,6 +51,22 @@ pub trait DiskProvider: Send + Sync + 'static {
     /// The caller has dropped the disk: all rings have stopped.
     fn closed(&self);
 
+    /// Saves what the disk holds, for a machine that is saved, and returns the record that names it. No ring runs.
+    ///
+    /// # Errors
+    /// Why it cannot be saved.
+    fn save_state(&self) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Looks whether the disk holds exactly what such a record names, for a machine that goes on from there. Changes nothing.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn load_state(&self, _record: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// A session in which rings ran has ended, and not because we wanted it to: the machine may be off.
     fn machine_left(&self);
 }

@@ -303,7 +303,8 @@ impl Store {
         }
         if !ways.iter().any(|cost| cost.way == wanted) {
             return Err(invalid(
-                "the layers cannot be joined in that way, since the disk had another size below, or a base lies there; take \"up\"",
+                "the layers cannot be joined in that way, since the disk had another size below, or a base lies there; take \
+                 \"up\"",
             ));
         }
         for cost in &mut ways {

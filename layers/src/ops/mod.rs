@@ -17,6 +17,7 @@ pub(crate) mod idle;
 pub(crate) mod jobs;
 pub(crate) mod kind;
 mod lookup;
+mod machine_state;
 pub(crate) mod merge;
 mod multiattach;
 pub mod names;

@@ -259,6 +259,8 @@ pub struct Attachment {
     pub read_only: bool,
     /// Where it stands.
     pub state: AttachmentState,
+    /// Front-ends that are connected: two while a machine migrates from one to the other.
+    pub connections: u64,
     /// Virtqueues that the guest has started.
     pub rings_running: u64,
     /// Why it failed.

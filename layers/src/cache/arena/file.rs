@@ -89,9 +89,9 @@ fn vet(stat: &Stat, path: &Path) -> Result<()> {
     Err(Error::Invalid {
         field: "cache file",
         what: format!(
-            "{} {what}; it is not used and not removed, since it may hold writes of a daemon that was killed. If a daemon of that \
-             user has served this store, start it once more as that user and stop it in order, or give the file to this one \
-             (chown, chmod 600). If it is not a file of this store's daemon, remove it or choose another --cache-dir",
+            "{} {what}; it is not used and not removed, since it may hold writes of a daemon that was killed. If a daemon of \
+             that user has served this store, start it once more as that user and stop it in order, or give the file to this \
+             one (chown, chmod 600). If it is not a file of this store's daemon, remove it or choose another --cache-dir",
             path.display()
         ),
     })

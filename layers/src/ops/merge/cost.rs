@@ -93,8 +93,8 @@ impl Store {
     }
 }
 
-/// Up to where a disk of this size fits into the base below it. A base never gets longer: what lies beyond its last whole cluster
-/// stays where it is.
+/// Up to where a disk of this size fits into the base below it. A base never gets longer: what lies beyond its last whole
+/// cluster stays where it is.
 pub(super) fn end_within(base: &RawBase, size: Sector) -> Sector {
     if base.len / SECTOR_BYTES < size.0 {
         Sector(base.len / CLUSTER_BYTES * CLUSTER_SECTORS)
