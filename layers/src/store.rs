@@ -25,6 +25,7 @@ use crate::layer::Layer;
 use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
 use crate::mapfile::data_path;
+use crate::ops::boot::last_boot;
 use crate::ops::idle::Command;
 use crate::ops::jobs::Jobs;
 use crate::sync::{AtomicBool, Ordering};
@@ -260,6 +261,11 @@ impl Store {
             Some(shared) => Some(Place::new(dir, id, Some(shared.clone()))?),
             None => None,
         };
+        // Before a new one takes its name.
+        let lost = match &place {
+            Some(_) => last::lost(dir, last_boot(dir)?)?,
+            None => None,
+        };
         let (arena, adopted) = match &place {
             None => (private_arena(wanted)?, false),
             Some(place) => find_arena(dir, place, wanted)?,
@@ -272,6 +278,12 @@ impl Store {
             arena,
             adopted,
         )?;
+        if let Some(lost) = lost.filter(|_| !adopted) {
+            store.maintenance.note(format!(
+                "the cache that a daemon left behind, {}, is gone: what guests wrote to it and no flush covered is lost",
+                lost.display()
+            ));
+        }
         store.arm_after_boot(dir)?;
         if let Some(place) = &place {
             let as_wanted = store.cache.arena().path() == Some(&*place.path());
@@ -299,7 +311,7 @@ impl Store {
             );
             return Ok(());
         }
-        self.cache.arena().remove()?;
+        self.remove_cache()?;
         let options = self.options.cache.clone();
         let cache = Cache::new(Arena::create(place, sets)?, self.id, options);
         self.cache = Arc::new(cache);
@@ -570,9 +582,23 @@ impl Store {
         // A net: what is dirty in spite of that is for the next process to take over.
         let (_, dirty) = self.cache.sets().count();
         if !self.options.cache.keep && self.inner().unsettled.is_empty() && dirty == 0 {
-            self.cache.arena().remove()?;
+            self.remove_cache()?;
         }
         Ok(())
+    }
+
+    /// Removes the cache's memory file, which holds nothing that is not in the files. It is forgotten first, so that nobody
+    /// looks for it in vain.
+    fn remove_cache(&self) -> Result<()> {
+        if self.cache.arena().path().is_some() {
+            match self.media.remove(Path::new(last::NAME)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.io("remove", Path::new(last::NAME))(error));
+                }
+                _ => {}
+            }
+        }
+        self.cache.arena().remove()
     }
 
     /// Figures of the sector cache.

@@ -269,3 +269,34 @@ fn c34_hostile_states_are_refused() {
 fn assert_untouched(disk: &mut Disk) {
     assert!(disk.read(0, 64).iter().all(|&byte| byte == 0));
 }
+
+/// The case of an immutable volume that a new connection alone would reset: the machine is not switched on, but goes on.
+#[test]
+fn c38_a_machine_that_is_restored_with_its_state_resets_nothing() {
+    let bed = Bed::new();
+    let mut disk = bed.run("web");
+    stamp(&mut disk, 1);
+    disk.guest.front_end.stop_vring(0);
+    let state = save(&disk.guest.front_end);
+    drop(disk);
+    let snapshot = bed.snapshot();
+    for volume in ["restored", "started"] {
+        bed.line(&format!("clone web@{snapshot} {volume}")).ok();
+        bed.line(&format!("volume set {volume} --type immutable"))
+            .ok();
+        bed.attach(volume);
+    }
+    let goes_on = |volume: &str| format!("not reset, since the machine goes on volume={volume}");
+    let guest = bed.come("restored");
+    assert!(load(&guest.front_end, &state));
+    let mut disk = start(guest);
+    assert_stamp(&mut disk, 1);
+    stamp(&mut disk, 2);
+    // And one that is switched on, over the same disk.
+    let mut other = bed.run("started");
+    assert_stamp(&mut other, 1);
+    drop(other);
+    let log = bed.daemon.log();
+    assert!(log.contains(&goes_on("restored")), "{log}");
+    assert!(!log.contains(&goes_on("started")), "{log}");
+}

@@ -4,11 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Severity, lock_store};
-use crate::cache::arena::Place;
 use crate::cache::arena::look::look;
+use crate::cache::arena::{Place, last};
 use crate::catalog::LayerState;
 use crate::catalog::sqlite::SqliteCatalog;
 use crate::error::{Error, Result};
+use crate::ops::boot::last_boot;
 
 /// How many clusters of a store are in the cache in `cache_dir` and not in the files yet, with a finding if there are any.
 /// A store whose catalog cannot be read has nothing that could be told apart: for that, see `check`.
@@ -20,7 +21,12 @@ pub fn unwritten(dir: &Path, cache_dir: PathBuf) -> Result<(u64, Option<Finding>
     let Ok(state) = SqliteCatalog::look(dir) else {
         return Ok((0, None));
     };
-    let place = Place::new(dir, state.store, Some(cache_dir))?;
+    let wanted = Place::new(dir, state.store, Some(cache_dir))?;
+    // Where the last daemon had it, wherever the next one is to have it.
+    let place = last::elsewhere(last::read(dir)?.as_deref(), &wanted).unwrap_or(wanted);
+    if let Some(lost) = last::lost(dir, last_boot(dir)?)? {
+        return Ok((0, Some(gone(&lost))));
+    }
     let left = match look(&place) {
         Ok(Some(left)) => left,
         Ok(None) => return Ok((0, None)),
@@ -49,6 +55,19 @@ pub fn unwritten(dir: &Path, cache_dir: PathBuf) -> Result<(u64, Option<Finding>
         fix: "start the daemon to take them over; until then keep that file, and do not copy the store".into(),
     });
     Ok((clusters, finding))
+}
+
+/// A cache that somebody has removed.
+fn gone(path: &Path) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        layer: None,
+        what: format!(
+            "the cache that a daemon left behind, {}, is gone: what guests wrote to it and no flush covered is lost",
+            path.display()
+        ),
+        fix: "if it was moved, put it back before the daemon starts; else check the guests' file systems".into(),
+    }
 }
 
 /// A cache that cannot be looked at.

@@ -52,7 +52,7 @@ impl Store {
 }
 
 /// The boot in which the store was open last; `None` if the file is not there or names none.
-fn last_boot(dir: &Path) -> Result<Option<Uuid>> {
+pub(crate) fn last_boot(dir: &Path) -> Result<Option<Uuid>> {
     let path = dir.join(NAME);
     match std::fs::read(&path) {
         Ok(bytes) => Ok(Uuid::try_parse_ascii(bytes.trim_ascii()).ok()),

@@ -1,7 +1,7 @@
 //! The commands of a store, one a file, each with its durable order at the top.
 
 mod adopt;
-mod boot;
+pub(crate) mod boot;
 mod checkpoint;
 pub mod clone;
 mod collect;

@@ -147,7 +147,8 @@ fn a_killed_daemon_loses_nothing_and_the_next_one_starts_warm() {
         check(dir.path(), &["--json"]).json()["unwritten_clusters"],
         2
     );
-    assert_eq!(check(&cache, &["--json"]).json()["unwritten_clusters"], 0);
+    // The store knows where it is, whatever the next daemon is to use.
+    assert_eq!(check(&cache, &["--json"]).json()["unwritten_clusters"], 2);
 
     let daemon = Fixture::cached(&dir);
     assert!(
@@ -173,6 +174,45 @@ fn a_killed_daemon_loses_nothing_and_the_next_one_starts_warm() {
         check(dir.path(), &["--json"]).json()["unwritten_clusters"],
         0
     );
+}
+
+#[test]
+fn a_cache_that_somebody_removed_is_missed() {
+    let f = Fixture::with_cache_here();
+    f.line("volume create web --size 1M").ok();
+    f.line("volume attach web --socket @/web.sock").ok();
+    let mut disk = Disk::connect(&f.path("web.sock"));
+    disk.write(64, &[7; 4096]);
+    let Fixture { dir, daemon } = f;
+    daemon.kill();
+    drop(disk);
+    let left = fs::read_dir(dir.path()).unwrap();
+    let mut left = left.map(|entry| entry.unwrap().path());
+    let left = left.find(|path| path.extension() == Some(OsStr::new("cache")));
+    fs::remove_file(left.unwrap()).unwrap();
+    let store = dir.path().join("store");
+    let check = || {
+        let words = ["check".as_ref(), "--store".as_ref(), store.as_os_str()];
+        let here = ["--cache-dir".as_ref(), dir.path().as_os_str()];
+        run(words.into_iter().chain(here)).ok()
+    };
+    let text = check();
+    assert!(
+        text.contains("warning: ") && text.contains("is gone: what guests wrote"),
+        "{text}"
+    );
+    let daemon = Fixture::cached(&dir);
+    assert!(
+        daemon.log().contains("is gone: what guests wrote"),
+        "{}",
+        daemon.log()
+    );
+    // Once is enough, and an orderly end leaves nothing to be missed.
+    assert!(daemon.stop().0.success());
+    assert!(!check().contains("is gone"));
+    let daemon = Fixture::cached(&dir);
+    assert!(!daemon.log().contains("is gone"), "{}", daemon.log());
+    assert!(daemon.stop().0.success());
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Which arena a store used last. A file in the store's directory names it, so that a daemon that is told to keep its cache
 //! elsewhere still finds what was left, and never takes over an arena that another one has come after.
 //!
+//! An orderly end that leaves no arena removes this file first. So one that names an arena that is not there, in the same boot,
+//! tells that somebody removed it, with what it may have held.
+//!
 //! CRASH: written after the arena is there and before anything is served; replaced by a rename. It needs no sync: an arena does
 //! not outlive the boot, so what a power cut leaves here names a file that is not adopted.
 
@@ -8,12 +11,14 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 use crate::error::{Error, Result};
 
-use super::place::Place;
+use super::place::{Place, this_boot};
 
 /// The file in the store's directory.
-const NAME: &str = "cache.last";
+pub const NAME: &str = "cache.last";
 
 /// The arena that the store in `dir` used last; `None` if it never had one.
 ///
@@ -45,6 +50,22 @@ pub fn write(dir: &Path, arena: &Path) -> Result<()> {
             path,
             source,
         })
+}
+
+/// The arena that a daemon of this boot left behind and that is not there any more; `None` if there is no such thing. `boot`: in
+/// which boot the store was open last.
+///
+/// # Errors
+/// `Io`.
+pub fn lost(dir: &Path, boot: Option<Uuid>) -> Result<Option<PathBuf>> {
+    if boot != Some(this_boot()?) {
+        return Ok(None);
+    }
+    let is_gone = |path: &PathBuf| {
+        let found = std::fs::symlink_metadata(path);
+        found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    };
+    Ok(read(dir)?.filter(is_gone))
 }
 
 /// The place of the arena that was used last, where that is not `wanted`: with the same name in another directory. What is
