@@ -52,8 +52,8 @@ pub fn write(dir: &Path, arena: &Path) -> Result<()> {
         })
 }
 
-/// The arena that a daemon of this boot left behind and that is not there any more; `None` if there is no such thing. `boot`: in
-/// which boot the store was open last.
+/// The arena that a daemon of this boot left behind and that is not there any more; `None` if there is no such thing.
+/// `boot`: in which boot the store was open last.
 ///
 /// # Errors
 /// `Io`.
