@@ -13,8 +13,8 @@ use stratablk_tests::wait::{PATIENCE, until};
 
 /// Connections that say nothing.
 const CROWD: usize = 1000;
-/// What a daemon may hold more of for the connections of a crowd: its own, and those that the kernel queues are not its.
-const SLACK_FDS: usize = 8;
+/// Descriptors that the front-ends who are served at a time may take: eight of them, with a few each.
+const SLACK_FDS: usize = 64;
 /// Memory that it may take meanwhile.
 const SLACK_KIB: u64 = 4096;
 
