@@ -22,6 +22,7 @@ use stratablk::vhost::features;
 use stratablk::vhost::handler::{Handler, HandlerSetup};
 use stratablk::vhost::session::{End, Outside, Patience, serve};
 use stratablk::vhost::state::SessionState;
+use stratablk::vhost::turn::Turns;
 use stratablk::worker::counters::Counters;
 use stratablk::worker::disk::{DiskContext, DiskSource};
 use stratablk::worker::provider::AlwaysOpen;
@@ -118,6 +119,11 @@ impl DiskContext for RamContext {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .len()
+    }
+
+    fn end_held(&mut self, _chosen: &dyn Fn(u64) -> bool) -> bool {
+        // Nothing of this disk waits for space.
+        false
     }
 }
 
@@ -406,6 +412,7 @@ fn session(bytes: &[u8]) {
         counters: (0..2).map(|_| Arc::new(Counters::default())).collect(),
         state: Arc::new(SessionState::default()),
         trouble: Arc::clone(&trouble),
+        turns: Arc::new(Turns::new(Duration::from_millis(5))),
     };
     let patience = Patience {
         message: Duration::from_millis(500),
