@@ -98,6 +98,13 @@ impl Store {
                 if !patience.lead(&volume) {
                     return Ok(Step::Waits);
                 }
+                // By itself, so that flushes of guests come in between and little is left for the second one.
+                let flushed = volume.lead_flush();
+                volume.flushes().finish_blocking();
+                flushed?;
+                if !patience.lead(&volume) {
+                    return Ok(Step::Waits);
+                }
                 let replaced = volume.lead_flush().and_then(|()| {
                     let before = target.header();
                     target.set_header(header);
