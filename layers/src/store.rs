@@ -261,14 +261,15 @@ impl Store {
             Some(shared) => Some(Place::new(dir, id, Some(shared.clone()))?),
             None => None,
         };
-        // Before a new one takes its name.
-        let lost = match &place {
-            Some(_) => last::lost(dir, last_boot(dir)?)?,
-            None => None,
-        };
-        let (arena, adopted) = match &place {
-            None => (private_arena(wanted)?, false),
-            Some(place) => find_arena(dir, place, wanted)?,
+        let (arena, adopted, loss) = match &place {
+            None => (private_arena(wanted)?, false, None),
+            Some(place) => {
+                let recorded = last::read(dir)?;
+                // Before a new one takes its name.
+                let loss = last::loss(recorded.as_deref(), last_boot(dir)?, place);
+                let (arena, adopted) = find_arena(recorded.as_deref(), place, wanted)?;
+                (arena, adopted, loss)
+            }
         };
         let mut store = Self::with_parts(
             Arc::new(media),
@@ -278,11 +279,8 @@ impl Store {
             arena,
             adopted,
         )?;
-        if let Some(lost) = lost.filter(|_| !adopted) {
-            store.maintenance.note(format!(
-                "the cache that a daemon left behind, {}, is gone: what guests wrote to it and no flush covered is lost",
-                lost.display()
-            ));
+        if let Some(loss) = loss.filter(|_| !adopted) {
+            store.maintenance.note(loss);
         }
         store.arm_after_boot(dir)?;
         if let Some(place) = &place {
@@ -683,19 +681,20 @@ impl Store {
     }
 }
 
-/// The arena of a store, and whether it was taken over: the one that the store used last, wherever it is, or a new one.
-fn find_arena(dir: &Path, place: &Place, sets: usize) -> Result<(Arena, bool)> {
-    let recorded = last::read(dir)?;
-    if let Some(elsewhere) = last::elsewhere(recorded.as_deref(), place) {
-        if let Some(arena) = Arena::adopt(&elsewhere)? {
-            return Ok((arena, true));
-        }
-        // What lies in the wanted place was left before another arena was used: its writes are older than the files.
-        if let Some(stale) = Arena::adopt(place)? {
-            stale.remove()?;
-        }
-    } else if let Some(arena) = Arena::adopt(place)? {
+/// The arena of a store, and whether it was taken over: the one that the store used last, wherever it is, or a new one. What
+/// lies in the wanted place and was not used last is never taken over: its writes are older than the files.
+fn find_arena(recorded: Option<&Path>, place: &Place, sets: usize) -> Result<(Arena, bool)> {
+    let last = match last::elsewhere(recorded, place) {
+        Some(elsewhere) => Arena::adopt(&elsewhere)?,
+        None => None,
+    };
+    if let Some(arena) = last {
         return Ok((arena, true));
+    }
+    match Arena::adopt(place)? {
+        Some(arena) if recorded == Some(&place.path()) => return Ok((arena, true)),
+        Some(stale) => stale.remove()?,
+        None => {}
     }
     Ok((Arena::create(place, sets)?, false))
 }

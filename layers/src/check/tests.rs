@@ -685,7 +685,7 @@ fn the_golden_store_is_sound_but_for_its_base() {
 fn what_a_dead_daemon_left_in_the_cache_is_told_and_is_no_damage() {
     use std::sync::atomic::Ordering;
 
-    use crate::cache::arena::{Arena, Place};
+    use crate::cache::arena::{Arena, Place, last};
     use crate::cache::set::FrameKey;
     use crate::units::Cluster;
 
@@ -697,6 +697,8 @@ fn what_a_dead_daemon_left_in_the_cache_is_told_and_is_no_damage() {
     let store = fixture.catalog().store;
     let place = Place::new(&fixture.store(), store, Some(cache.path().to_owned())).unwrap();
     let arena = Arena::create(&place, 1).unwrap();
+    assert_eq!(told(), (0, None), "no daemon has used it");
+    last::write(&fixture.store(), &place.path()).unwrap();
     // Two clusters of the active layer; one of a sealed layer, which has been written; one of a layer that is gone.
     for (way, n) in [3, 3, 2, 77].into_iter().enumerate() {
         let number = arena.numbers().number(id(n)).unwrap();

@@ -22,11 +22,16 @@ pub fn unwritten(dir: &Path, cache_dir: PathBuf) -> Result<(u64, Option<Finding>
         return Ok((0, None));
     };
     let wanted = Place::new(dir, state.store, Some(cache_dir))?;
-    // Where the last daemon had it, wherever the next one is to have it.
-    let place = last::elsewhere(last::read(dir)?.as_deref(), &wanted).unwrap_or(wanted);
-    if let Some(lost) = last::lost(dir, last_boot(dir)?)? {
-        return Ok((0, Some(gone(&lost))));
+    let recorded = last::read(dir)?;
+    if let Some(loss) = last::loss(recorded.as_deref(), last_boot(dir)?, &wanted) {
+        return Ok((0, Some(gone(loss))));
     }
+    // Where the last daemon had it, wherever the next one is to have it.
+    let place = match last::elsewhere(recorded.as_deref(), &wanted) {
+        Some(elsewhere) => elsewhere,
+        None if recorded.as_deref() == Some(&wanted.path()) => wanted,
+        None => return Ok((0, None)),
+    };
     let left = match look(&place) {
         Ok(Some(left)) => left,
         Ok(None) => return Ok((0, None)),
@@ -58,14 +63,11 @@ pub fn unwritten(dir: &Path, cache_dir: PathBuf) -> Result<(u64, Option<Finding>
 }
 
 /// A cache that somebody has removed.
-fn gone(path: &Path) -> Finding {
+fn gone(what: String) -> Finding {
     Finding {
         severity: Severity::Warning,
         layer: None,
-        what: format!(
-            "the cache that a daemon left behind, {}, is gone: what guests wrote to it and no flush covered is lost",
-            path.display()
-        ),
+        what,
         fix: "if it was moved, put it back before the daemon starts; else check the guests' file systems".into(),
     }
 }

@@ -2,7 +2,7 @@
 //! elsewhere still finds what was left, and never takes over an arena that another one has come after.
 //!
 //! An orderly end that leaves no arena removes this file first. So one that names an arena that is not there, in the same boot,
-//! tells that somebody removed it, with what it may have held.
+//! tells that somebody removed it, with what it may have held; and where there is no such file, no arena is taken over.
 //!
 //! CRASH: written after the arena is there and before anything is served; replaced by a rename. It needs no sync: an arena does
 //! not outlive the boot, so what a power cut leaves here names a file that is not adopted.
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 
-use super::place::{Place, this_boot};
+use super::place::Place;
 
 /// The file in the store's directory.
 pub const NAME: &str = "cache.last";
@@ -52,20 +52,18 @@ pub fn write(dir: &Path, arena: &Path) -> Result<()> {
         })
 }
 
-/// The arena that a daemon of this boot left behind and that is not there any more; `None` if there is no such thing.
-/// `boot`: in which boot the store was open last.
-///
-/// # Errors
-/// `Io`.
-pub fn lost(dir: &Path, boot: Option<Uuid>) -> Result<Option<PathBuf>> {
-    if boot != Some(this_boot()?) {
-        return Ok(None);
-    }
-    let is_gone = |path: &PathBuf| {
-        let found = std::fs::symlink_metadata(path);
-        found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-    };
-    Ok(read(dir)?.filter(is_gone))
+/// What there is to say if the arena that was used last is one of this boot and is not there any more. `boot`: in which boot
+/// the store was open last.
+pub fn loss(last: Option<&Path>, boot: Option<Uuid>, wanted: &Place) -> Option<String> {
+    let last = last.filter(|_| boot == Some(wanted.boot))?;
+    let found = std::fs::symlink_metadata(last);
+    let is_gone = found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    is_gone.then(|| {
+        format!(
+            "the cache that a daemon left behind, {}, is gone: what guests wrote to it and no flush covered is lost",
+            last.display()
+        )
+    })
 }
 
 /// The place of the arena that was used last, where that is not `wanted`: with the same name in another directory. What is
