@@ -1,7 +1,7 @@
 //! The data plane's facade: one disk, open for requests.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -77,7 +77,7 @@ pub struct Completion {
 
 /// For how long no write may have found the disk full before a volume is said to have room again, while it is written to
 /// without an end.
-const ROOM_AFTER: Duration = Duration::from_secs(1);
+const ROOM_AFTER_MS: u64 = 1000;
 
 /// One disk, open for requests. Shared by all its queue contexts and the control plane.
 ///
@@ -101,8 +101,10 @@ pub struct Volume {
     flushes: Coordinator,
     /// The first failure of a write or sync: sticky.
     failure: OnceLock<String>,
-    /// When the host had no space for it last; `None` while there is room.
-    full: Mutex<Option<Instant>>,
+    /// When it was opened, which `full_at` counts from.
+    opened: Instant,
+    /// When the host had no space for it last, in milliseconds, not 0; 0 while there is room.
+    full_at: AtomicU64,
     /// The longest that a worker needed to take over a new chain since the last look, in nanoseconds.
     stall_ns: AtomicU64,
     /// Whom to tell when a journal has grown long.
@@ -147,7 +149,8 @@ impl Volume {
             media,
             flushes: Coordinator::default(),
             failure: OnceLock::new(),
-            full: Mutex::new(None),
+            opened: Instant::now(),
+            full_at: AtomicU64::new(0),
             stall_ns: AtomicU64::new(0),
             maintenance,
             cache,
@@ -319,7 +322,8 @@ impl Volume {
 
     /// The host had no space for something: nothing that was acknowledged is lost by that. Said once, until there is room.
     pub(crate) fn note_full(&self, error: &io::Error) {
-        if self.lock_full().replace(Instant::now()).is_none() {
+        // ORDERING: Relaxed, here and below; a mark for people that leads to no data. Who changes it from or to 0 says so.
+        if self.full_at.swap(self.now_ms(), Ordering::Relaxed) == 0 {
             self.maintenance.note(format!(
                 "volume {}: no space left on the host ({error}); what it was to write waits in the cache",
                 self.name
@@ -329,9 +333,15 @@ impl Volume {
 
     /// Something found room: with `everything`, all that waited.
     pub(crate) fn note_room(&self, everything: bool) {
-        let mut full = self.lock_full();
-        if full.is_some_and(|last| everything || last.elapsed() >= ROOM_AFTER) {
-            *full = None;
+        let last = self.full_at.load(Ordering::Relaxed);
+        if last == 0 || !everything && self.now_ms().saturating_sub(last) < ROOM_AFTER_MS {
+            return;
+        }
+        // Unless it was full once more just now.
+        let room = self
+            .full_at
+            .compare_exchange(last, 0, Ordering::Relaxed, Ordering::Relaxed);
+        if room.is_ok() {
             self.maintenance
                 .note(format!("volume {}: there is room again", self.name));
         }
@@ -339,12 +349,12 @@ impl Volume {
 
     /// Whether what it has to write waits for space on the host.
     pub fn waits_for_space(&self) -> bool {
-        self.lock_full().is_some()
+        self.full_at.load(Ordering::Relaxed) != 0
     }
 
-    /// When there was no space, whatever happened to an earlier holder of the lock.
-    fn lock_full(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.full.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The time as `full_at` has it.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).map_or(u64::MAX, |ms| ms.saturating_add(1))
     }
 
     /// A worker has taken over a new chain in this time.
