@@ -7,7 +7,6 @@ pub(crate) mod info;
 mod rate;
 mod run;
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use crate::catalog::{CatalogState, Change, JobId, JobKind, JobRow, JobState, VolumeKind, Way};
@@ -78,16 +77,11 @@ impl Store {
 
     /// Remembers to what rate a layer is to be joined with the one above, by a job that may be made later.
     pub(crate) fn keep_rate(&self, layer: LayerId, rate: Option<u64>) {
-        if rate.is_none() && self.jobs.board().rates.is_empty() {
-            return;
-        }
-        let known: HashSet<LayerId> = {
-            let inner = self.inner();
-            inner.catalog.state().layers.keys().copied().collect()
-        };
+        let inner = self.inner();
+        let known = &inner.catalog.state().layers;
         let mut board = self.jobs.board();
-        board.rates.retain(|layer, _| known.contains(layer));
-        if let Some(rate) = rate.filter(|_| known.contains(&layer)) {
+        board.rates.retain(|layer, _| known.contains_key(layer));
+        if let Some(rate) = rate.filter(|_| known.contains_key(&layer)) {
             board.rates.insert(layer, rate);
         }
     }
