@@ -195,7 +195,6 @@ fn start<P: DiskProvider>(
         .spawn(move || {
             confine::enter(Role::Attachment {
                 socket: path.as_deref(),
-                base: server.provider.base().as_deref(),
             });
             server.run(socket);
         })?;

@@ -11,7 +11,6 @@
 //! whoever is served next by the new one cannot be told from the machine that ran, and nothing is thrown away.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -64,6 +63,16 @@ impl StoredDisk {
         facts.is_ok_and(|facts| facts.no_space)
     }
 
+    /// Has a thread do something with the volume that may open whatever files that takes.
+    fn with_files<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store, &str) -> Result<T, Error> + Send + 'static,
+    ) -> io::Result<T> {
+        let (store, name) = (Arc::clone(&self.store), self.name.clone());
+        let done = self.opener.run(move || work(&store, &name))?;
+        done.map_err(io::Error::other)
+    }
+
     /// Its type. One that is not there any more is not to be written.
     fn kind(&self) -> VolumeKind {
         let facts = self.store.volume_facts(&self.name);
@@ -110,14 +119,11 @@ impl DiskProvider for StoredDisk {
         matches!(self.kind(), VolumeKind::Readonly | VolumeKind::Multiattach)
     }
 
-    fn base(&self) -> Option<PathBuf> {
-        self.store.volume_info(&self.name).ok()?.base
-    }
-
     fn open(&self, start: MachineStart) -> io::Result<Arc<Volume>> {
-        let (store, name) = (Arc::clone(&self.store), self.name.clone());
-        let open = move || settle(&store, &name, start).and_then(|()| store.open_volume(&name));
-        self.opener.run(open)?.map_err(io::Error::other)
+        self.with_files(move |store, name| {
+            settle(store, name, start)?;
+            store.open_volume(name)
+        })
     }
 
     fn closed(&self) {
@@ -125,8 +131,7 @@ impl DiskProvider for StoredDisk {
     }
 
     fn save_state(&self) -> io::Result<Vec<u8>> {
-        let saved = self.store.save_state(&self.name);
-        let saved = saved.map_err(io::Error::other)?;
+        let saved = self.with_files(Store::save_state)?;
         tracing::info!(volume = %self.name, snapshot = %saved.snapshot, "saved with its machine");
         Ok(saved.encode())
     }
@@ -134,8 +139,7 @@ impl DiskProvider for StoredDisk {
     fn load_state(&self, record: &[u8]) -> io::Result<()> {
         let saved = SavedState::decode(record);
         let saved = saved.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
-        let checked = self.store.check_state(&self.name, &saved);
-        checked.map_err(io::Error::other)
+        self.with_files(move |store, name| store.check_state(name, &saved))
     }
 
     fn machine_left(&self) {

@@ -141,7 +141,7 @@ fn files_are_out_of_reach() {
         &[
             // control, work, attachment, worker, files
             ("read-secret", [Done, Done, DENIED, DENIED, DENIED]),
-            ("read-base", [Done, Done, Done, DENIED, DENIED]),
+            ("read-base", [Done, Done, DENIED, DENIED, DENIED]),
             ("write-base", [Done, Done, DENIED, DENIED, DENIED]),
             ("read-store", [Done, Done, Done, DENIED, DENIED]),
             ("make-in-store", [Done, Done, Done, DENIED, DENIED]),

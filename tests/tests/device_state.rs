@@ -44,6 +44,14 @@ impl Bed {
         bed
     }
 
+    /// Ends the daemon and starts another one.
+    fn restart(self) -> Self {
+        let Self { daemon, dir } = self;
+        assert!(daemon.stop().0.success());
+        let daemon = Daemon::on_store(&dir.path().join("store"));
+        Self { daemon, dir }
+    }
+
     fn line(&self, line: &str) -> Ran {
         self.daemon.line(line)
     }
@@ -141,8 +149,8 @@ fn assert_stamp(disk: &mut Disk, version: u64) {
     assert_eq!(disk.read(sector, count), stamped(version, sector, count));
 }
 
-#[test]
-fn c34_a_machine_goes_on_from_what_was_saved_and_from_nothing_else() {
+/// A machine that wrote [`STAMP`] and was saved: its state, and the snapshot that keeps its disk.
+fn saved() -> (Bed, Vec<u8>, String) {
     let bed = Bed::new();
     let mut disk = bed.run("web");
     stamp(&mut disk, 1);
@@ -150,6 +158,12 @@ fn c34_a_machine_goes_on_from_what_was_saved_and_from_nothing_else() {
     let state = save(&disk.guest.front_end);
     drop(disk);
     let snapshot = bed.snapshot();
+    (bed, state, snapshot)
+}
+
+#[test]
+fn c34_a_machine_goes_on_from_what_was_saved_and_from_nothing_else() {
+    let (bed, state, snapshot) = saved();
 
     // Nothing was written since.
     let guest = bed.come("web");
@@ -273,13 +287,7 @@ fn assert_untouched(disk: &mut Disk) {
 /// The case of an immutable volume that a new connection alone would reset: the machine is not switched on, but goes on.
 #[test]
 fn c38_a_machine_that_is_restored_with_its_state_resets_nothing() {
-    let bed = Bed::new();
-    let mut disk = bed.run("web");
-    stamp(&mut disk, 1);
-    disk.guest.front_end.stop_vring(0);
-    let state = save(&disk.guest.front_end);
-    drop(disk);
-    let snapshot = bed.snapshot();
+    let (bed, state, snapshot) = saved();
     for volume in ["restored", "started"] {
         bed.line(&format!("clone web@{snapshot} {volume}")).ok();
         bed.line(&format!("volume set {volume} --type immutable"))
@@ -299,4 +307,28 @@ fn c38_a_machine_that_is_restored_with_its_state_resets_nothing() {
     let log = bed.daemon.log();
     assert!(log.contains(&goes_on("restored")), "{log}");
     assert!(!log.contains(&goes_on("started")), "{log}");
+}
+
+/// What is below a volume may change while it is attached; saving and loading reach it all the same.
+#[test]
+fn c34_a_volume_that_lies_over_its_image_again_is_saved_and_loaded() {
+    let mut bed = Bed::new();
+    let image = bed.dir.path().join("image");
+    std::fs::create_dir(&image).unwrap();
+    let image = image.join("raw");
+    std::fs::write(&image, stamped(7, 0, 2048)).unwrap();
+    bed.line(&format!("volume create over --base {}", image.display()))
+        .ok();
+    bed.line("snapshot create one over").ok();
+    bed.line("volume flatten over --wait").ok();
+    bed = bed.restart();
+    bed.attach("over");
+    bed.line("snapshot restore over one").ok();
+    let guest = bed.come("over");
+    let state = save(&guest.front_end);
+    drop(guest);
+    bed = bed.restart();
+    let guest = bed.come("over");
+    assert!(load(&guest.front_end, &state), "{}", bed.daemon.log());
+    assert_eq!(start(guest).read(0, 8), stamped(7, 0, 8));
 }

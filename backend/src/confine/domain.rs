@@ -83,9 +83,8 @@ fn grants<'a>(role: Role<'a>, places: &'a Places) -> Vec<Grant<'a>> {
     let store = (places.store.as_path(), OWN);
     match role {
         Role::Worker | Role::Files => Vec::new(),
-        Role::Attachment { socket, base } => system
+        Role::Attachment { socket } => system
             .chain([store])
-            .chain(parent(base).map(|dir| (dir, READ)))
             .chain(parent(socket).map(|dir| (dir, AccessFs::RemoveFile.into())))
             .collect(),
         Role::Control | Role::Work => {

@@ -8,7 +8,7 @@
 //! | thread | files that it can open | system calls |
 //! |---|---|---|
 //! | worker, write-back, huge-pages | none; others have opened them | memory, waiting, transfers on open files |
-//! | attachment | the store, its base's directory (to read), its socket's name (to remove) | also files, messages, threads |
+//! | attachment | the store, its socket's name (to remove) | also files, messages, threads |
 //! | jobs, upkeep | as control | no sockets, no threads |
 //! | control | the store, what it is told to use; see [`Places`] | all that the daemon makes |
 //!
@@ -95,8 +95,6 @@ pub enum Role<'a> {
     Attachment {
         /// The socket that it listens on, whose name it removes in the end.
         socket: Option<&'a Path>,
-        /// The image below its volume.
-        base: Option<&'a Path>,
     },
     /// Serves rings.
     Worker,

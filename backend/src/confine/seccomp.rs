@@ -422,10 +422,7 @@ mod tests {
     use super::*;
 
     /// An attachment.
-    const ATTACHED: Role<'_> = Role::Attachment {
-        socket: None,
-        base: None,
-    };
+    const ATTACHED: Role<'_> = Role::Attachment { socket: None };
 
     #[test]
     fn who_starts_threads_may_do_what_they_do() {

@@ -5,7 +5,6 @@
 //! provider knows without opening anything.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use stratablk_layers::units::Sector;
@@ -36,11 +35,6 @@ pub trait DiskProvider: Send + Sync + 'static {
 
     /// Whether the disk may not be changed, whoever asks.
     fn read_only(&self) -> bool;
-
-    /// The image that it is built on, if there is one: a file outside the store that is opened with it.
-    fn base(&self) -> Option<PathBuf> {
-        None
-    }
 
     /// Opens the disk: rings start. The caller drops what it was given before it opens the disk again.
     ///

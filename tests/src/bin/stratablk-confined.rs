@@ -159,13 +159,12 @@ fn attempt(arguments: &Arguments, prepared: &mut Prepared) -> io::Result<()> {
 
 /// Confines this thread as one of the daemon, if it is to be.
 fn confine_as(role: &str, dir: &Path) -> Result<(), String> {
-    let (socket, base) = (dir.join("sockets/s"), dir.join("base/image"));
+    let socket = dir.join("sockets/s");
     confine::enter(match role {
         "control" => Role::Control,
         "work" => Role::Work,
         "attachment" => Role::Attachment {
             socket: Some(&socket),
-            base: Some(&base),
         },
         "worker" => Role::Worker,
         "files" => Role::Files,
