@@ -81,6 +81,9 @@ impl Store {
                 cache: Arc::clone(&self.cache),
             },
         ));
+        if let Some(cause) = self.failure_of(&row) {
+            volume.had_failed(cause);
+        }
         self.write_back.add(&volume);
         let mut inner = self.inner();
         inner.layers.extend(known);
@@ -325,6 +328,7 @@ impl Store {
     /// DURABILITY: data that a killed daemon left in the host's page cache is synced before a map says for good that it is
     /// there.
     pub(crate) fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
+        self.check_no_failure_over(row.id)?;
         self.settle_left(row)?;
         let (map, header, set, recovery) = MapFile::open(&self.media, row.id)?;
         let (map, header, set) = self.fit(row, map, header, set)?;

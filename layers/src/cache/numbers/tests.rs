@@ -7,7 +7,7 @@ use super::*;
 /// A file with an empty table.
 fn empty() -> Arc<File> {
     let file = tempfile::tempfile().unwrap();
-    file.set_len(TABLE_AT + TABLE_BYTES).unwrap();
+    file.set_len(FAILED_AT + FAILED_BYTES).unwrap();
     Arc::new(file)
 }
 
@@ -27,7 +27,7 @@ fn read_only() -> (tempfile::NamedTempFile, Numbers) {
 fn open_at(path: &Path, write: bool) -> Numbers {
     let file = File::options().read(true).write(write).open(path).unwrap();
     if write {
-        file.set_len(TABLE_AT + TABLE_BYTES).unwrap();
+        file.set_len(FAILED_AT + FAILED_BYTES).unwrap();
     }
     Numbers::open(Arc::new(file), path).unwrap()
 }
