@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use crate::cache::access::Clean;
 use crate::cache::set::FrameKey;
 use crate::cache::staging::Page;
-use crate::catalog::{Catalog, CatalogState, Change, LayerState, VolumeRow};
+use crate::catalog::{Catalog, CatalogState, Change, LayerRow, LayerState, VolumeRow};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerMap};
 use crate::lifecycle::RecoverReport;
@@ -145,6 +145,43 @@ impl Store {
                 volume: row.name.clone(),
                 cause: row.failed.clone().unwrap_or_else(|| MARKED.into()),
             }),
+        }
+    }
+
+    /// Takes snapshots back that were under way when one of their volumes failed: whole or not at all. Their layers stay, without
+    /// a name. A snapshot that was acknowledged has none of these layers.
+    pub(crate) fn forget_unfinished(&self, sealing: &[LayerRow]) {
+        let failed = |row: &&LayerRow| self.check_no_failure_over(row.id).is_err();
+        let layers: Vec<LayerId> = sealing.iter().filter(failed).map(|row| row.id).collect();
+        if layers.is_empty() {
+            return;
+        }
+        let mut inner = self.inner();
+        let state = inner.catalog.state();
+        let groups: BTreeSet<uuid::Uuid> = layers
+            .iter()
+            .flat_map(|layer| state.names_of(*layer))
+            .map(|row| row.group)
+            .collect();
+        let rows = state.snapshots.iter();
+        let changes: Vec<Change> = rows
+            .filter(|row| groups.contains(&row.group))
+            .map(|row| Change::RemoveSnapshot {
+                volume: row.volume.clone(),
+                name: row.name.clone(),
+            })
+            .collect();
+        if changes.is_empty() {
+            return;
+        }
+        match inner.catalog.commit(&changes) {
+            Ok(()) => self.maintenance.note(format!(
+                "{} snapshots were not taken, since a volume failed while they were under way",
+                changes.len()
+            )),
+            Err(error) => self.maintenance.note(format!(
+                "snapshots that were under way when a volume failed cannot be taken back now: {error}"
+            )),
         }
     }
 

@@ -306,6 +306,7 @@ impl Store {
                 .cloned()
                 .collect()
         };
+        self.forget_unfinished(&sealing);
         for row in sealing {
             self.finish_sealing(&row);
         }
