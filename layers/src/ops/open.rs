@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 
 use crate::catalog::{Change, JobKind, LayerRow, LayerState, VolumeKind};
 use crate::chain::Chain;
-use crate::check::base_change;
+use crate::check::{base_change, cut_off};
 use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
 use crate::layer::{Layer, LayerMap};
@@ -156,6 +156,14 @@ impl Store {
             .media
             .open(&path, mode, self.options.direct_io)
             .map_err(self.io("open", &path))?;
+        // What a file lacks reads as zeroes, which nobody wrote.
+        let len = data.len().map_err(self.io("look at", &path))?;
+        if let Some(what) = cut_off(&set, row.size, len) {
+            return Err(Error::Corrupt {
+                path: self.media.display_path(&path),
+                what: format!("it {what}"),
+            });
+        }
         if sealed {
             return Ok(Layer::sealed(header, number, data, set));
         }
@@ -202,6 +210,19 @@ impl Store {
             return Err(mismatch(
                 "its parent is not the one that the catalog names".into(),
             ));
+        }
+        let (active, sealed) = (
+            header.state == MapState::Active,
+            header.state == MapState::Sealed,
+        );
+        if row.state == LayerState::Active && !active || row.state == LayerState::Sealed && !sealed
+        {
+            // An older catalog is in the place of the newer one: what was written since is in a layer that it does not know.
+            return Err(mismatch(format!(
+                "its layer is {:?}, the catalog says {:?}; if the catalog is an old copy, make a new one with `check \
+                 --rebuild-catalog`",
+                header.state, row.state
+            )));
         }
         if header.size != row.size {
             return Err(mismatch(format!(
