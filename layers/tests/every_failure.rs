@@ -117,6 +117,8 @@ impl Model {
 
 /// The store with the volumes `v` and `w`.
 struct Life {
+    /// Of the cache.
+    frames: u64,
     store: Store,
     media: SimMedia,
     catalog: MemoryDisk,
@@ -125,13 +127,17 @@ struct Life {
     told: Vec<String>,
 }
 
-fn open(media: &SimMedia, catalog: &MemoryDisk, arena: Option<Arena>) -> Result<Store, Error> {
+fn open(
+    frames: u64,
+    media: &SimMedia,
+    catalog: &MemoryDisk,
+    arena: Option<Arena>,
+) -> Result<Store, Error> {
     let files: Arc<dyn Media> = Arc::new(media.clone());
     let rows = Box::new(MemoryCatalog::open(catalog)?);
     let options = StoreOptions {
         cache: CacheOptions {
-            // Less than the disk, so that reads go to files.
-            bytes: 16 * 4096,
+            bytes: frames * 4096,
             ..CacheOptions::default()
         },
         ..StoreOptions::default()
@@ -161,16 +167,17 @@ fn read(store: &Store, name: &str) -> Result<Vec<Value>, String> {
 }
 
 impl Life {
-    fn new() -> Self {
+    fn new(frames: u64) -> Self {
         let media = SimMedia::new(1);
         let catalog = MemoryDisk::new(CatalogState::empty(StoreId(uuid::Uuid::from_u128(5))));
-        let store = open(&media, &catalog, None).unwrap();
+        let store = open(frames, &media, &catalog, None).unwrap();
         for name in ["v", "w"] {
             let size = VolumeSource::Size(SECTORS * SECTOR_BYTES);
             store.create_volume(name, &size).unwrap();
         }
         let empty = vec![vec![Value::Zero]; SECTORS as usize];
         let mut life = Self {
+            frames,
             store,
             media,
             catalog,
@@ -230,7 +237,10 @@ impl Life {
             let found: Vec<Value> = sectors
                 .map(|(sector, bytes)| oracle::unstamp(7, sector, bytes).unwrap())
                 .collect();
-            within(&found, &self.model.live[..SECTORS as usize].to_vec()).unwrap();
+            // Where the host has lost pages of a volume that failed, reads may find what was there before them.
+            let failed = self.store.volume_info("v").unwrap().failure.is_some();
+            let lived = self.model.live[..SECTORS as usize].to_vec();
+            assert!(failed || within(&found, &lived) == Ok(()));
         }
     }
 
@@ -376,11 +386,17 @@ impl Life {
 
         // Power goes; the daemon is killed.
         let cut = self.media.crash_image_with(Survival::Nothing);
-        let cut = open(&cut, &self.catalog.crash_image(), None).unwrap();
+        let cut = open(self.frames, &cut, &self.catalog.crash_image(), None).unwrap();
         self.assert_found(&cut, &self.model.kept, "after a power cut");
         let arena = self.store.cache_arena().copy().unwrap();
         let killed = self.media.kill_image(3);
-        let killed = open(&killed, &self.catalog.crash_image(), Some(arena)).unwrap();
+        let killed = open(
+            self.frames,
+            &killed,
+            &self.catalog.crash_image(),
+            Some(arena),
+        )
+        .unwrap();
         self.assert_found(&killed, &self.model.live, "after a kill");
         let after = killed.volume_info("v").unwrap().failure;
         assert_eq!(after.is_some(), failure.is_some(), "{after:?}");
@@ -395,20 +411,28 @@ impl Life {
         }
         let found = read(&self.store, "v").unwrap();
         within(&found, &self.model.live).unwrap();
+        // Jobs go on where they stopped, and nobody sees anything of that.
+        for job in self.store.jobs() {
+            if job.error.is_some() {
+                self.store.resume_job(job.id).unwrap();
+            }
+        }
+        self.work();
+        assert_eq!(read(&self.store, "v").unwrap(), found, "after the jobs");
         self.model.live = found.into_iter().map(|value| vec![value]).collect();
         self.write(0, 20, 10);
         self.flush();
         self.snapshot("after");
         assert_eq!(self.told, Vec::<String>::new());
         let cut = self.media.crash_image_with(Survival::Nothing);
-        let cut = open(&cut, &self.catalog.crash_image(), None).unwrap();
+        let cut = open(self.frames, &cut, &self.catalog.crash_image(), None).unwrap();
         self.assert_found(&cut, &self.model.live, "after a power cut, at the end");
     }
 }
 
 /// One life, in which call number `number` of a kind fails. Returns with what it had to do, or `None` if there were fewer.
-fn one(what: What, number: u64) -> Option<String> {
-    let mut life = Life::new();
+fn one(frames: u64, what: What, number: u64) -> Option<String> {
+    let mut life = Life::new(frames);
     let name = match what {
         What::Call(point, effect) => {
             life.media.inject(Fault {
@@ -452,9 +476,19 @@ fn one(what: What, number: u64) -> Option<String> {
 }
 
 #[test]
-fn every_call_fails_once() {
+fn every_call_fails_once_with_a_small_cache() {
+    // Less than the disk, so that reads go to files and writes wait for frames.
+    every_call_fails_once(16);
+}
+
+#[test]
+fn every_call_fails_once_with_a_large_cache() {
+    every_call_fails_once(512);
+}
+
+fn every_call_fails_once(frames: u64) {
     // Unharmed, nobody is told of anything.
-    let mut life = Life::new();
+    let mut life = Life::new(frames);
     life.live();
     assert_eq!(life.told, Vec::<String>::new());
     life.judge(true);
@@ -463,7 +497,7 @@ fn every_call_fails_once() {
     for what in whats() {
         let mut sites: BTreeMap<String, u64> = BTreeMap::new();
         for number in 0.. {
-            let run = std::panic::AssertUnwindSafe(|| one(what, number));
+            let run = std::panic::AssertUnwindSafe(|| one(frames, what, number));
             match std::panic::catch_unwind(run) {
                 Ok(None) => break,
                 Ok(Some(name)) => *sites.entry(name).or_default() += 1,
