@@ -1,6 +1,6 @@
 //! Every call to the host fails once: a fixed life of a volume (writes, flushes, write-back, discards, snapshots, a merge, a
-//! restore, a clone, another size, a checkpoint) is gone through again and again, and each time another one of the calls that it
-//! makes fails, as each kind of failure. After that nothing is promised that is not there, somebody was told, the other
+//! restore, a clone, another size, a checkpoint) is gone through again and again, and each time another one of the calls
+//! that it makes fails, as each kind of failure. After that nothing is promised that is not there, somebody was told, the other
 //! volume has nothing to do with it, and all of it goes on.
 #![expect(
     clippy::unwrap_used,

@@ -7,8 +7,8 @@
 //! before that leaves nothing to be forgotten: what is read afterwards is what the medium holds.
 //!
 //! DURABILITY, of a recovery, for each layer that takes writes, oldest first:
-//! 1. all that its map's file says it holds, and what is dirty in the cache, is written again, from the cache where that has it,
-//!    else from what the host reads. The map in memory would not do: it speaks of data that a job has brought and not
+//! 1. all that its map's file says it holds, and what is dirty in the cache, is written again, from the cache where that has
+//!    it, else from what the host reads. The map in memory would not do: it speaks of data that a job has brought and not
 //!    committed, which may be lost here and is still where it came from;
 //! 2. the data is synced;
 //! 3. its map is replaced by one checkpoint of all that, synced; only then its frames are clean.
@@ -97,6 +97,11 @@ impl Store {
             .collect()
     }
 
+    /// Whether the cache holds nothing that is nowhere else, but what is dirty of open volumes.
+    pub(crate) fn may_lose_cache(&self) -> bool {
+        self.inner().unsettled.is_empty() && self.only_marked().is_empty()
+    }
+
     /// Why a volume has failed that is not open.
     pub(crate) fn failure_of(&self, row: &VolumeRow) -> Option<String> {
         if row.failed.is_some() {
@@ -151,8 +156,8 @@ impl Store {
         }
     }
 
-    /// Takes snapshots back that were under way when one of their volumes failed: whole or not at all. Their layers stay, without
-    /// a name. A snapshot that was acknowledged has none of these layers.
+    /// Takes snapshots back that were under way when one of their volumes failed: whole or not at all. Their layers stay,
+    /// without a name. A snapshot that was acknowledged has none of these layers.
     pub(crate) fn forget_unfinished(&self, sealing: &[LayerRow]) {
         let failed = |row: &&LayerRow| self.check_no_failure_over(row.id).is_err();
         let layers: Vec<LayerId> = sealing.iter().filter(failed).map(|row| row.id).collect();
