@@ -26,6 +26,7 @@ use crate::control::commands::{Commands, check_socket_path};
 use crate::control::error::ApiError;
 use crate::control::gate::{COMMANDS_MAX, Gate};
 use crate::control::socket::{ControlSocket, SocketError};
+use crate::control::spare::Spare;
 use crate::control::types::ErrorKind;
 use crate::control::{routes, server};
 use crate::notify::notify;
@@ -133,6 +134,7 @@ fn raise_descriptor_limit() {
 pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
     let host = |op| move |source| DaemonError::Host { op, source };
     raise_descriptor_limit();
+    let spare = Spare::new();
     let groups = Groups::find(&config)?;
     confine::begin(&config.confine, &config.target.store(), &groups.numbers())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -162,7 +164,7 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
         };
         // What is started from here on is confined from its start.
         confine::enter(Role::Control);
-        daemon.serve(listener, signals, json).await
+        daemon.serve(listener, spare, signals, json).await
     });
     // Threads that are stuck in a file system must not keep the process.
     runtime.shutdown_background();
@@ -349,6 +351,7 @@ impl Daemon {
     async fn serve(
         self,
         listener: std::os::unix::net::UnixListener,
+        spare: Spare,
         mut signals: Signals,
         json: bool,
     ) -> Result<(), DaemonError> {
@@ -362,6 +365,7 @@ impl Daemon {
         let (stop, stopped) = watch::channel(false);
         let mut server = tokio::spawn(server::serve(
             listener,
+            spare,
             routes::router(Arc::clone(&gate)),
             stopped,
         ));

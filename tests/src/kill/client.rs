@@ -109,6 +109,8 @@ enum Work {
     Adopt(u64),
     /// Submit again what was cut off, then new requests without end.
     Load,
+    /// So many new requests.
+    Part(u64),
     /// Submit again what was cut off.
     Settle,
 }
@@ -366,6 +368,17 @@ impl Client {
         self.drive(link, Work::Load, stop).map(drop)
     }
 
+    /// So many new requests, to their end, after which what was there before them is forgotten: nothing may be lost.
+    ///
+    /// # Errors
+    /// What the disk must not hold, or a daemon that fails.
+    pub fn load_part(&mut self, link: &mut Link, requests: u64) -> Result<(), Fault> {
+        let never = AtomicBool::new(false);
+        self.drive(link, Work::Part(requests), &never)?;
+        self.oracle.settle();
+        Ok(())
+    }
+
     /// Submits again what was cut off and waits for it. Returns whether that was done before `stop`.
     ///
     /// # Errors
@@ -469,6 +482,10 @@ impl Client {
                 (count > 0).then_some(job)
             }
             Work::Settle => self.interrupted.pop_front(),
+            Work::Part(left) => {
+                *left = left.checked_sub(1)?;
+                Some(self.new_job())
+            }
             Work::Load => Some(match self.interrupted.pop_front() {
                 Some(job) => job,
                 None => self.new_job(),

@@ -12,6 +12,7 @@
 //! memory go from daemon to daemon ([`lasting`]); then it submits nothing again, and each request comes back once. [`run`] puts
 //! it all together, for a daemon that is killed and for a host that loses power ([`run::After`]).
 
+pub mod background;
 pub mod client;
 pub mod home;
 pub mod lasting;

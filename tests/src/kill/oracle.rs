@@ -270,6 +270,14 @@ impl Oracle {
         self.flushed = self.flushed.max(issued);
     }
 
+    /// No request is under way, and no crash is to come: what was acknowledged last is all that may be there.
+    pub fn settle(&mut self) {
+        for sector in &mut self.sectors {
+            let last = sector.settled.len().saturating_sub(1);
+            sector.settled.drain(..last);
+        }
+    }
+
     /// The daemon was killed: no request is under way at the moment.
     pub fn killed(&mut self) {
         let flushed = self.flushed;
