@@ -178,7 +178,10 @@ fn front_ends_that_never_read_their_answers_hold_up_nobody_else() {
             UnixStream::connect(host.path("asked.sock")).expect("a place in the queue");
         stream.set_nonblocking(true).expect("a socket");
         // Until neither the daemon's answers nor our questions find room any more.
-        let full = |stream: &mut UnixStream| matches!(stream.write(&question), Err(error) if error.kind() == ErrorKind::WouldBlock);
+        let full = |stream: &mut UnixStream| {
+            let written = stream.write(&question);
+            written.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        };
         assert!(
             until(|| full(&mut stream) || round >= PLACES),
             "the daemon reads without end"

@@ -426,6 +426,16 @@ impl Client {
         self.judge()
     }
 
+    /// The same of a back-end of which it is counted what it loses. Returns the requests that were cut off.
+    ///
+    /// # Errors
+    /// What a read that completed must not have returned.
+    pub fn bury_for_good(&mut self, mut link: Link) -> Result<u64, Fault> {
+        self.collect(&mut link, false)?;
+        self.judge()?;
+        Ok(link.jobs.iter().flatten().flatten().count() as u64)
+    }
+
     /// Keeps a session busy until `stop`, or until the work is done: true.
     fn drive(&mut self, link: &mut Link, mut work: Work, stop: &AtomicBool) -> Result<bool, Fault> {
         let adopting = matches!(work, Work::Adopt(_));
