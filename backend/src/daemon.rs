@@ -114,6 +114,16 @@ impl DaemonError {
     }
 }
 
+/// Lets a file that may grow no further (`ulimit -f`) be an error of the write, as it is of any other host, and not the end of the
+/// process and of all disks that it serves. Before there are other threads, which do as this one does.
+fn outlive_file_limit() -> io::Result<()> {
+    use vmm_sys_util::signal::{Error, block_signal};
+    match block_signal(libc::SIGXFSZ) {
+        Ok(()) | Err(Error::SignalAlreadyBlocked(_)) => Ok(()),
+        Err(error) => Err(io::Error::other(error.to_string())),
+    }
+}
+
 /// Takes as many file descriptors as the host allows: each layer of an open chain holds one, and the usual soft limit of
 /// 1,024 would end a volume's snapshots there. Only `select(2)` needs the low limit, and nothing here uses it.
 fn raise_descriptor_limit() {
@@ -134,6 +144,7 @@ fn raise_descriptor_limit() {
 pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
     let host = |op| move |source| DaemonError::Host { op, source };
     raise_descriptor_limit();
+    outlive_file_limit().map_err(host("block a signal"))?;
     let spare = Spare::new();
     let groups = Groups::find(&config)?;
     confine::begin(&config.confine, &config.target.store(), &groups.numbers())?;
