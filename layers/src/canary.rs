@@ -27,6 +27,8 @@ pub enum Canary {
     RestoreInParts,
     /// A checkpoint is believed that reaches beyond its disk.
     BelieveCheckpoint,
+    /// A scrub does not look at the last cluster that it has read at once.
+    SkipLastOfPiece,
 }
 
 #[cfg(feature = "canary")]

@@ -317,7 +317,13 @@ fn check_layer(
 ) {
     for name in media.list(&layer_dir(layer)).unwrap_or_default() {
         match name.as_str() {
-            "map" | "data" => {}
+            "map" | "data" | "sums" | "bad" => {}
+            "sums.new" | "bad.new" => report.add(
+                Severity::Note,
+                Some(layer),
+                format!("{name} is left from a scrub that was interrupted"),
+                "nothing; it is removed when it is made anew",
+            ),
             "map.new" => report.add(
                 Severity::Note,
                 Some(layer),

@@ -209,6 +209,7 @@ words! {
         Flatten = "flatten",
         Import = "import",
         IntoBase = "into-base",
+        Scrub = "scrub",
     }
 }
 words! {
