@@ -105,9 +105,11 @@ impl Store {
                 begin.map_or(Loaded::NotYet, |begin| Loaded::Work(Kind::Begin(begin)))
             });
         }
+        for sealed in &span {
+            self.check_undamaged(sealed.id)?;
+        }
         // DURABILITY: the name of a deleted snapshot must be gone for good before its layer is no longer what it promised.
         for sealed in span.iter().filter(|row| row.state == LayerState::Sealed) {
-            self.check_undamaged(sealed.id)?;
             self.write_true_names(sealed.id)?;
             // DURABILITY: nor may its checksums be those of other data. What is only copied from keeps them.
             if row.way != Way::Copy || sealed.id == row.target {

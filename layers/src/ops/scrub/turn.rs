@@ -14,6 +14,7 @@ use crate::format::sums::{Extent, SumsHeader};
 use crate::lifecycle::{BadLayer, Phase, ScrubReport};
 use crate::map::SectorSet;
 use crate::mapfile::{MapFile, data_path};
+use crate::ops::collect::jobs_on;
 use crate::ops::merge::Turn;
 use crate::store::{Store, now_ns};
 use crate::sumfile::{self, Found, SumsReader, SumsWriter};
@@ -209,17 +210,28 @@ impl Store {
         wanted && self.obstacle(work.layer).is_none()
     }
 
-    /// What keeps a layer from being looked at.
+    /// What keeps a layer from being looked at. A job that has not begun to change it, or only copies from it, does not: as
+    /// long as there are checksums, they are those of the data.
     fn obstacle(&self, layer: LayerId) -> Option<Obstacle> {
+        let job = {
+            let inner = self.inner();
+            let state = inner.catalog.state();
+            let row = state.layers.get(&layer);
+            let fits = row.is_some_and(|row| row.state == LayerState::Sealed && row.base.is_none());
+            if !fits {
+                return Some(Obstacle::Gone);
+            }
+            jobs_on(state, layer).first().map(|job| job.id)
+        };
+        let job = job.filter(|_| !sumfile::exists(&self.media, layer));
+        job.map(Obstacle::Job)
+    }
+
+    /// A job that works on a layer, or is to.
+    fn job_on(&self, layer: LayerId) -> Option<JobId> {
         let inner = self.inner();
-        let state = inner.catalog.state();
-        let row = state.layers.get(&layer);
-        let fits = row.is_some_and(|row| row.state == LayerState::Sealed && row.base.is_none());
-        if !fits {
-            return Some(Obstacle::Gone);
-        }
-        let job = state.jobs_of(layer).next();
-        job.map(|job| Obstacle::Job(job.id))
+        let jobs = jobs_on(inner.catalog.state(), layer);
+        jobs.first().map(|job| job.id)
     }
 
     /// A layer that cannot go on now is looked at from its beginning later.
@@ -379,6 +391,12 @@ impl Store {
                     .open(&path, OpenMode::ReadOnly, false)
                     .map_err(self.io("open", &path))?;
                 let command = self.command();
+                if let Some(job) = self.job_on(layer) {
+                    if of.is_some() {
+                        self.left_out(layer, of, &format!("job {} works on it", job.0));
+                    }
+                    return Ok(None);
+                }
                 if self.obstacle(layer).is_some() {
                     return Ok(None);
                 }
