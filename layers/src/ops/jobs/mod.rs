@@ -4,7 +4,7 @@
 //! of its layers say it.
 
 pub(crate) mod info;
-mod rate;
+pub(crate) mod rate;
 mod run;
 
 use std::path::Path;

@@ -34,6 +34,8 @@ use self::load::Loaded;
 pub(crate) enum Turn {
     /// So many bytes were moved; perhaps none, but something was done.
     Moved(u64),
+    /// Something was done that is no job's of the catalog and keeps to its rate by itself.
+    Aside,
     /// Requests or flushes under way must end first.
     Waits,
     /// Nothing is to be done.
@@ -141,9 +143,9 @@ impl Store {
                 let running = board.running.filter(|id| board.scrubs.has(*id));
                 board.running = running;
             }
-            let (turn, rate) = self.scrub_turn(&mut runner.scrubber);
+            let turn = self.scrub_turn(&mut runner.scrubber, patience);
             let waits = turn == Turn::Idle && !runner.retiring.is_empty();
-            return (if waits { Turn::Waits } else { turn }, rate);
+            return (if waits { Turn::Waits } else { turn }, None);
         };
         let rate = row.rate;
         match self.turn_of(&mut runner, &row, patience) {
@@ -170,8 +172,8 @@ impl Store {
                 }
                 if turn == Turn::Waits {
                     // Until it can go on there is time.
-                    let (other, rate) = self.scrub_turn(&mut runner.scrubber);
-                    if let Turn::Moved(_) = other {
+                    let other = self.scrub_turn(&mut runner.scrubber, patience);
+                    if other == Turn::Aside {
                         return (other, rate);
                     }
                 }

@@ -179,6 +179,13 @@ impl Store {
         volumes.chain(snapshots).take(NAMED_MAX).collect()
     }
 
+    /// Bytes of all layers' data that are known to be damaged now.
+    pub fn bad_bytes(&self) -> u64 {
+        let known = self.damage.all();
+        let sectors = known.iter().map(|(_, bad)| bad.data_sectors());
+        sectors.sum::<u64>() * SECTOR_BYTES
+    }
+
     /// What is known to be damaged now, of all layers.
     pub fn bad_layers(&self) -> Vec<BadLayer> {
         let known = self.damage.all();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::catalog::{JobId, LayerState};
 use crate::error::{Error, Result};
@@ -15,7 +16,8 @@ use crate::lifecycle::{BadLayer, Phase, ScrubReport};
 use crate::map::SectorSet;
 use crate::mapfile::{MapFile, data_path};
 use crate::ops::collect::jobs_on;
-use crate::ops::merge::Turn;
+use crate::ops::jobs::rate::Bucket;
+use crate::ops::merge::{Patience, Turn};
 use crate::store::{Store, now_ns};
 use crate::sumfile::{self, Found, SumsReader, SumsWriter};
 use crate::units::{CLUSTER_SECTORS, Generation, LayerId, SECTOR_BYTES};
@@ -39,6 +41,10 @@ pub(crate) struct Scrubber {
     missing: BTreeSet<LayerId>,
     /// The layer at work.
     work: Option<Work>,
+    /// Keeps it to its rate.
+    bucket: Bucket,
+    /// The next turn of whoever keeps to the rate.
+    due: Option<Instant>,
 }
 
 /// A layer at work.
@@ -103,23 +109,28 @@ enum Obstacle {
 }
 
 impl Store {
-    /// A turn. Returns how it ended, and the rate that it is to be kept to.
-    pub(crate) fn scrub_turn(&self, scrubber: &mut Scrubber) -> (Turn, Option<u64>) {
+    /// A turn. Whoever is patient keeps to the rate.
+    pub(crate) fn scrub_turn(&self, scrubber: &mut Scrubber, patience: Patience) -> Turn {
+        let now = Instant::now();
+        if patience == Patience::Wait && scrubber.due.is_some_and(|due| due > now) {
+            return Turn::Waits;
+        }
         if !scrubber.looked {
             scrubber.looked = true;
             self.look_at_all(scrubber);
         }
         let sealed = std::mem::take(&mut self.jobs.board().scrubs.sealed);
         scrubber.missing.extend(sealed);
-        let turn = self.scrub_piece(scrubber);
+        let (turn, bytes, rate) = self.scrub_piece(scrubber);
+        scrubber.due = Some(now + scrubber.bucket.took(bytes, rate, now));
         let at_work = scrubber.work.as_ref();
         let at_work = at_work.is_some_and(|work| matches!(work.kind, Kind::Take(..)));
         self.jobs.board().scrubs.waiting = scrubber.missing.len() + usize::from(at_work);
         turn
     }
 
-    /// The rest of a turn.
-    fn scrub_piece(&self, scrubber: &mut Scrubber) -> (Turn, Option<u64>) {
+    /// The rest of a turn. Returns how it ended, how much was read, and to what rate that is to be kept.
+    fn scrub_piece(&self, scrubber: &mut Scrubber) -> (Turn, u64, Option<u64>) {
         let work = match scrubber.work.take() {
             Some(work) if self.goes_on(&work) => work,
             stale => {
@@ -128,9 +139,9 @@ impl Store {
                 }
                 match self.next_work(scrubber) {
                     Ok(Some(work)) => work,
-                    Ok(None) => return (Turn::Idle, None),
+                    Ok(None) => return (Turn::Idle, 0, None),
                     // It was said why.
-                    Err(()) => return (Turn::Moved(0), None),
+                    Err(()) => return (Turn::Aside, 0, None),
                 }
             }
         };
@@ -151,7 +162,7 @@ impl Store {
             }
             Ok(Next::Waits(work)) => {
                 scrubber.work = Some(work);
-                return (Turn::Waits, rate);
+                return (Turn::Waits, 0, rate);
             }
             Ok(Next::Done) => {
                 scrubber.missing.remove(&layer);
@@ -178,7 +189,7 @@ impl Store {
         if of.is_some() {
             self.jobs.board().moved(bytes);
         }
-        (Turn::Moved(bytes), rate)
+        (Turn::Aside, bytes, rate)
     }
 
     /// Looks which layers have no checksums, and what an earlier scrub found.
