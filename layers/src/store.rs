@@ -28,6 +28,7 @@ use crate::mapfile::data_path;
 use crate::ops::boot::last_boot;
 use crate::ops::idle::Command;
 use crate::ops::jobs::Jobs;
+use crate::ops::scrub::Damage;
 use crate::sync::{AtomicBool, Ordering};
 use crate::turns::Turns;
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
@@ -42,6 +43,8 @@ pub struct StoreOptions {
     pub no_io_uring: bool,
     /// The sector cache.
     pub cache: CacheOptions,
+    /// At most so many bytes a second are read to take checksums of layers that were sealed; `None`: as fast as it goes.
+    pub sums_rate: Option<u64>,
     /// Called first by each thread that the store starts. Such a thread opens no files: it works on memory and open files.
     pub on_thread: Option<fn()>,
 }
@@ -104,6 +107,8 @@ pub struct VolumeInfo {
     pub kind: VolumeKind,
     /// The multiattach volume whose attachment it is.
     pub attached_from: Option<String>,
+    /// Bytes of the data of its layers that are known to be damaged, hidden ones among them.
+    pub bad_bytes: u64,
 }
 
 /// What keeps an open volume from being written to.
@@ -187,6 +192,8 @@ pub struct TreeNode {
     pub allocated_bytes: u64,
     /// When it was created: nanoseconds since 1970.
     pub created_ns: u64,
+    /// Bytes of its data that are known to be damaged.
+    pub bad_bytes: u64,
 }
 
 /// A store, open and locked. Dropping it writes nothing: what was flushed is safe already.
@@ -208,6 +215,8 @@ pub struct Store {
     pub(crate) write_back: Arc<WriteBack>,
     /// What takes long and is done step by step.
     pub(crate) jobs: Jobs,
+    /// What is known to be damaged.
+    pub(crate) damage: Damage,
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
@@ -399,6 +408,7 @@ impl Store {
             write_back: Arc::new(WriteBack::new(Arc::clone(&cache))),
             cache,
             jobs: Jobs::default(),
+            damage: Damage::default(),
             threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
@@ -671,6 +681,7 @@ impl Store {
             snapshots: state.snapshot_count(&row.name),
             kind: row.kind,
             attached_from: row.attached_from.clone(),
+            bad_bytes: self.bad_bytes_below(state, row.active),
         }
     }
 

@@ -298,6 +298,9 @@ pub struct Volume {
     pub failure: Option<String>,
     /// Whether what it has to write waits for space on the host.
     pub no_space: bool,
+    /// Bytes of its layers' data that a scrub found damaged; reads of them fail, where nothing newer hides them.
+    #[serde(default)]
+    pub bad_bytes: u64,
     /// How it is attached; `null` if it is not.
     pub attachment: Option<Attachment>,
 }
