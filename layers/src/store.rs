@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cache::arena::{Arena, Place, last};
@@ -29,10 +28,13 @@ use crate::ops::boot::last_boot;
 use crate::ops::idle::Command;
 use crate::ops::jobs::Jobs;
 use crate::ops::scrub::Damage;
-use crate::sync::{AtomicBool, Ordering};
 use crate::turns::Turns;
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
 use crate::volume::Volume;
+
+mod threads;
+
+use threads::CacheThreads;
 
 /// How to open a store.
 #[derive(Clone, Debug, Default)]
@@ -437,8 +439,8 @@ impl Store {
         notes
     }
 
-    /// Writes the checkpoints that volumes have asked for, and which volumes have failed. Waits for the first; returns `false` once the store is closed.
-    /// The daemon calls it in a loop on a thread of its own.
+    /// Writes the checkpoints that volumes have asked for, and which volumes have failed. Waits for the first; returns `false`
+    /// once the store is closed. The daemon calls it in a loop on a thread of its own.
     pub fn maintain(&self) -> bool {
         let Some(volumes) = self.maintenance.wait() else {
             return false;
@@ -731,75 +733,6 @@ fn private_arena(sets: usize) -> Result<Arena> {
         path: "the cache".into(),
         source,
     })
-}
-
-/// The threads that go with the cache of a store. Dropping it ends them.
-#[derive(Debug)]
-struct CacheThreads {
-    /// Whose bell ends the thread that writes back.
-    cache: Arc<Cache>,
-    /// Ends the thread that asks for huge pages.
-    stop: Arc<AtomicBool>,
-    /// To be joined.
-    threads: Vec<JoinHandle<()>>,
-    /// Called first by each of them.
-    on_thread: Option<fn()>,
-}
-
-impl CacheThreads {
-    /// Starts them.
-    fn start(
-        cache: &Arc<Cache>,
-        write_back: &Arc<WriteBack>,
-        on_thread: Option<fn()>,
-    ) -> Result<Self> {
-        let mut started = Self {
-            cache: Arc::clone(cache),
-            stop: Arc::new(AtomicBool::new(false)),
-            threads: Vec::new(),
-            on_thread,
-        };
-        let work = Arc::clone(write_back);
-        started.spawn("write-back", move || work.run())?;
-        if cache.options().huge_pages && cache.options().place.is_some() {
-            let (cache, stop) = (Arc::clone(cache), Arc::clone(&started.stop));
-            started.spawn("huge-pages", move || {
-                cache.arena().huge_pages(&stop);
-            })?;
-        }
-        Ok(started)
-    }
-
-    /// Starts one.
-    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-        let on_thread = self.on_thread;
-        let thread = std::thread::Builder::new()
-            .name(name.into())
-            .spawn(move || {
-                if let Some(begin) = on_thread {
-                    begin();
-                }
-                work();
-            })
-            .map_err(|source| Error::Io {
-                op: "start a thread for",
-                path: "the cache".into(),
-                source,
-            })?;
-        self.threads.push(thread);
-        Ok(())
-    }
-}
-
-impl Drop for CacheThreads {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.cache.bell().close();
-        for thread in self.threads.drain(..) {
-            // A panic has said what it had to say.
-            let _ = thread.join();
-        }
-    }
 }
 
 /// Nanoseconds since 1970.
