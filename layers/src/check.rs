@@ -6,6 +6,7 @@
 
 mod jobs;
 mod rebuild;
+mod scrub;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -68,6 +69,12 @@ pub struct Report {
     pub volumes: usize,
     /// Snapshots in the catalog.
     pub snapshots: usize,
+    /// Layers whose data was held against checksums.
+    pub scrubbed_layers: usize,
+    /// Bytes of that data.
+    pub scrubbed_bytes: u64,
+    /// Whether the host's page cache could not be gone past for some of it.
+    pub through_page_cache: bool,
 }
 
 impl Report {
@@ -100,6 +107,8 @@ impl Report {
 pub struct CheckOptions {
     /// Read the maps' headers only, not their checkpoints and journals.
     pub headers_only: bool,
+    /// Hold the data of sealed layers against their checksums: reads all of it.
+    pub scrub: bool,
 }
 
 /// The advice where a layer's own bytes are lost.
@@ -333,7 +342,13 @@ fn check_layer(
 ) {
     for name in media.list(&layer_dir(layer)).unwrap_or_default() {
         match name.as_str() {
-            "map" | "data" => {}
+            "map" | "data" | "sums" | "bad" => {}
+            "sums.new" | "bad.new" => report.add(
+                Severity::Note,
+                Some(layer),
+                format!("{name} is left from a scrub that was interrupted"),
+                "nothing; it is removed when it is made anew",
+            ),
             "map.new" => report.add(
                 Severity::Note,
                 Some(layer),
@@ -357,7 +372,12 @@ fn check_layer(
     let contents = if options.headers_only {
         MapFile::read_header(media, layer).map(|header| (header, None))
     } else {
-        MapFile::read(media, layer).map(|read| (read.header, Some((read.set, read.recovery))))
+        MapFile::read(media, layer).map(|read| {
+            (
+                read.header,
+                Some((read.set, read.recovery, read.incarnation)),
+            )
+        })
     };
     let (header, contents) = match contents {
         Ok(contents) => contents,
@@ -380,7 +400,7 @@ fn check_layer(
             FIX_RESTORE,
         );
     }
-    let set = contents.as_ref().map(|(set, _)| set);
+    let set = contents.as_ref().map(|(set, _, _)| set);
     let under_way = row.map_or_else(Default::default, |(state, _)| jobs::under_way(state, layer));
     match &header.kind {
         LayerKind::Differencing => {
@@ -389,8 +409,12 @@ fn check_layer(
         LayerKind::RawBase(_) if under_way.writes_base => {}
         LayerKind::RawBase(base) => check_base(media, layer, base, report),
     }
-    if let Some((_, recovery)) = &contents {
+    if let Some((set, recovery, incarnation)) = &contents {
         check_recovery(layer, recovery, report);
+        let sealed = header.state == MapState::Sealed && header.kind == LayerKind::Differencing;
+        if options.scrub && sealed {
+            scrub::check(media, &header, set, *incarnation, report);
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cache::arena::{Arena, Place, last};
@@ -28,10 +27,14 @@ use crate::mapfile::data_path;
 use crate::ops::boot::last_boot;
 use crate::ops::idle::Command;
 use crate::ops::jobs::Jobs;
-use crate::sync::{AtomicBool, Ordering};
+use crate::ops::scrub::Damage;
 use crate::turns::Turns;
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
 use crate::volume::Volume;
+
+mod threads;
+
+use threads::CacheThreads;
 
 /// How to open a store.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +45,8 @@ pub struct StoreOptions {
     pub no_io_uring: bool,
     /// The sector cache.
     pub cache: CacheOptions,
+    /// At most so many bytes a second are read to take checksums of layers that were sealed; `None`: as fast as it goes.
+    pub sums_rate: Option<u64>,
     /// Called first by each thread that the store starts. Such a thread opens no files: it works on memory and open files.
     pub on_thread: Option<fn()>,
 }
@@ -104,6 +109,8 @@ pub struct VolumeInfo {
     pub kind: VolumeKind,
     /// The multiattach volume whose attachment it is.
     pub attached_from: Option<String>,
+    /// Bytes of the data of its layers that are known to be damaged, hidden ones among them.
+    pub bad_bytes: u64,
 }
 
 /// What keeps an open volume from being written to.
@@ -187,6 +194,8 @@ pub struct TreeNode {
     pub allocated_bytes: u64,
     /// When it was created: nanoseconds since 1970.
     pub created_ns: u64,
+    /// Bytes of its data that are known to be damaged.
+    pub bad_bytes: u64,
 }
 
 /// A store, open and locked. Dropping it writes nothing: what was flushed is safe already.
@@ -208,6 +217,8 @@ pub struct Store {
     pub(crate) write_back: Arc<WriteBack>,
     /// What takes long and is done step by step.
     pub(crate) jobs: Jobs,
+    /// What is known to be damaged.
+    pub(crate) damage: Damage,
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
@@ -400,6 +411,7 @@ impl Store {
             write_back: Arc::new(WriteBack::new(Arc::clone(&cache))),
             cache,
             jobs: Jobs::default(),
+            damage: Damage::default(),
             threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
@@ -645,6 +657,7 @@ impl Store {
             snapshots: state.snapshot_count(&row.name),
             kind: row.kind,
             attached_from: row.attached_from.clone(),
+            bad_bytes: self.bad_bytes_below(state, row.active),
         }
     }
 
@@ -694,75 +707,6 @@ fn private_arena(sets: usize) -> Result<Arena> {
         path: "the cache".into(),
         source,
     })
-}
-
-/// The threads that go with the cache of a store. Dropping it ends them.
-#[derive(Debug)]
-struct CacheThreads {
-    /// Whose bell ends the thread that writes back.
-    cache: Arc<Cache>,
-    /// Ends the thread that asks for huge pages.
-    stop: Arc<AtomicBool>,
-    /// To be joined.
-    threads: Vec<JoinHandle<()>>,
-    /// Called first by each of them.
-    on_thread: Option<fn()>,
-}
-
-impl CacheThreads {
-    /// Starts them.
-    fn start(
-        cache: &Arc<Cache>,
-        write_back: &Arc<WriteBack>,
-        on_thread: Option<fn()>,
-    ) -> Result<Self> {
-        let mut started = Self {
-            cache: Arc::clone(cache),
-            stop: Arc::new(AtomicBool::new(false)),
-            threads: Vec::new(),
-            on_thread,
-        };
-        let work = Arc::clone(write_back);
-        started.spawn("write-back", move || work.run())?;
-        if cache.options().huge_pages && cache.options().place.is_some() {
-            let (cache, stop) = (Arc::clone(cache), Arc::clone(&started.stop));
-            started.spawn("huge-pages", move || {
-                cache.arena().huge_pages(&stop);
-            })?;
-        }
-        Ok(started)
-    }
-
-    /// Starts one.
-    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-        let on_thread = self.on_thread;
-        let thread = std::thread::Builder::new()
-            .name(name.into())
-            .spawn(move || {
-                if let Some(begin) = on_thread {
-                    begin();
-                }
-                work();
-            })
-            .map_err(|source| Error::Io {
-                op: "start a thread for",
-                path: "the cache".into(),
-                source,
-            })?;
-        self.threads.push(thread);
-        Ok(())
-    }
-}
-
-impl Drop for CacheThreads {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.cache.bell().close();
-        for thread in self.threads.drain(..) {
-            // A panic has said what it had to say.
-            let _ = thread.join();
-        }
-    }
 }
 
 /// Nanoseconds since 1970.

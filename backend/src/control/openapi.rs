@@ -39,6 +39,7 @@ use super::routes;
         routes::jobs::pause_job,
         routes::jobs::resume_job,
         routes::jobs::cancel_job,
+        routes::jobs::scrub,
         routes::status::stream_events,
         routes::status::show_openapi,
         routes::status::show_metrics,

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::file::Segment;
 use crate::segments::Slicer;
 use crate::sync::{AtomicU64, Ordering};
 use crate::units::{Cluster, LayerId, LayerNumber, SectorMask, StoreId};
@@ -554,6 +555,26 @@ impl Cache {
                 }
             }
         })
+    }
+
+    /// Copies what a frame has of a cluster to its place in a page. Returns which sectors those are.
+    pub fn copy_frame(&self, key: FrameKey, page: &mut Page) -> SectorMask {
+        let valid = self.sets().valid(key);
+        let mut tally = Tally::default();
+        let mut copied = SectorMask::NONE;
+        for run in runs(valid) {
+            let segments = [Segment {
+                base: page.0.as_mut_ptr().wrapping_add(run.offset()),
+                len: run.bytes(),
+            }];
+            #[expect(unsafe_code, reason = "reads a frame into a page")]
+            // SAFETY: the segment lies inside the page, which is borrowed exclusively and not looked at meanwhile.
+            let read = unsafe { self.read(key, run, &mut Slicer::new(&segments), &mut tally) };
+            if read == Read::Hit {
+                copied.0 |= run.mask().0;
+            }
+        }
+        copied
     }
 
     /// Makes a frame clean whose copy is safe, unless it was changed since.

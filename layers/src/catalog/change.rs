@@ -260,6 +260,13 @@ impl CatalogState {
                 self.rows.next_job = next.ok_or("there are no more numbers for jobs")?;
                 Was::Job(row.id, self.put_job(row.id, Some(row.clone())))
             }
+            Change::TakeJobNumber => {
+                let was = self.next_job;
+                self.rows.next_job = was
+                    .checked_add(1)
+                    .ok_or("there are no more numbers for jobs")?;
+                Was::NextJob(was)
+            }
             Change::SetJob {
                 id,
                 state,

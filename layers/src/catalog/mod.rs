@@ -132,6 +132,8 @@ pub enum JobKind {
     Import,
     /// Moves what a layer holds into the user's base below it.
     IntoBase,
+    /// Holds data against its checksums. Never in a catalog: nothing of it survives its daemon but what it found.
+    Scrub,
 }
 
 /// Which way the data goes. `source` and `target` are those of the job: `source` is below `target`.
@@ -306,6 +308,8 @@ pub enum Change {
     },
     /// A new job, with the number that is next.
     AddJob(JobRow),
+    /// The number that is next is given to something that is not in the catalog.
+    TakeJobNumber,
     /// A job stands differently.
     SetJob {
         /// The job.

@@ -438,7 +438,10 @@ fn headers_alone_say_nothing_of_checkpoints() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[4100] ^= 1;
     fs::write(path, bytes).unwrap();
-    let options = CheckOptions { headers_only: true };
+    let options = CheckOptions {
+        headers_only: true,
+        ..CheckOptions::default()
+    };
     assert!(
         check(&fixture.store(), &fixture.media, options)
             .unwrap()

@@ -25,6 +25,7 @@ pub mod names;
 mod open;
 mod resize;
 mod restore;
+pub(crate) mod scrub;
 pub mod snapshot;
 mod tree;
 mod true_names;

@@ -165,7 +165,9 @@ impl Store {
             });
         }
         if sealed {
-            return Ok(Layer::sealed(header, number, data, set));
+            let layer = Layer::sealed(header, number, data, set);
+            layer.set_bad(self.look_for_bad(row.id));
+            return Ok(layer);
         }
         if recovery.dropped_bytes > 0 {
             self.maintenance.note(format!(
@@ -378,6 +380,7 @@ impl Store {
         };
         let mut inner = self.inner();
         inner.catalog.commit(&[change])?;
+        self.want_sums([row.id]);
         // A job may still know it from when it took writes.
         let known = inner.layers.get(&row.id).and_then(Weak::upgrade);
         if let Some(layer) = known.filter(|layer| !layer.is_sealed()) {

@@ -65,6 +65,7 @@ pub fn router(gate: Arc<Gate>) -> Router {
         .route("/v1/jobs/{id}/pause", post(jobs::pause_job))
         .route("/v1/jobs/{id}/resume", post(jobs::resume_job))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel_job))
+        .route("/v1/scrubs", post(jobs::scrub))
         .route("/v1/events", get(status::stream_events))
         .route("/v1/openapi.json", get(status::show_openapi))
         .route("/metrics", get(status::show_metrics))

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::super::timestamp::Timestamp;
+use super::jobs::ByteRange;
 use super::snapshots::SnapshotRef;
 
 /// How many virtqueues an attachment offers unless told otherwise. A front-end may use fewer but never more, and QEMU
@@ -298,6 +299,9 @@ pub struct Volume {
     pub failure: Option<String>,
     /// Whether what it has to write waits for space on the host.
     pub no_space: bool,
+    /// Bytes of its layers' data that a scrub found damaged; reads of them fail, where nothing newer hides them.
+    #[serde(default)]
+    pub bad_bytes: u64,
     /// How it is attached; `null` if it is not.
     pub attachment: Option<Attachment>,
 }
@@ -315,15 +319,6 @@ pub struct Recovered {
     pub unreadable_bytes: u64,
     /// Where these are; not more than a thousand places.
     pub unreadable: Vec<ByteRange>,
-}
-
-/// A part of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ByteRange {
-    /// The first byte.
-    pub offset: u64,
-    /// How many bytes.
-    pub bytes: u64,
 }
 
 /// All volumes of the store, by name.

@@ -210,6 +210,7 @@ words! {
         Flatten = "flatten",
         Import = "import",
         IntoBase = "into-base",
+        Scrub = "scrub",
     }
 }
 words! {
