@@ -286,6 +286,8 @@ impl<P: DiskProvider> Server<P> {
     fn accept_all(self: &Arc<Self>, listening: &Listening) {
         let place = listening.display();
         let mut threads = Vec::new();
+        // Whether the last one could not be accepted: a host that has nothing left is told of once.
+        let mut refused = false;
         loop {
             let accepted = self.accept(listening);
             threads.retain(|thread: &JoinHandle<()>| !thread.is_finished());
@@ -294,8 +296,11 @@ impl<P: DiskProvider> Server<P> {
                 Ok(None) => break,
                 Err(error) => Err(error),
             };
+            let before = std::mem::replace(&mut refused, started.is_err());
             if let Err(error) = started {
-                tracing::error!(socket = %place, %error, "cannot accept a front-end");
+                if !before {
+                    tracing::error!(socket = %place, %error, "cannot accept a front-end");
+                }
                 if self.pause() {
                     break;
                 }

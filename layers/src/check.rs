@@ -29,7 +29,7 @@ use crate::map::set::SectorSet;
 use crate::mapfile::{
     LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, Recovery, data_path, layer_dir, map_path,
 };
-use crate::units::{LayerId, SECTOR_BYTES};
+use crate::units::{LayerId, SECTOR_BYTES, Sector};
 
 pub use rebuild::{Rebuilt, rebuild_catalog};
 pub use unwritten::unwritten;
@@ -138,9 +138,25 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
     check_layers(state.as_ref(), media, options, &mut report)?;
     if let Some(state) = &state {
         shared::check(dir, state, &mut report);
+        failures(state, &mut report);
     }
     leftovers(dir, &mut report)?;
     Ok(report)
+}
+
+/// Volumes that take no more writes.
+fn failures(state: &CatalogState, report: &mut Report) {
+    for row in state.volumes.values() {
+        if let Some(cause) = &row.failed {
+            report.add(
+                Severity::Warning,
+                Some(row.active),
+                format!("volume {:?} takes no more writes since an earlier failure: {cause}", row.name),
+                "find out why the host failed, start the daemon, and recover the volume (stratablk volume recover), or go back \
+                 to a snapshot",
+            );
+        }
+    }
 }
 
 /// Checks the layers of a store against a catalog that is known: for simulations.
@@ -527,22 +543,25 @@ fn check_data(
             "nothing; making the disk smaller was interrupted, and what lies behind its end is never read",
         );
     }
-    let last = set.and_then(|set| set.data_runs().last());
-    let needed = last
-        .map_or(0, |last| last.end().0.min(header.size.0))
-        .saturating_mul(SECTOR_BYTES);
-    if stat.len < needed {
+    if let Some(what) = set.and_then(|set| cut_off(set, header.size, stat.len)) {
         report.add(
             Severity::Error,
             layer,
-            format!(
-                "{} was cut off: it has {} bytes, the map says that there is data up to byte {needed}",
-                shown.display(),
-                stat.len
-            ),
+            format!("{} {what}", shown.display()),
             FIX_RESTORE,
         );
     }
+}
+
+/// What is wrong with a data file of this length, of which a map of a disk of this size says so, or `None`. Data is in its file
+/// before a map says that it is.
+pub(crate) fn cut_off(set: &SectorSet, size: Sector, len: u64) -> Option<String> {
+    let needed = set.data_end().0.min(size.0).saturating_mul(SECTOR_BYTES);
+    (len < needed).then(|| {
+        format!(
+            "was cut off: it has {len} bytes, the map says that there is data up to byte {needed}"
+        )
+    })
 }
 
 /// The raw image against what the store remembers of it.

@@ -26,6 +26,19 @@ pub struct RestoreReport {
     pub elapsed: Duration,
 }
 
+/// What a recovery of a volume that had failed did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoverReport {
+    /// Why it had failed.
+    pub cause: String,
+    /// Bytes that were written again.
+    pub written_bytes: u64,
+    /// Bytes that the host cannot read: the guest gets errors for them until it writes there.
+    pub unreadable_bytes: u64,
+    /// Where these are; not more than a thousand of them.
+    pub unreadable: Vec<SectorRange>,
+}
+
 /// How to delete a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeleteOptions {

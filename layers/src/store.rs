@@ -311,9 +311,9 @@ impl Store {
 
     /// Replaces an arena that was taken over by one of the size and in the place that are wanted now.
     fn replace_cache(&mut self, place: &Place, sets: usize) -> Result<()> {
-        if !self.inner().unsettled.is_empty() {
+        if !self.may_lose_cache() {
             self.maintenance.note(
-                "the cache keeps its size and place, since it holds writes that could not be written yet"
+                "the cache keeps its size and place, since it holds writes that could not be written yet, or says which failed"
                     .into(),
             );
             return Ok(());
@@ -369,6 +369,7 @@ impl Store {
     /// As `open`.
     pub fn take_over(&self) -> Result<()> {
         self.adopt_frames();
+        self.record_marked();
         self.recover()
     }
 
@@ -384,6 +385,7 @@ impl Store {
         let store = Self::assemble(media, catalog, options, lock, arena);
         if adopted {
             store.adopt_frames();
+            store.record_marked();
         }
         store.recover()?;
         Ok(store)
@@ -435,12 +437,17 @@ impl Store {
         notes
     }
 
-    /// Writes the checkpoints that volumes have asked for. Waits for the first; returns `false` once the store is closed.
+    /// Writes the checkpoints that volumes have asked for, and which volumes have failed. Waits for the first; returns `false` once the store is closed.
     /// The daemon calls it in a loop on a thread of its own.
     pub fn maintain(&self) -> bool {
-        let Some(volumes) = self.maintenance.wait_checkpoints() else {
+        let Some(volumes) = self.maintenance.wait() else {
             return false;
         };
+        // Not behind a command that may take long.
+        self.record_failures();
+        if volumes.is_empty() {
+            return true;
+        }
         let _command = self.command();
         for name in volumes {
             let volume = self.inner().open.get(&name).cloned();
@@ -586,13 +593,20 @@ impl Store {
     /// # Errors
     /// As `flush_all`.
     pub fn finish(&self) -> Result<()> {
-        self.flush_all()?;
+        let flushed = self.flush_all();
+        self.record_failures();
+        flushed?;
         // A net: what is dirty in spite of that is for the next process to take over.
         let (_, dirty) = self.cache.sets().count();
-        if !self.options.cache.keep && self.inner().unsettled.is_empty() && dirty == 0 {
+        if !self.options.cache.keep && self.may_lose_cache() && dirty == 0 {
             self.remove_cache()?;
         }
         Ok(())
+    }
+
+    /// Whether the cache holds nothing that is nowhere else, but what is dirty of open volumes.
+    fn may_lose_cache(&self) -> bool {
+        self.inner().unsettled.is_empty() && self.only_marked().is_empty()
     }
 
     /// Removes the cache's memory file, which holds nothing that is not in the files. It is forgotten first, so that nobody
@@ -661,7 +675,7 @@ impl Store {
                 .and_then(|layer| layer.base.as_ref())
                 .map(|base| base.path.clone()),
             attachment: row.attachment.clone(),
-            failure: trouble.failure,
+            failure: trouble.failure.or_else(|| row.failed.clone()),
             no_space: trouble.no_space,
             created_ns: row.created_ns,
             snapshots: state.snapshot_count(&row.name),

@@ -24,6 +24,7 @@ use super::routes;
         routes::volumes::attach_volume,
         routes::volumes::detach_volume,
         routes::volumes::flatten_volume,
+        routes::volumes::recover_volume,
         routes::volumes::import_image,
         routes::volumes::show_usage,
         routes::snapshots::list_snapshots,

@@ -300,6 +300,19 @@ impl Cache {
         self.arena.numbers().layer(number)
     }
 
+    /// Marks a layer as one whose files may lack what was written to them, or no longer. Outlives the process.
+    ///
+    /// # Errors
+    /// `Io`: it does not outlive the process.
+    pub fn set_failed(&self, number: LayerNumber, failed: bool) -> Result<()> {
+        self.arena.numbers().set_failed(number, failed)
+    }
+
+    /// The layers that are marked so.
+    pub fn failed(&self) -> Vec<LayerId> {
+        self.arena.numbers().failed()
+    }
+
     /// Drops everything of a layer that is being deleted and that nobody uses any more.
     pub fn forget(&self, layer: LayerId) {
         let numbers = self.arena.numbers();
@@ -494,6 +507,35 @@ impl Cache {
     /// Ends a fill that brought nothing.
     pub fn abandon(&self, ticket: Ticket) {
         self.sets().abandon(ticket);
+    }
+
+    /// Copies the sectors of a cluster that have a frame to their places in a page, and says which these are. For who has the
+    /// layer to himself.
+    pub fn copy_valid(&self, key: FrameKey, page: &mut Page) -> SectorMask {
+        let valid = self.sets().valid(key);
+        if valid == SectorMask::NONE {
+            return valid;
+        }
+        let read = self
+            .sets()
+            .read(key, valid, &mut Tally::default(), |index| {
+                let frame = self.arena.frame(index.set, index.way);
+                for run in runs(valid) {
+                    #[expect(unsafe_code, reason = "reads a frame")]
+                    // SAFETY: the run lies inside both; pages and frames are apart.
+                    unsafe {
+                        copy::copy(
+                            page.0.as_mut_ptr().wrapping_add(run.offset()),
+                            frame.wrapping_add(run.offset()),
+                            run.bytes(),
+                        );
+                    }
+                }
+            });
+        match read {
+            Read::Hit => valid,
+            Read::Miss | Read::Busy => SectorMask::NONE,
+        }
     }
 
     /// Copies the dirty sectors of a cluster to their places in a page.

@@ -218,6 +218,9 @@ impl CatalogState {
             Change::SetAttachment { volume, attachment } => {
                 self.with_volume(volume, |row| row.attachment.clone_from(attachment))?
             }
+            Change::SetFailed { volume, cause } => {
+                self.with_volume(volume, |row| row.failed.clone_from(cause))?
+            }
             Change::AddVolume(row) => match self.put_volume(&row.name, Some(row.clone())) {
                 None => Was::Volume(row.name.clone(), None),
                 was => {

@@ -94,6 +94,8 @@ pub struct VolumeRow {
     pub armed: bool,
     /// The multiattach volume whose attachment this is.
     pub attached_from: Option<String>,
+    /// Why it takes no more writes, since one of them or a sync failed. Until somebody recovers it.
+    pub failed: Option<String>,
 }
 
 /// A snapshot: a name for a layer that takes no more writes.
@@ -285,6 +287,13 @@ pub enum Change {
         volume: String,
         /// How from now on.
         attachment: Option<Attachment>,
+    },
+    /// A volume takes no more writes, or takes them again.
+    SetFailed {
+        /// The volume.
+        volume: String,
+        /// Why it takes none.
+        cause: Option<String>,
     },
     /// A volume goes. Its snapshots must be gone at the end of the commit.
     RemoveVolume(String),

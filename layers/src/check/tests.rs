@@ -114,6 +114,7 @@ impl Fixture {
             kind: VolumeKind::Normal,
             armed: false,
             attached_from: None,
+            failed: None,
         };
         let empty = CatalogState::empty(StoreId(Uuid::from_u128(0x5709)));
         SqliteCatalog::create(&fixture.store(), &empty)

@@ -11,6 +11,7 @@ mod delete_snapshot;
 mod diff;
 mod doomed;
 pub mod facts;
+mod failures;
 mod fit;
 mod groups;
 pub(crate) mod idle;

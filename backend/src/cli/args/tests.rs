@@ -43,6 +43,7 @@ fn every_form_that_scripts_rely_on_is_understood() {
         "volume resize web 20G",
         "volume resize web +512",
         "volume resize web 1G --shrink --force",
+        "volume recover web",
         "volume flatten web",
         "volume flatten web --wait --rate 10M",
         "volume attach web --socket /s --as web-a",

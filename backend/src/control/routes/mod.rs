@@ -43,6 +43,7 @@ pub fn router(gate: Arc<Gate>) -> Router {
             put(volumes::attach_volume).delete(volumes::detach_volume),
         )
         .route("/v1/volumes/{name}/flatten", post(volumes::flatten_volume))
+        .route("/v1/volumes/{name}/recover", post(volumes::recover_volume))
         .route(
             "/v1/volumes/{name}/restore",
             post(snapshots::restore_volume),

@@ -305,6 +305,30 @@ pub struct Volume {
     pub attachment: Option<Attachment>,
 }
 
+/// What the recovery of a volume that had failed did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Recovered {
+    /// The volume.
+    pub volume: String,
+    /// Why it had failed.
+    pub cause: String,
+    /// Bytes that were written again, and synced.
+    pub written_bytes: u64,
+    /// Bytes that the host cannot read: the guest gets errors for them until it writes there.
+    pub unreadable_bytes: u64,
+    /// Where these are; not more than a thousand places.
+    pub unreadable: Vec<ByteRange>,
+}
+
+/// A part of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ByteRange {
+    /// The first byte.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
 /// All volumes of the store, by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeList {
