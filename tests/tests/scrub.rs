@@ -143,7 +143,7 @@ fn a_rotten_bit_is_found_and_never_served() {
     let bad = &job["scrub"]["bad"][0];
     assert_eq!(bad["bytes"], 4096, "{job}");
     assert_eq!(bad["ranges"][0]["offset"], ROTTEN_SECTOR * 512);
-    assert_eq!(bad["ranges"][0]["length"], 4096);
+    assert_eq!(bad["ranges"][0]["bytes"], 4096);
     assert_eq!(bad["volumes"], serde_json::json!(["web", "web@s1"]));
 
     // The guest gets an error for what is rotten, and everything else.
