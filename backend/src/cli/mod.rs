@@ -282,6 +282,7 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
             cache,
             on_thread: Some(|| confine::enter(confine::Role::Files)),
         },
+        takeover: args.takeover,
         json,
     })
     .map_err(|error| Failure::of(error.kind(), error))

@@ -13,6 +13,7 @@ mod doomed;
 pub mod facts;
 mod fit;
 mod groups;
+mod hand_over;
 pub(crate) mod idle;
 pub(crate) mod jobs;
 pub(crate) mod kind;

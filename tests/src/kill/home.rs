@@ -107,7 +107,16 @@ impl Home {
     /// Starts a daemon and waits for nothing.
     pub fn launch(&self) -> Daemon {
         let mut command = stratablk(["serve"]);
-        command.args(&self.arguments).args(["--log", "warn"]);
+        command.args(&self.arguments).args(["--log", "info"]);
+        Daemon::launch(&mut command, &self.store().join("control.sock"))
+    }
+
+    /// Starts a daemon that takes over from the one that runs, and waits for nothing.
+    pub fn succeed(&self) -> Daemon {
+        let mut command = stratablk(["serve", "--takeover"]);
+        command
+            .args(&self.arguments)
+            .args(["--log", "stratablk=debug"]);
         Daemon::launch(&mut command, &self.store().join("control.sock"))
     }
 
