@@ -101,6 +101,10 @@ impl Drop for NoWayOut {
 ///
 /// # Errors
 /// It hands nothing over. Once it has, an error ends the process at once.
+#[expect(
+    clippy::exit,
+    reason = "an orderly end would close what another process goes on with"
+)]
 pub(super) fn succeed(
     config: &ServeConfig,
     socket_group: Option<u32>,
@@ -333,8 +337,6 @@ impl Daemon {
         // If the other process has gone meanwhile, guests wait for a moment that nobody needed. There is no other way back.
         let since_ns = now_ns();
         let volumes = commands.hand_over();
-        let closed_ms = now_ns().saturating_sub(since_ns) / 1_000_000;
-        tracing::debug!(closed_ms, "everything is closed");
         let package = Package {
             since_ns,
             control: control.hand_over(listener),

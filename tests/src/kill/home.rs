@@ -113,10 +113,15 @@ impl Home {
 
     /// Starts a daemon that takes over from the one that runs, and waits for nothing.
     pub fn succeed(&self) -> Daemon {
-        let mut command = stratablk(["serve", "--takeover"]);
-        command
-            .args(&self.arguments)
-            .args(["--log", "stratablk=debug"]);
+        self.succeed_with(&[])
+    }
+
+    /// The same with more arguments, which replace those of the same name.
+    pub fn succeed_with(&self, more: &[&str]) -> Daemon {
+        let mut command = stratablk(["serve", "--takeover", "--log", "stratablk=debug"]);
+        let pairs = self.arguments.chunks(2);
+        let replaced = |pair: &&[OsString]| !more.iter().any(|word| pair[0] == *word);
+        command.args(pairs.filter(replaced).flatten()).args(more);
         Daemon::launch(&mut command, &self.store().join("control.sock"))
     }
 

@@ -51,7 +51,9 @@ impl Commands {
     /// Ends everything for another process to go on with it: rings when what is under way has completed, and the store as a
     /// crash would. Its lock goes with this too, unless there is a descriptor of it elsewhere.
     pub fn hand_over(self) -> Vec<HandedVolume> {
+        let began = Instant::now();
         let attachments = self.attachments.hand_over();
+        let drained = began.elapsed();
         let Self {
             store,
             attachments: table,
@@ -60,6 +62,7 @@ impl Commands {
         } = self;
         drop((table, opener));
         drop(sole(store, "the store"));
+        tracing::debug!(?drained, closed = ?began.elapsed(), "the parts of that in this process");
         let volumes = attachments
             .into_iter()
             .map(|(name, terms, attachment)| HandedVolume {
