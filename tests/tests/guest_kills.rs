@@ -1,6 +1,6 @@
 //! A Linux guest under QEMU goes on while its daemon is killed again and again: its requests come back, each once, from one
-//! daemon or the next. `STRATABLK_GUEST_KILLS` says how often (30). And it goes on, with its connection, while one daemon takes over
-//! from the other.
+//! daemon or the next. `STRATABLK_GUEST_KILLS` says how often (30). And it goes on, with its connection, while one daemon takes
+//! over from the other.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! A store that goes from one process to the next, while the machines that use it run on.
 //!
-//! DURABILITY: the one that lets it go drops it as a crash would, and makes nothing durable for that: what was acknowledged is in
-//! the files, or in dirty frames of the cache's memory file. The one that goes on opens it as after a crash. In between only
-//! the lock has to be held, which both have: it belongs to the open file, and goes with the last descriptor of it.
+//! DURABILITY: the one that lets it go drops it as a crash would, and makes nothing durable for that: what was acknowledged
+//! is in the files, or in dirty frames of the cache's memory file. The one that goes on opens it as after a crash. In between
+//! only the lock has to be held, which both have: it belongs to the open file, and goes with the last descriptor of it.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;

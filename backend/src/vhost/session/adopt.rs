@@ -1,7 +1,7 @@
 //! Sessions that go from one process to the next while their front-ends stay connected.
 //!
-//! Every wait of a session is between two messages, since nothing is taken from the socket before a message is there as a whole.
-//! So it can be handed over in any of them, and what has arrived stays in the socket.
+//! Every wait of a session is between two messages, since nothing is taken from the socket before a message is there as a
+//! whole. So it can be handed over in any of them, and what has arrived stays in the socket.
 //!
 //! Who takes it over is told what the front-end has said ([`Message`]) by way of a pair of sockets; when that is done, the
 //! front-end's connection takes the place of the pair. That is one descriptor that comes to name another socket, so whatever
