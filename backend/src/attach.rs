@@ -403,6 +403,8 @@ impl<P: DiskProvider> Server<P> {
             }
             begun.release.wait();
         }
+        // Whether the last one could not be accepted: a host that has nothing left is told of once.
+        let mut refused = false;
         loop {
             let accepted = self.accept(listening);
             threads.retain(|thread: &JoinHandle<()>| !thread.is_finished());
@@ -413,8 +415,11 @@ impl<P: DiskProvider> Server<P> {
                 Ok(None) => break,
                 Err(error) => Err(error),
             };
+            let before = std::mem::replace(&mut refused, started.is_err());
             if let Err(error) = started {
-                tracing::error!(socket = %place, %error, "cannot accept a front-end");
+                if !before {
+                    tracing::error!(socket = %place, %error, "cannot accept a front-end");
+                }
                 if self.pause() {
                     break;
                 }

@@ -29,6 +29,7 @@ use crate::control::commands::{Commands, check_socket_path};
 use crate::control::error::ApiError;
 use crate::control::gate::{COMMANDS_MAX, Gate};
 use crate::control::socket::{ControlSocket, SocketError};
+use crate::control::spare::Spare;
 use crate::control::types::ErrorKind;
 use crate::control::{routes, server};
 use crate::notify::notify;
@@ -119,6 +120,16 @@ impl DaemonError {
     }
 }
 
+/// Lets a file that may grow no further (`ulimit -f`) be an error of the write, as it is of any other host, and not the end of the
+/// process and of all disks that it serves. Before there are other threads, which do as this one does.
+fn outlive_file_limit() -> io::Result<()> {
+    use vmm_sys_util::signal::{Error, block_signal};
+    match block_signal(libc::SIGXFSZ) {
+        Ok(()) | Err(Error::SignalAlreadyBlocked(_)) => Ok(()),
+        Err(error) => Err(io::Error::other(error.to_string())),
+    }
+}
+
 /// Takes as many file descriptors as the host allows: each layer of an open chain holds one, and the usual soft limit of
 /// 1,024 would end a volume's snapshots there. Only `select(2)` needs the low limit, and nothing here uses it.
 fn raise_descriptor_limit() {
@@ -139,6 +150,8 @@ fn raise_descriptor_limit() {
 pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
     let host = |op| move |source| DaemonError::Host { op, source };
     raise_descriptor_limit();
+    outlive_file_limit().map_err(host("block a signal"))?;
+    let mut spare = Spare::new();
     let groups = Groups::find(&config)?;
     confine::begin(&config.confine, &config.target.store(), &groups.numbers())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -172,7 +185,7 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
         let mut candidates = daemon.successors().map_err(host("start a thread"))?;
         loop {
             match daemon
-                .serve(listener, &mut signals, &mut candidates, json)
+                .serve(listener, spare, &mut signals, &mut candidates, json)
                 .await?
             {
                 Ended::Stopped => return Ok(()),
@@ -181,6 +194,7 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
                     return Ok(());
                 }
                 Ended::Back(package) => {
+                    spare = Spare::new();
                     (daemon, listener) = succession::back(kept.clone(), package).await?;
                 }
             }
@@ -379,6 +393,7 @@ impl Daemon {
     async fn serve(
         mut self,
         listener: std::os::unix::net::UnixListener,
+        spare: Spare,
         signals: &mut Signals,
         candidates: &mut Candidates,
         json: bool,
@@ -397,6 +412,7 @@ impl Daemon {
         let (stop, stopped) = watch::channel(false);
         let mut server = tokio::spawn(server::serve(
             listener,
+            spare,
             routes::router(Arc::clone(&gate)),
             stopped,
         ));

@@ -25,8 +25,12 @@ pub enum Canary {
     RemoveBeforeCommit,
     /// A restore of a group is committed one volume after the other.
     RestoreInParts,
+    /// A map takes the place of another one without what was appended to that one meanwhile.
+    ForgetSince,
     /// A checkpoint is believed that reaches beyond its disk.
     BelieveCheckpoint,
+    /// A scrub does not look at the last cluster that it has read at once.
+    SkipLastOfPiece,
 }
 
 #[cfg(feature = "canary")]

@@ -77,6 +77,16 @@ pub struct ReplaceError {
     pub old_in_force: bool,
 }
 
+impl ReplaceError {
+    /// Of what failed before the new map took its name.
+    fn before(error: Error) -> Self {
+        Self {
+            error,
+            old_in_force: true,
+        }
+    }
+}
+
 impl From<ReplaceError> for Error {
     fn from(error: ReplaceError) -> Self {
         error.error
@@ -92,6 +102,8 @@ pub struct MapContents {
     pub set: SectorSet,
     /// What became of the journal.
     pub recovery: Recovery,
+    /// Counts the files that were this layer's map; 1 for the first.
+    pub incarnation: u64,
 }
 
 /// The map of one layer, open. One owner; not for concurrent use.
@@ -185,7 +197,7 @@ impl MapFile {
                 .open(&path, OpenMode::ReadWrite, false)
                 .map_err(io_error(media, "open", &path))?;
         }
-        let (set, end) = read_contents(media, &file, &header)?;
+        let (set, end) = read_contents(media, &file, &header, u64::MAX)?;
         let recovery = Recovery::of(&end);
         let mut map = Self {
             file,
@@ -219,12 +231,21 @@ impl MapFile {
     /// As for [`MapFile::open`].
     pub fn read(media: &Arc<dyn Media>, layer: LayerId) -> Result<MapContents> {
         let (file, header) = open_header(media, layer, OpenMode::ReadOnly)?;
-        let (set, end) = read_contents(media, &file, &header)?;
+        let (set, end) = read_contents(media, &file, &header, u64::MAX)?;
         Ok(MapContents {
             header: header.map,
             set,
             recovery: Recovery::of(&end),
+            incarnation: header.incarnation,
         })
+    }
+
+    /// Which of the files that were this layer's map is there now: 1 for the first.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Unsupported`, `Io`.
+    pub fn read_incarnation(media: &Arc<dyn Media>, layer: LayerId) -> Result<u64> {
+        Ok(open_header(media, layer, OpenMode::ReadOnly)?.1.incarnation)
     }
 
     /// Reads a map's header only: one read of 4096 bytes.
@@ -384,17 +405,19 @@ fn open_header(
     Ok((file, header))
 }
 
-/// Reads checkpoint and journal.
+/// Reads checkpoint and journal, up to a byte of the file.
 fn read_contents(
     media: &Arc<dyn Media>,
     file: &Arc<dyn File>,
     header: &Header,
+    until: u64,
 ) -> Result<(SectorSet, JournalEnd)> {
     let path = map_path(header.map.layer);
     let damaged = |error: crate::format::FormatError| {
         error.in_map(media.display_path(&path), header.map.layer)
     };
     let len = file.len().map_err(io_error(media, "stat", &path))?;
+    let len = len.min(until);
     // The header's lengths are believed only as far as there is a file for them, before any memory is taken.
     let (start, end) = (header.checkpoint.offset(), header.checkpoint.end());
     if end > len {
@@ -440,31 +463,30 @@ fn write_map(
     incarnation: u64,
     set: &SectorSet,
 ) -> std::result::Result<MapFile, ReplaceError> {
-    let (new, path, dir) = (
-        new_map_path(map.layer),
-        map_path(map.layer),
-        layer_dir(map.layer),
-    );
-    let before = |error| ReplaceError {
-        error,
-        old_in_force: true,
-    };
-    let after = |error| ReplaceError {
-        error,
-        old_in_force: false,
-    };
-    let (header, bytes) = checkpoint::encode(map, incarnation, set).map_err(|error| {
-        before(Error::Invalid {
+    let new = write_new(media, map, incarnation, set).map_err(ReplaceError::before)?;
+    take_name(media, map.layer)?;
+    Ok(new)
+}
+
+/// Writes a whole map beside the one in force, and syncs it.
+fn write_new(
+    media: &Arc<dyn Media>,
+    map: &MapHeader,
+    incarnation: u64,
+    set: &SectorSet,
+) -> Result<MapFile> {
+    let new = new_map_path(map.layer);
+    let (header, bytes) =
+        checkpoint::encode(map, incarnation, set).map_err(|error| Error::Invalid {
             field: "map header",
             what: error.to_string(),
-        })
-    })?;
+        })?;
     match media.remove(&new) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(before(io_error(media, "remove", &new)(error))),
+        Err(error) => return Err(io_error(media, "remove", &new)(error)),
     }
-    let write = || {
+    let write = || -> Result<Arc<dyn File>> {
         let file = media
             .open(&new, OpenMode::CreateNew, false)
             .map_err(io_error(media, "create", &new))?;
@@ -473,20 +495,8 @@ fn write_map(
         file.sync_data().map_err(io_error(media, "sync", &new))?;
         Ok(file)
     };
-    let file = write().map_err(|error| {
-        // Best effort, to give the space back: a leftover is ignored, and removed when the map is next opened.
-        drop(media.remove(&new));
-        before(error)
-    })?;
-    // DURABILITY: complete and synced before it gets the name; from here on a crash leaves either map.
-    media
-        .rename(&new, &path)
-        .map_err(io_error(media, "rename", &new))
-        .map_err(after)?;
-    media
-        .sync_dir(&dir)
-        .map_err(io_error(media, "sync", &dir))
-        .map_err(after)?;
+    // Best effort, to give the space back: a leftover is ignored, and removed when the map is next opened.
+    let file = write().inspect_err(|_| drop(media.remove(&new)))?;
     Ok(MapFile {
         file,
         seed: Seed::of(&header),
@@ -495,6 +505,23 @@ fn write_map(
         end_unsynced: false,
     })
 }
+
+/// Gives the map that was written beside the one in force its name.
+fn take_name(media: &Arc<dyn Media>, layer: LayerId) -> std::result::Result<(), ReplaceError> {
+    let (new, path, dir) = (new_map_path(layer), map_path(layer), layer_dir(layer));
+    // DURABILITY: complete and synced before it gets the name; from here on a crash leaves either map.
+    media
+        .rename(&new, &path)
+        .map_err(io_error(media, "rename", &new))
+        .and_then(|()| media.sync_dir(&dir).map_err(io_error(media, "sync", &dir)))
+        .map_err(|error| ReplaceError {
+            error,
+            old_in_force: false,
+        })
+}
+
+mod successor;
+pub use successor::{Mark, Successor};
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The committed bytes of version 1: `tests/golden/store` is a whole store, `FORMAT.md` prints one of its maps. They are
-//! decoded, encoded again byte for byte, and damaged in every way that one byte can be. `catalog-2.db` is a catalog of
-//! version 2 with something of everything.
+//! decoded, encoded again byte for byte, and damaged in every way that one byte can be. `catalog-2.db` and `catalog-3.db` are
+//! catalogs of those versions with something of everything.
 //!
 //! A change of the format that breaks these tests needs a new version, and new files beside these.
 
@@ -210,6 +210,7 @@ fn catalog_1() -> Rows {
             kind: VolumeKind::Normal,
             armed: false,
             attached_from: None,
+            failed: None,
         },
     );
     rows.snapshots.push(SnapshotRow {
@@ -270,6 +271,7 @@ fn catalog_2() -> Rows {
             kind,
             armed,
             attached_from: from.map(str::to_owned),
+            failed: None,
         };
         rows.volumes.insert(name.into(), row);
     }
@@ -519,6 +521,14 @@ fn damage_in_the_middle_says_what_was_lost() {
     }
 }
 
+/// What the golden catalog of version 3 holds: that of version 2, and a volume that has failed.
+fn catalog_3() -> Rows {
+    let mut rows = catalog_2();
+    let row = rows.volumes.get_mut("log").unwrap();
+    row.failed = Some("a flush failed: Input/output error (os error 5)".into());
+    rows
+}
+
 /// A directory with a copy of a golden catalog in it, since opening one may write.
 fn copy_of(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -536,6 +546,7 @@ fn the_golden_catalogs_are_read() {
     for (name, version, rows) in [
         ("store/catalog.db", 1, catalog_1()),
         ("catalog-2.db", 2, catalog_2()),
+        ("catalog-3.db", 3, catalog_3()),
     ] {
         let dir = copy_of(name);
         let expected = CatalogState::new(rows).unwrap();
@@ -545,7 +556,7 @@ fn the_golden_catalogs_are_read() {
         let catalog = SqliteCatalog::open(dir.path()).unwrap();
         assert_eq!(*catalog.state(), expected);
         drop(catalog);
-        assert_eq!(version_in(dir.path()), 2);
+        assert_eq!(version_in(dir.path()), 3);
         let catalog = SqliteCatalog::open(dir.path()).unwrap();
         assert_eq!(*catalog.state(), expected);
         let names = fs::read_dir(dir.path()).unwrap();
@@ -603,13 +614,13 @@ fn write_the_golden_files() {
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         fs::write(golden().join(name), bytes).unwrap();
     }
-    // The catalog of version 1 can no longer be written.
+    // Those of versions 1 and 2 can no longer be written.
     let dir = tempfile::tempdir().unwrap();
-    let state = CatalogState::new(catalog_2()).unwrap();
+    let state = CatalogState::new(catalog_3()).unwrap();
     drop(SqliteCatalog::create(dir.path(), &state).unwrap());
     let mut bytes = fs::read(dir.path().join("catalog.db")).unwrap();
-    fs::write(golden().join("catalog-2.db"), &bytes).unwrap();
-    bytes[63] = 3;
+    fs::write(golden().join("catalog-3.db"), &bytes).unwrap();
+    bytes[63] = 4;
     fs::write(golden().join("newer-catalog.db"), bytes).unwrap();
     println!("{}", dump(&encode(active())));
 }

@@ -2,7 +2,9 @@
 //! and messages are in the conformance tests, random ones in `fuzz/`.
 
 use std::fs;
+use std::io::{ErrorKind, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -15,6 +17,12 @@ use stratablk_tests::wait::{PATIENCE, until};
 const CROWD: usize = 1000;
 /// Descriptors that the front-ends who are served at a time may take: eight of them, with a few each.
 const SLACK_FDS: usize = 64;
+/// Threads that it may have besides: one for each of those front-ends, and a worker.
+const SLACK_THREADS: usize = 10;
+/// Front-ends that are served at a time.
+const PLACES: usize = 8;
+/// Front-ends that never read: two of them for each place.
+const SLOW: usize = 16;
 /// Memory that it may take meanwhile.
 const SLACK_KIB: u64 = 4096;
 
@@ -79,8 +87,8 @@ fn knock(address: &SocketAddrUnix) -> Option<OwnedFd> {
     rustix::net::connect(&socket, address).ok().map(|()| socket)
 }
 
-/// Descriptors and memory (KiB) of the daemon.
-fn holdings(host: &Host) -> (usize, u64) {
+/// Descriptors, memory (KiB) and threads of the daemon.
+fn holdings(host: &Host) -> (usize, u64, usize) {
     let pid = host.daemon.as_ref().expect("it runs").pid();
     let fds = fs::read_dir(format!("/proc/{pid}/fd"))
         .expect("it runs")
@@ -90,7 +98,10 @@ fn holdings(host: &Host) -> (usize, u64) {
     let resident = line
         .and_then(|line| line.split_whitespace().nth(1))
         .expect("a number");
-    (fds, resident.parse().expect("a number"))
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .expect("it runs")
+        .count();
+    (fds, resident.parse().expect("a number"), threads)
 }
 
 /// A thousand front-ends that connect and say nothing cost the daemon nothing: other volumes and the control socket answer,
@@ -105,7 +116,7 @@ fn a_crowd_that_says_nothing_holds_up_nobody_else() {
     let quiet = host.attach("quiet", 1);
     let mut disk = Disk::connect(&quiet.socket);
     disk.write(0, &pattern::base(0, 8));
-    let (fds, memory) = holdings(&host);
+    let (fds, memory, threads) = holdings(&host);
     let address = SocketAddrUnix::new(host.path("crowded.sock")).expect("a short path");
     let mut crowd = Vec::new();
     let mut refused = 0;
@@ -123,7 +134,7 @@ fn a_crowd_that_says_nothing_holds_up_nobody_else() {
     let asked = Instant::now();
     host.line("volume list").ok();
     assert!(asked.elapsed() < PATIENCE, "the control socket answers");
-    let (now_fds, now_memory) = holdings(&host);
+    let (now_fds, now_memory, now_threads) = holdings(&host);
     assert!(
         now_fds <= fds + SLACK_FDS,
         "{fds} descriptors became {now_fds}"
@@ -132,11 +143,73 @@ fn a_crowd_that_says_nothing_holds_up_nobody_else() {
         now_memory <= memory + SLACK_KIB,
         "{memory} KiB became {now_memory}"
     );
+    assert!(
+        now_threads <= threads + SLACK_THREADS,
+        "{threads} threads became {now_threads}"
+    );
     drop(crowd);
     drop(disk);
     let mut disk = Disk::connect(&host.path("crowded.sock"));
     assert_eq!(disk.read(0, 1).len(), 512);
     drop(disk);
     assert!(until(|| holdings(&host).0 <= fds), "descriptors leaked");
+    assert!(until(|| holdings(&host).2 <= threads), "threads leaked");
+    host.finish();
+}
+
+/// Front-ends that ask without end and never read an answer: each is let wait, and sent away for another one; the other volume
+/// and the control socket notice nothing, and none of it is left when they are gone.
+#[test]
+fn front_ends_that_never_read_their_answers_hold_up_nobody_else() {
+    let mut host = Host::new();
+    host.noise("base", 1 << 20);
+    host.line("volume create asked --base @/base").ok();
+    host.line("volume create quiet --size 1M").ok();
+    host.attach("asked", 1);
+    let quiet = host.attach("quiet", 1);
+    let mut disk = Disk::connect(&quiet.socket);
+    disk.write(0, &pattern::base(0, 8));
+    let (fds, memory, threads) = holdings(&host);
+    // GET_FEATURES, as the protocol numbers it: 12 bytes in, 20 out.
+    let question: Vec<u8> = [1, 1, 0].into_iter().flat_map(u32::to_le_bytes).collect();
+    let mut crowd = Vec::new();
+    for round in 0..SLOW {
+        let mut stream =
+            UnixStream::connect(host.path("asked.sock")).expect("a place in the queue");
+        stream.set_nonblocking(true).expect("a socket");
+        // Until neither the daemon's answers nor our questions find room any more.
+        let full = |stream: &mut UnixStream| {
+            let written = stream.write(&question);
+            written.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        };
+        assert!(
+            until(|| full(&mut stream) || round >= PLACES),
+            "the daemon reads without end"
+        );
+        crowd.push(stream);
+        disk.write(8, &pattern::stamped(1, 8, 8));
+        pattern::assert_same(&disk.read(0, 8), &pattern::base(0, 8), "the other volume");
+    }
+    host.line("volume list").ok();
+    let (now_fds, now_memory, now_threads) = holdings(&host);
+    assert!(
+        now_fds <= fds + SLACK_FDS,
+        "{fds} descriptors became {now_fds}"
+    );
+    assert!(
+        now_memory <= memory + SLACK_KIB,
+        "{memory} KiB became {now_memory}"
+    );
+    assert!(
+        now_threads <= threads + SLACK_THREADS,
+        "{threads} threads became {now_threads}"
+    );
+    drop(crowd);
+    drop(disk);
+    let mut disk = Disk::connect(&host.path("asked.sock"));
+    assert_eq!(disk.read(0, 1).len(), 512);
+    drop(disk);
+    assert!(until(|| holdings(&host).0 <= fds), "descriptors leaked");
+    assert!(until(|| holdings(&host).2 <= threads), "threads leaked");
     host.finish();
 }

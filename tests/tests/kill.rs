@@ -6,6 +6,7 @@
 
 use stratablk_tests::kill::client::{Fault, Mix};
 use stratablk_tests::kill::home::Cache;
+use stratablk_tests::kill::rival::{self, BackEnd, Tally};
 use stratablk_tests::kill::run::{After, Failure, Plan, Summary, run};
 
 /// Kills of one store, after which the next one gets another seed and cache.
@@ -138,4 +139,31 @@ fn canary_a_lost_cache_is_noticed() {
         Err(failure) => panic!("something else: {failure}"),
         Ok(summary) => panic!("not noticed: {summary:?}"),
     }
+}
+
+/// The control group: what `qemu-storage-daemon` loses by the same kills under the same load, by the same oracle. A raw file is
+/// as safe as the host's memory, so there the oracle has to find nothing; qcow2 keeps the places of new clusters to
+/// itself until a flush, so there it has to find losses. `STRATABLK_CONTROL_KILLS`: how often to kill each.
+#[test]
+fn kills_of_a_rival_are_counted_beside_ours() {
+    let kills = number("STRATABLK_CONTROL_KILLS").unwrap_or(12);
+    let seed = number("STRATABLK_KILL_SEED").unwrap_or(6_001_000);
+    let of = |back_end| {
+        rival::count(back_end, seed, kills).unwrap_or_else(|fault| panic!("{back_end}: {fault}"))
+    };
+    let back_ends = [BackEnd::Stratablk, BackEnd::Qcow2, BackEnd::Raw];
+    let tallies = back_ends.map(of);
+    println!("{}", Tally::head());
+    for (back_end, tally) in back_ends.iter().zip(&tallies) {
+        println!("{}", tally.line(*back_end));
+        assert!(
+            tally.completed > 100 * kills && tally.cut_off > 0,
+            "{back_end}: {tally:?}"
+        );
+    }
+    let [ours, qcow2, raw] = tallies;
+    for (back_end, tally) in [(BackEnd::Stratablk, ours), (BackEnd::Raw, raw)] {
+        assert_eq!(tally.losses, 0, "{back_end}: {tally:?}");
+    }
+    assert!(qcow2.unflushed > 0, "the oracle sees no loss: {qcow2:?}");
 }

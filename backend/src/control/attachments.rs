@@ -440,10 +440,9 @@ impl Attachments {
                     Happening::VolumeHasSpace { volume }
                 });
             }
-            if !entry.failure_told
-                && let Some(message) = entry.disk.as_ref().and_then(|disk| disk.failure())
-            {
-                entry.failure_told = true;
+            let failure = entry.disk.as_ref().and_then(|disk| disk.failure());
+            let told = std::mem::replace(&mut entry.failure_told, failure.is_some());
+            if let Some(message) = failure.filter(|_| !told) {
                 tracing::error!(volume = %name, "takes no more writes: {message}");
                 happenings.push(Happening::VolumeFailed {
                     volume: name.clone(),

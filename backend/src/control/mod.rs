@@ -9,6 +9,7 @@
 pub mod attachments;
 pub mod commands;
 mod convert;
+mod crowd;
 pub mod error;
 pub mod events;
 pub mod gate;
@@ -17,6 +18,7 @@ pub mod openapi;
 pub mod routes;
 pub mod server;
 pub mod socket;
+pub mod spare;
 mod stall;
 pub mod timestamp;
 pub mod types;

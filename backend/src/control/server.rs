@@ -6,13 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
 
+use super::crowd::{Crowd, ReplyBody, RequestBody, Standing};
+use super::spare::Spare;
 use super::stall::StallLimit;
 
 /// Connections at once.
@@ -35,38 +40,71 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: appl
     Content-Length: 98\r\n\r\n\
     {\"error\":{\"kind\":\"unavailable\",\"field\":null,\"message\":\"too many control connections; close some\"}}";
 
-/// Serves until `stop` turns true, then lets replies under way end. Connections too many are refused at once.
-pub async fn serve(listener: UnixListener, router: Router, mut stop: watch::Receiver<bool>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut connections = JoinSet::new();
+/// Serves until `stop` turns true, then lets replies under way end.
+///
+/// Where there is no place or no descriptor for a newcomer, the connection whose client is waited for longest is closed. If
+/// requests of all of them are worked on, a newcomer is refused (places), or waits for one of them (descriptors).
+pub async fn serve(
+    listener: UnixListener,
+    mut spare: Spare,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut crowd = Crowd::default();
+    // Whether the host has refused a descriptor, and not given back what was spared since: told once.
+    let mut out_of_descriptors = false;
     loop {
         let accepted = tokio::select! {
             () = told(&mut stop) => break,
-            Some(_) = connections.join_next() => continue,
+            Some(()) = crowd.one_ended() => {
+                spare.refill();
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => match Arc::clone(&room).try_acquire_owned() {
-                Ok(permit) => {
+            Ok((stream, _)) => {
+                // Not before: what was given away is for this one.
+                out_of_descriptors &= !spare.refill();
+                if crowd.len() < CONNECTIONS_MAX || crowd.make_way() {
+                    let standing = Arc::new(Standing::new());
                     let (router, stop) = (router.clone(), stop.clone());
-                    connections.spawn(async move {
-                        connection(stream, router, stop).await;
-                        drop(permit);
-                    });
+                    let served = connection(stream, router, stop, Arc::clone(&standing));
+                    crowd.admit(standing, served);
+                } else {
+                    // Fits into the socket's buffer, or the client does without.
+                    drop(stream.try_write(TOO_MANY));
                 }
-                // Fits into the socket's buffer, or the client does without.
-                Err(_) => drop(stream.try_write(TOO_MANY)),
-            },
+            }
             Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                tracing::warn!("the control socket cannot accept: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                let no_descriptor = matches!(
+                    Errno::from_io_error(&error),
+                    Some(Errno::MFILE | Errno::NFILE)
+                );
+                if !no_descriptor || !out_of_descriptors {
+                    tracing::warn!("the control socket cannot accept: {error}");
+                }
+                out_of_descriptors = no_descriptor;
+                if no_descriptor && spare.give() {
+                    continue;
+                }
+                if no_descriptor {
+                    crowd.make_way();
+                }
+                tokio::select! {
+                    () = told(&mut stop) => break,
+                    Some(()) = crowd.one_ended() => {}
+                    () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+                }
             }
         }
     }
     drop(listener);
-    let all = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(GOODBYE_TIMEOUT, all).await.is_err() {
+    if tokio::time::timeout(GOODBYE_TIMEOUT, crowd.all_ended())
+        .await
+        .is_err()
+    {
         tracing::debug!("control connections cut off");
     }
 }
@@ -78,8 +116,26 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Serves one connection to its end.
-async fn connection(stream: UnixStream, router: Router, mut stop: watch::Receiver<bool>) {
-    let io = TokioIo::new(StallLimit::new(stream, STALL_TIMEOUT));
+async fn connection(
+    stream: UnixStream,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+    standing: Arc<Standing>,
+) {
+    let io = TokioIo::new(StallLimit::new(
+        stream,
+        STALL_TIMEOUT,
+        Arc::clone(&standing),
+    ));
+    let service = service_fn(|request: Request<Incoming>| {
+        let ours = Arc::clone(&standing);
+        let request = request.map(|body| RequestBody::new(body, Arc::clone(&standing)));
+        let reply = TowerToHyperService::new(router.clone()).call(request);
+        async move {
+            let reply = reply.await;
+            reply.map(|reply| reply.map(|body| ReplyBody::new(body, ours)))
+        }
+    });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -87,7 +143,7 @@ async fn connection(stream: UnixStream, router: Router, mut stop: watch::Receive
             .max_buf_size(HEAD_BYTES_MAX)
             .max_header_size(HEAD_BYTES_MAX)
             .max_headers(HEADERS_MAX)
-            .serve_connection(io, TowerToHyperService::new(router))
+            .serve_connection(io, service)
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

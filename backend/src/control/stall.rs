@@ -3,11 +3,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+use super::crowd::Standing;
 
 /// A stream with a limit on how long a write may wait for room.
 #[derive(Debug)]
@@ -20,16 +23,19 @@ pub struct StallLimit<S> {
     deadline: Pin<Box<Sleep>>,
     /// Whether a write waits.
     waiting: bool,
+    /// Where it is told that the client does not read.
+    standing: Arc<Standing>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> StallLimit<S> {
     /// Limits the writes of a stream.
-    pub fn new(inner: S, patience: Duration) -> Self {
+    pub fn new(inner: S, patience: Duration, standing: Arc<Standing>) -> Self {
         Self {
             inner,
             patience,
             deadline: Box::pin(tokio::time::sleep(patience)),
             waiting: false,
+            standing,
         }
     }
 
@@ -39,6 +45,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> StallLimit<S> {
         cx: &mut Context<'_>,
         outcome: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        self.standing.stalls(outcome.is_pending());
         if outcome.is_ready() {
             self.waiting = false;
             return outcome;
@@ -99,14 +106,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for StallLimit<S> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
+
+    /// A stream with that limit.
+    fn limited(stream: DuplexStream, patience: Duration) -> StallLimit<DuplexStream> {
+        StallLimit::new(stream, patience, Arc::new(Standing::new()))
+    }
 
     #[tokio::test]
     async fn a_client_that_never_reads_is_given_up() {
         let (ours, _theirs) = tokio::io::duplex(16);
-        let mut limited = StallLimit::new(ours, Duration::from_millis(10));
+        let mut limited = limited(ours, Duration::from_millis(10));
         let error = limited.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -114,7 +126,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_reads_gets_all() {
         let (ours, mut theirs) = tokio::io::duplex(16);
-        let mut limited = StallLimit::new(ours, Duration::from_secs(10));
+        let mut limited = limited(ours, Duration::from_secs(10));
         let writer = tokio::spawn(async move { limited.write_all(&[7; 4096]).await });
         let mut all = Vec::new();
         theirs.read_to_end(&mut all).await.unwrap();

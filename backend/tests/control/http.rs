@@ -1,13 +1,12 @@
 //! Requests, bodies and connections as such.
 
-use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use serde_json::Value;
-use stratablk::control::{routes, server};
+use stratablk::control::{events, routes, server};
 
-use crate::{DEADLINE, Server, reply};
+use crate::Server;
 
 #[test]
 fn a_bad_body_is_refused_by_the_name_of_its_field() {
@@ -167,28 +166,75 @@ fn sizes_are_bounded() {
     assert_eq!(s.ask("GET", "/v1/volumes", "").0, 200);
 }
 
+/// What a client may do that keeps its place: nothing, half a head, half a body, a large reply that it does not read, one
+/// request that was answered.
+const IDLE: [&str; 5] = [
+    "",
+    "GET /v1/status HTTP/1.1\r\nHos",
+    "POST /v1/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+    "GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n",
+    "GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n",
+];
+
 #[test]
-fn connections_are_bounded_and_given_back() {
+fn who_keeps_a_place_for_nothing_makes_way() {
     let s = Server::new();
-    let held: Vec<UnixStream> = (0..server::CONNECTIONS_MAX).map(|_| s.connect()).collect();
-    // The server accepts in order, so this one comes when all others have been.
-    let (status, _, body) = reply(s.connect());
-    assert_eq!(status, 503, "{body}");
-    assert!(serde_json::from_str::<Value>(&body).is_ok(), "{body}");
-    for stream in &held {
-        stream.shutdown(Shutdown::Write).unwrap();
+    let mut held: Vec<UnixStream> = Vec::new();
+    let asked = std::time::Instant::now();
+    for count in 0..server::CONNECTIONS_MAX * 2 {
+        let mut stream = s.connect();
+        let request = IDLE[count % IDLE.len()];
+        // Until no more of it fits: the reply to each of them finds less room in the socket than it needs.
+        for _ in 0..if request.contains("openapi") { 16 } else { 1 } {
+            stream.write_all(request.as_bytes()).unwrap();
+        }
+        held.push(stream);
+        if count % 64 == 0 {
+            assert_eq!(s.ask("GET", "/v1/status", "").0, 200);
+        }
     }
-    for mut stream in held {
-        let _ = stream.read_to_end(&mut Vec::new());
-    }
-    // The last of them may still be on its way out.
-    let deadline = std::time::Instant::now() + DEADLINE;
-    while s
-        .send(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .0
-        != 200
-    {
-        assert!(std::time::Instant::now() < deadline);
+    assert_eq!(s.ask("GET", "/v1/volumes", "").0, 200);
+    assert!(
+        asked.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        asked.elapsed()
+    );
+    // The first ones were closed, the last ones were not.
+    let first = held.first_mut().unwrap();
+    assert_eq!(first.read(&mut [0]).unwrap(), 0);
+    let last = held.last_mut().unwrap();
+    last.set_nonblocking(true).unwrap();
+    assert_eq!(
+        last.read(&mut [0]).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
+}
+
+/// Those whose requests are worked on keep their places: here, the most event streams that there may be.
+#[test]
+fn who_is_served_keeps_the_place() {
+    let s = Server::new();
+    let listen = |_| {
+        let mut stream = s.connect();
+        let request = "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).unwrap();
+        assert_eq!(&head[9..], b"200");
+        stream
+    };
+    let listeners: Vec<UnixStream> = (0..events::LISTENERS_MAX).map(listen).collect();
+    let _crowd: Vec<UnixStream> = (0..server::CONNECTIONS_MAX).map(|_| s.connect()).collect();
+    let body = r#"{"name":"told","size_bytes":4096}"#;
+    assert_eq!(s.ask("POST", "/v1/volumes", body).0, 201);
+    for mut stream in listeners {
+        let mut text = String::new();
+        while !text.contains("volume-created") {
+            let mut bytes = [0; 512];
+            let count = stream.read(&mut bytes).unwrap();
+            assert!(count > 0, "closed: {text}");
+            text += &String::from_utf8_lossy(&bytes[..count]);
+        }
     }
 }
 

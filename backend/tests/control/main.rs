@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use stratablk::control::commands::Commands;
 use stratablk::control::gate::Gate;
 use stratablk::control::socket::ControlSocket;
+use stratablk::control::spare::Spare;
 use stratablk::control::{routes, server::serve};
 use stratablk_layers::store::{Store, StoreOptions};
 use tempfile::TempDir;
@@ -60,7 +61,8 @@ impl Server {
             runtime.unwrap().block_on(async {
                 listener.set_nonblocking(true).unwrap();
                 let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                serve(listener, routes::router(Arc::new(gate)), stopped).await;
+                let router = routes::router(Arc::new(gate));
+                serve(listener, Spare::new(), router, stopped).await;
             });
             drop(socket);
         });

@@ -163,6 +163,52 @@ impl JournalEnd {
     }
 }
 
+/// The changes of the groups between two ends of a journal, in order. `bytes`: what the file has there.
+///
+/// # Errors
+/// `Corrupt` if that is anything but whole groups that were written one after the other.
+pub fn changes(
+    seed: Seed,
+    from: JournalEnd,
+    to: JournalEnd,
+    bytes: &[u8],
+) -> Result<Vec<MapRecord>, FormatError> {
+    let (slots, rest) = bytes.as_chunks::<RECORD_BYTES>();
+    let mut changes = Vec::with_capacity(slots.len());
+    let mut last = None;
+    for (slot, expected) in slots.iter().zip(from.next_sequence..) {
+        match Slot::decode(seed, slot) {
+            Slot::Record { sequence, entry } if sequence == expected => {
+                if let Entry::Change(change) = entry {
+                    changes.push(change);
+                }
+                last = Some(entry);
+            }
+            _ => {
+                let at = from.end + (expected - from.next_sequence) * RECORD_BYTES as u64;
+                return Err(FormatError::corrupt(at, "no record where one was appended"));
+            }
+        }
+    }
+    let next = from.next_sequence + slots.len() as u64;
+    let whole = match last {
+        None => from.epoch == to.epoch,
+        Some(Entry::Commit { epoch, .. }) => epoch == to.epoch,
+        Some(Entry::Change(_)) => false,
+    };
+    if whole && rest.is_empty() && next == to.next_sequence {
+        Ok(changes)
+    } else {
+        Err(FormatError::corrupt(
+            from.end,
+            format!(
+                "{} bytes that are not the groups that were appended",
+                bytes.len()
+            ),
+        ))
+    }
+}
+
 /// What was found behind the first slot that is no record.
 #[derive(Debug)]
 struct Search {

@@ -482,3 +482,69 @@ fn a_header_that_could_not_be_read_back_is_never_written() {
             .exists()
     );
 }
+
+#[test]
+fn a_successor_says_what_was_appended_while_it_was_written_and_what_it_was_given() {
+    let fixture = Fixture::new();
+    let (mut map, mut said) = (fixture.create(), SectorSet::empty());
+    apply(&mut map, &mut said, &group(1));
+    let mark = map.mark();
+    // More may be in the file already, whole or in part.
+    apply(&mut map, &mut said, &group(2));
+    let mut header = fixture.header.clone();
+    header.size = Sector(20_000);
+    let next = Successor::write(&fixture.store, &header, mark).unwrap();
+    apply(&mut map, &mut said, &group(3));
+    let more = [record(RecordKind::Data, 19_000, 8)];
+    let next = next.take_over(&map, more.into_iter()).unwrap();
+    assert_eq!(next.incarnation(), map.incarnation() + 1);
+    said.apply(&more[0]);
+    drop((map, next));
+    let (_, found, set, _) = fixture.open().unwrap();
+    assert_eq!((found.size, set), (Sector(20_000), said));
+}
+
+#[test]
+fn a_successor_knows_nothing_of_groups_that_were_taken_back() {
+    let fixture = Fixture::new();
+    let (mut map, mut said) = (fixture.create(), SectorSet::empty());
+    apply(&mut map, &mut said, &group(1));
+    let next = Successor::write(&fixture.store, &fixture.header, map.mark()).unwrap();
+    let end = map.end();
+    apply(&mut map, &mut SectorSet::empty(), &group(2));
+    map.take_back(end).unwrap();
+    apply(&mut map, &mut said, &group(4));
+    drop(next.take_over(&map, std::iter::empty()).unwrap());
+    assert_eq!(fixture.open().unwrap().2, said);
+}
+
+#[test]
+fn a_successor_that_is_given_up_leaves_the_map_and_nothing_else() {
+    let fixture = Fixture::new();
+    let (mut map, mut said) = (fixture.create(), SectorSet::empty());
+    apply(&mut map, &mut said, &group(1));
+    let (mark, before) = (map.mark(), fixture.bytes());
+    let new = fixture.dir.path().join(new_map_path(fixture.header.layer));
+    let next = Successor::write(&fixture.store, &fixture.header, mark).unwrap();
+    assert!(new.exists());
+    drop(next);
+    assert!(!new.exists());
+
+    // The map has been replaced meanwhile.
+    let next = Successor::write(&fixture.store, &fixture.header, mark).unwrap();
+    let set = SectorSet::empty();
+    let other = map.replace(&fixture.store, &fixture.header, &set).unwrap();
+    let failure = next.take_over(&other, std::iter::empty()).unwrap_err();
+    assert!(failure.old_in_force, "{failure:?}");
+    assert!(!new.exists());
+    Successor::write(&fixture.store, &fixture.header, mark).unwrap_err();
+
+    // What it is to copy is not there.
+    fixture.set_bytes(&before);
+    let mut map = fixture.open().unwrap().0;
+    map.append(&group(2));
+    Successor::write(&fixture.store, &fixture.header, map.mark()).unwrap_err();
+    let next = Successor::write(&fixture.store, &fixture.header, mark).unwrap();
+    let failure = next.take_over(&map, std::iter::empty()).unwrap_err();
+    assert!(failure.old_in_force, "{failure:?}");
+}

@@ -22,11 +22,12 @@ use crate::file::OpenMode;
 use crate::layer::LayerMap;
 use crate::lifecycle::ResizeOptions;
 use crate::map::{ClusterState, Resolve};
-use crate::mapfile::{MapFile, MapHeader, data_path};
+use crate::mapfile::{MapFile, MapHeader, Successor, data_path};
 use crate::store::{Store, VolumeInfo};
 use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, SECTOR_BYTES, Sector, SectorMask};
 use crate::volume::Volume;
 
+use super::checkpoint::mark;
 use super::create::disk_size;
 use super::fit::{Gained, cut};
 use super::open::clusters;
@@ -101,10 +102,10 @@ impl Store {
         volume.flush_blocking()?;
         let mut header = MapHeader::clone(&layer.header());
         header.size = size;
+        let mark = self.led(&volume, || mark(layer))?;
+        let next = Successor::write(&self.media, &header, mark)?;
         self.led(&volume, || {
-            let mut set = MapFile::read(&self.media, layer.id())?.set;
-            gained.records().for_each(|record| set.apply(&record));
-            self.replace_map(&volume, layer, &header, &set, FAILED)
+            self.put_in_force(&volume, layer, next, gained.records(), FAILED)
         })?;
         if let Err(error) = self.commit_size(row, size) {
             // What is appended from here on is for the old size again.
@@ -141,15 +142,6 @@ impl Store {
         // before anybody is told of the new size.
         self.drain_changes(self.clock.advance());
         Ok(())
-    }
-
-    /// Does something while nobody else writes to the files of the active layer of a volume or appends to its map, and all that
-    /// was written before is in them.
-    fn led(&self, volume: &Volume, act: impl FnOnce() -> Result<()>) -> Result<()> {
-        volume.lead_blocking();
-        let done = volume.lead_flush().and_then(|()| act());
-        volume.flushes().finish_blocking();
-        done
     }
 
     /// The commit point.

@@ -15,7 +15,7 @@
 //! The cache is one in which next to nothing fits, most of the time. Commands of the control plane are interrupted by
 //! requests, as if they ran on another thread.
 //!
-//! `STRATABLK_CRASH_IMAGES` sets how many images are examined (60,000 by default); `STRATABLK_CRASH_SEED` the first seed. A
+//! `STRATABLK_CRASH_IMAGES` sets how many images are examined (90,000 by default); `STRATABLK_CRASH_SEED` the first seed. A
 //! violation names the seed and the crash point that show it again.
 
 #![expect(
@@ -83,7 +83,7 @@ fn enumerate(what: &str, images: u64, plan: impl Fn(u64) -> Plan) -> Vec<String>
 
 /// How many images a test examines: its share of the budget.
 fn budget(percent: u64) -> u64 {
-    setting("STRATABLK_CRASH_IMAGES", 60_000) * percent / 100
+    setting("STRATABLK_CRASH_IMAGES", 90_000) * percent / 100
 }
 
 /// A fault on every matching operation from a random one on.

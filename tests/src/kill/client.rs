@@ -109,6 +109,8 @@ enum Work {
     Adopt(u64),
     /// Submit again what was cut off, then new requests without end.
     Load,
+    /// So many new requests.
+    Part(u64),
     /// Submit again what was cut off.
     Settle,
 }
@@ -368,6 +370,17 @@ impl Client {
         self.drive(link, Work::Load, stop).map(drop)
     }
 
+    /// So many new requests, to their end, after which what was there before them is forgotten: nothing may be lost.
+    ///
+    /// # Errors
+    /// What the disk must not hold, or a daemon that fails.
+    pub fn load_part(&mut self, link: &mut Link, requests: u64) -> Result<(), Fault> {
+        let never = AtomicBool::new(false);
+        self.drive(link, Work::Part(requests), &never)?;
+        self.oracle.settle();
+        Ok(())
+    }
+
     /// Submits again what was cut off and waits for it. Returns whether that was done before `stop`.
     ///
     /// # Errors
@@ -413,6 +426,16 @@ impl Client {
         self.interrupted.extend(cut_off);
         self.oracle.killed();
         self.judge()
+    }
+
+    /// The same of a back-end of which it is counted what it loses. Returns the requests that were cut off.
+    ///
+    /// # Errors
+    /// What a read that completed must not have returned.
+    pub fn bury_for_good(&mut self, mut link: Link) -> Result<u64, Fault> {
+        self.collect(&mut link, false)?;
+        self.judge()?;
+        Ok(link.jobs.iter().flatten().flatten().count() as u64)
     }
 
     /// Keeps a session busy until `stop`, or until the work is done: true.
@@ -472,6 +495,10 @@ impl Client {
                 (count > 0).then_some(job)
             }
             Work::Settle => self.interrupted.pop_front(),
+            Work::Part(left) => {
+                *left = left.checked_sub(1)?;
+                Some(self.new_job())
+            }
             Work::Load => Some(match self.interrupted.pop_front() {
                 Some(job) => job,
                 None => self.new_job(),

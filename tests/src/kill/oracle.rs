@@ -100,6 +100,19 @@ impl fmt::Display for Wrong {
     }
 }
 
+/// What became of a sector over a kill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It holds what was acknowledged last, or what was under way.
+    Kept,
+    /// It holds something older, that was acknowledged after the last flush or was what that flush had made safe.
+    LostUnflushed,
+    /// It holds something older than what was flushed.
+    LostFlushed,
+    /// It holds what was never written there, or parts of several values that are not old and new.
+    Torn,
+}
+
 /// The sectors of a disk.
 #[derive(Debug)]
 pub struct Oracle {
@@ -270,6 +283,14 @@ impl Oracle {
         self.flushed = self.flushed.max(issued);
     }
 
+    /// No request is under way, and no crash is to come: what was acknowledged last is all that may be there.
+    pub fn settle(&mut self) {
+        for sector in &mut self.sectors {
+            let last = sector.settled.len().saturating_sub(1);
+            sector.settled.drain(..last);
+        }
+    }
+
     /// The daemon was killed: no request is under way at the moment.
     pub fn killed(&mut self) {
         let flushed = self.flushed;
@@ -320,6 +341,23 @@ impl Oracle {
             state.next = None;
         }
         Ok(())
+    }
+
+    /// What became of a sector at the end of a back-end that had all requests completed that it was going to complete.
+    pub fn fate(&mut self, sector: u64, bytes: &[u8]) -> Fate {
+        let state = self.state(sector);
+        let flushed = state.last_until(self.flushed);
+        let last = state.settled.len().saturating_sub(1);
+        let (kept, safe) = (state.allowed(last, true), state.allowed(flushed, false));
+        if self.judge(sector, bytes, &kept).is_ok() {
+            Fate::Kept
+        } else if self.judge(sector, bytes, &safe).is_ok() {
+            Fate::LostUnflushed
+        } else if self.decode(sector, bytes).is_some() {
+            Fate::LostFlushed
+        } else {
+            Fate::Torn
+        }
     }
 
     /// The state of a sector.
@@ -478,6 +516,37 @@ mod tests {
         oracle.fill(4, Value::Write(2), &mut elsewhere);
         let wrong = oracle.check(3, &elsewhere, oracle.now()).unwrap_err();
         assert_eq!(wrong.found, "write 2 of sector 4");
+    }
+
+    #[test]
+    fn what_is_lost_is_told_apart() {
+        let mut oracle = Oracle::new(7, 8);
+        let first = write(&mut oracle);
+        let flushed = write(&mut oracle);
+        oracle.flushed(oracle.now());
+        let later = write(&mut oracle);
+        let last = write(&mut oracle);
+        let next = oracle.new_write();
+        oracle.begin(3..4, next);
+        let of = |oracle: &mut Oracle, bytes: &[u8]| oracle.fate(3, bytes);
+        for (value, fate) in [
+            (Value::Base, Fate::LostFlushed),
+            (first, Fate::LostFlushed),
+            (flushed, Fate::LostUnflushed),
+            (later, Fate::LostUnflushed),
+            (last, Fate::Kept),
+            (next, Fate::Kept),
+        ] {
+            let bytes = bytes(&oracle, value);
+            assert_eq!(of(&mut oracle, &bytes), fate, "{value}");
+        }
+        let [old, new] = [later, last].map(|value| bytes(&oracle, value));
+        let newer = bytes(&oracle, next);
+        let cut_off = [&new[..256], &newer[256..]].concat();
+        assert_eq!(of(&mut oracle, &cut_off), Fate::Kept);
+        let torn = [&old[..256], &newer[256..]].concat();
+        assert_eq!(of(&mut oracle, &torn), Fate::Torn);
+        assert_eq!(of(&mut oracle, &[1; SECTOR_BYTES]), Fate::Torn);
     }
 
     #[test]

@@ -70,7 +70,15 @@ impl Killer {
     /// # Panics
     /// The host refuses.
     pub fn start(daemon: &Daemon, delay: Duration) -> Self {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.pid()).expect("a pid"));
+        Self::of_process(daemon.pid(), delay)
+    }
+
+    /// The same of any process of ours that was not waited for.
+    ///
+    /// # Panics
+    /// The host refuses.
+    pub fn of_process(pid: u32, delay: Duration) -> Self {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid"));
         let pidfd = pidfd_open(pid.expect("not 0"), PidfdFlags::empty());
         let pidfd: OwnedFd = pidfd.expect("the daemon was not waited for");
         let killed = Arc::new(AtomicBool::new(false));

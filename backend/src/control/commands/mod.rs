@@ -121,6 +121,9 @@ impl Commands {
             uptime_s: self.started.elapsed().as_secs(),
             volumes: u64::try_from(self.store.volumes().len()).unwrap_or(u64::MAX),
             connected: u64::try_from(self.attachments.connected()).unwrap_or(u64::MAX),
+            bad_bytes: self.store.bad_bytes(),
+            layers_without_checksums: u64::try_from(self.store.layers_without_sums())
+                .unwrap_or(u64::MAX),
         }
     }
 

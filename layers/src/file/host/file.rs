@@ -123,6 +123,14 @@ impl File for HostFile {
         u64::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
+    fn drop_cached(&self) -> io::Result<()> {
+        match rustix::fs::fadvise(&self.fd, 0, None, rustix::fs::Advice::DontNeed) {
+            // File systems that keep nothing, or cannot forget it.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn lock(&self, alone: bool) -> io::Result<bool> {
         let take = |operation| uninterrupted(|| rustix::fs::flock(&self.fd, operation));
         let taken = if alone {

@@ -18,10 +18,12 @@ use crate::error::Result;
 use crate::file::OpenMode;
 use crate::layer::Layer;
 use crate::lifecycle::Phase;
-use crate::mapfile::{LayerKind, MapFile, MapHeader, RawBase, data_path, layer_dir};
+use crate::mapfile::{LayerKind, MapFile, MapHeader, RawBase, Successor, data_path, layer_dir};
 use crate::store::Store;
 use crate::units::{Cluster, LayerId, LayerSlot};
 use crate::volume::Volume;
+
+use crate::ops::checkpoint::mark;
 
 use super::down::{Down, sealed_set};
 use super::gather::{Gather, Into, Stage};
@@ -48,6 +50,7 @@ impl Store {
         };
         if step == Step::Finish {
             self.jobs.board().ended(row.id, Phase::Done);
+            self.want_sums([row.source, row.target]);
             if let Err(error) = self.collect_unnamed() {
                 self.maintenance
                     .note(format!("layers that nobody needs stay for now: {error}"));
@@ -95,24 +98,9 @@ impl Store {
                 let Some(volume) = volume.upgrade() else {
                     return Ok(Step::Again);
                 };
-                if !patience.lead(&volume) {
+                if !self.renew_map(&volume, &target, header, patience)? {
                     return Ok(Step::Waits);
                 }
-                // By itself, so that flushes of guests come in between and little is left for the second one.
-                let flushed = volume.lead_flush();
-                volume.flushes().finish_blocking();
-                flushed?;
-                if !patience.lead(&volume) {
-                    return Ok(Step::Waits);
-                }
-                let replaced = volume.lead_flush().and_then(|()| {
-                    let before = target.header();
-                    target.set_header(header);
-                    self.checkpoint_active(&volume)
-                        .inspect_err(|_| target.set_header(MapHeader::clone(&before)))
-                });
-                volume.flushes().finish_blocking();
-                replaced?;
             }
         }
         if row.way == Way::Copy {
@@ -126,6 +114,41 @@ impl Store {
         self.retire_later(runner, &below);
         self.close_unused(gather);
         Ok(Step::Finish)
+    }
+
+    /// Gives the active layer of a volume a map of all that it holds. Returns `false` if it could not lead the flushes.
+    fn renew_map(
+        &self,
+        volume: &Volume,
+        target: &Layer,
+        header: MapHeader,
+        patience: Patience,
+    ) -> Result<bool> {
+        if !patience.lead(volume) {
+            return Ok(false);
+        }
+        let mark = volume.lead_flush().and_then(|()| mark(target));
+        volume.flushes().finish_blocking();
+        let next = Successor::write(&self.media, &header, mark?)?;
+        if !patience.lead(volume) {
+            return Ok(false);
+        }
+        // By itself, so that flushes of guests come in between and little is left for the last one.
+        let flushed = volume.lead_flush();
+        volume.flushes().finish_blocking();
+        flushed?;
+        if !patience.lead(volume) {
+            return Ok(false);
+        }
+        let renewed = volume.lead_flush().and_then(|()| {
+            let why = "the end of a merge failed";
+            self.put_in_force(volume, target, next, std::iter::empty(), why)
+        });
+        if renewed.is_ok() {
+            target.set_header(header);
+        }
+        volume.flushes().finish_blocking();
+        renewed.map(|()| true)
     }
 
     /// Takes layers out of all chains of open volumes over a layer that holds what they hold.

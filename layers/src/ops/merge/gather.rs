@@ -36,9 +36,9 @@ use super::walk::{Held, Sources};
 use super::{Patience, Step};
 
 /// Bytes that are copied while flushes of a volume wait.
-const LED_BYTES: u64 = 256 << 10;
+const LED_BYTES: u64 = 64 << 10;
 /// Runs of clusters that are handed over while flushes of a volume wait.
-const LED_RUNS: usize = 1 << 8;
+const LED_RUNS: usize = 1 << 6;
 /// Runs that may be handed over before they are committed: the next flush of the volume does that with all of them.
 const LED_RUNS_UNCOMMITTED: usize = 1 << 11;
 /// Bytes that are copied at once between sealed layers.
