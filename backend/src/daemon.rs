@@ -120,8 +120,8 @@ impl DaemonError {
     }
 }
 
-/// Lets a file that may grow no further (`ulimit -f`) be an error of the write, as it is of any other host, and not the end of the
-/// process and of all disks that it serves. Before there are other threads, which do as this one does.
+/// Lets a file that may grow no further (`ulimit -f`) be an error of the write, as it is of any other host, and not the end of
+/// the process and of all disks that it serves. Before there are other threads, which do as this one does.
 fn outlive_file_limit() -> io::Result<()> {
     use vmm_sys_util::signal::{Error, block_signal};
     match block_signal(libc::SIGXFSZ) {

@@ -33,6 +33,10 @@ use crate::turns::Turns;
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
 use crate::volume::Volume;
 
+mod threads;
+
+use threads::CacheThreads;
+
 /// How to open a store.
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
@@ -440,8 +444,8 @@ impl Store {
         notes
     }
 
-    /// Writes the checkpoints that volumes have asked for, and which volumes have failed. Waits for the first; returns `false` once the store is closed.
-    /// The daemon calls it in a loop on a thread of its own.
+    /// Writes the checkpoints that volumes have asked for, and which volumes have failed. Waits for the first; returns `false`
+    /// once the store is closed. The daemon calls it in a loop on a thread of its own.
     pub fn maintain(&self) -> bool {
         let Some(volumes) = self.maintenance.wait() else {
             return false;

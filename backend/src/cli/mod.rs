@@ -177,7 +177,7 @@ fn dispatch(cli: Cli) -> Result<Option<Done>, Failure> {
         }
     };
     match command {
-        Command::Serve(args) => serve(args, cli.control, cli.json).map(|()| None),
+        Command::Serve(args) => serve(*args, cli.control, cli.json).map(|()| None),
         Command::Check(args) => check_store(&args).map(Some),
         Command::Stats(args) => {
             let client = Client::new(&control_path(cli.control)?);

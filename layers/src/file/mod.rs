@@ -93,8 +93,8 @@ pub trait File: Send + Sync + std::fmt::Debug {
         let _ = (from, to);
         Ok(None)
     }
-    /// Lets the host forget what it keeps of the file in memory and could read again, so that the next reads are answered by the
-    /// medium. Where it cannot, nothing happens.
+    /// Lets the host forget what it keeps of the file in memory and could read again, so that the next reads are answered by
+    /// the medium. Where it cannot, nothing happens.
     fn drop_cached(&self) -> io::Result<()> {
         Ok(())
     }

@@ -148,8 +148,8 @@ impl Store {
         }
     }
 
-    /// Takes snapshots back that were under way when one of their volumes failed: whole or not at all. Their layers stay, without
-    /// a name. A snapshot that was acknowledged has none of these layers.
+    /// Takes snapshots back that were under way when one of their volumes failed: whole or not at all. Their layers stay,
+    /// without a name. A snapshot that was acknowledged has none of these layers.
     pub(crate) fn forget_unfinished(&self, sealing: &[LayerRow]) {
         let failed = |row: &&LayerRow| self.check_no_failure_over(row.id).is_err();
         let layers: Vec<LayerId> = sealing.iter().filter(failed).map(|row| row.id).collect();

@@ -58,7 +58,7 @@ pub enum Command {
     /// Run the daemon: serve a store, or one disk without any set-up
     #[command(after_help = "Examples:\n  stratablk serve --store /srv/strata\n  \
                             stratablk serve --blk-file disk.img --socket-path disk.sock --queues 2")]
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Create, list, attach, resize and delete disks
     #[command(subcommand)]
     Volume(VolumeCommand),

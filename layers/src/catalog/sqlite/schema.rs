@@ -92,7 +92,8 @@ pub(super) struct Queries {
 pub(super) const QUERIES: Queries = Queries {
     store: "SELECT uuid, next_job FROM store",
     layers: "SELECT uuid, parent, sectors, state, base_path, base_bytes, base_mtime_ns, created_ns FROM layers",
-    volumes: "SELECT name, active, sectors, created_ns, socket, queues, read_only, kind, armed, attached_from, failed FROM volumes",
+    volumes: "SELECT name, active, sectors, created_ns, socket, queues, read_only, kind, armed, attached_from, failed \
+              FROM volumes",
     snapshots: "SELECT volume, name, layer, instant, created_ns, sectors FROM snapshots ORDER BY created_ns, volume, name",
     jobs: "SELECT id, kind, subject, source, target, way, state, error, rate, created_ns FROM jobs",
     doomed: "SELECT uuid FROM doomed",
@@ -100,7 +101,8 @@ pub(super) const QUERIES: Queries = Queries {
 
 /// Reads version 2, which forgot failures.
 pub(super) const QUERIES_2: Queries = Queries {
-    volumes: "SELECT name, active, sectors, created_ns, socket, queues, read_only, kind, armed, attached_from, NULL FROM volumes",
+    volumes: "SELECT name, active, sectors, created_ns, socket, queues, read_only, kind, armed, attached_from, NULL \
+              FROM volumes",
     ..QUERIES
 };
 

@@ -682,8 +682,8 @@ impl Store {
         };
         let first = found.ranges.first().map_or(0, |range| range.start.0);
         self.maintenance.note(format!(
-            "layer {layer}: {} bytes of its data are damaged on the medium, the first at byte {} of the disk; reads of them fail; \
-             it is part of {}",
+            "layer {layer}: {} bytes of its data are damaged on the medium, the first at byte {} of the disk; \
+             reads of them fail; it is part of {}",
             found.bytes,
             first * SECTOR_BYTES,
             if found.volumes.is_empty() {
