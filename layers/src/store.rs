@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::cache::arena::{Arena, Place, last};
-use crate::cache::threads::CacheThreads;
 use crate::cache::writeback::WriteBack;
 use crate::cache::{Cache, CacheOptions, CacheStats};
 use crate::catalog::sqlite::SqliteCatalog;

@@ -64,7 +64,13 @@ fn take_over(rig: &Rig, daemon: Daemon) -> (Daemon, u64) {
     );
     let (status, log) = daemon.ended();
     assert!(status.success(), "{status}: {log}");
-    let waited = waited_ms(&next.log());
+    let next_log = next.log();
+    let waited = waited_ms(&next_log);
+    if number("STRATABLK_TAKEOVER_PARTS").is_some() {
+        let parts = log.lines().chain(next_log.lines());
+        let parts = parts.filter(|line| line.contains("the parts of that"));
+        parts.for_each(|line| println!("{line}; {waited} ms"));
+    }
     (next, waited)
 }
 

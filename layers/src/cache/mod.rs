@@ -16,7 +16,6 @@ mod replace;
 mod scenarios;
 pub mod set;
 pub mod staging;
-pub(crate) mod threads;
 pub mod writeback;
 
 use std::path::PathBuf;
