@@ -29,6 +29,8 @@ pub enum Canary {
     ForgetSince,
     /// A checkpoint is believed that reaches beyond its disk.
     BelieveCheckpoint,
+    /// A scrub does not look at the last cluster that it has read at once.
+    SkipLastOfPiece,
 }
 
 #[cfg(feature = "canary")]

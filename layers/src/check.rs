@@ -6,6 +6,7 @@
 
 mod jobs;
 mod rebuild;
+mod scrub;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ use crate::map::set::SectorSet;
 use crate::mapfile::{
     LAYERS_DIR, LayerKind, MapFile, MapHeader, MapState, Recovery, data_path, layer_dir, map_path,
 };
-use crate::units::{LayerId, SECTOR_BYTES};
+use crate::units::{LayerId, SECTOR_BYTES, Sector};
 
 pub use rebuild::{Rebuilt, rebuild_catalog};
 pub use unwritten::unwritten;
@@ -68,6 +69,12 @@ pub struct Report {
     pub volumes: usize,
     /// Snapshots in the catalog.
     pub snapshots: usize,
+    /// Layers whose data was held against checksums.
+    pub scrubbed_layers: usize,
+    /// Bytes of that data.
+    pub scrubbed_bytes: u64,
+    /// Whether the host's page cache could not be gone past for some of it.
+    pub through_page_cache: bool,
 }
 
 impl Report {
@@ -100,6 +107,8 @@ impl Report {
 pub struct CheckOptions {
     /// Read the maps' headers only, not their checkpoints and journals.
     pub headers_only: bool,
+    /// Hold the data of sealed layers against their checksums: reads all of it.
+    pub scrub: bool,
 }
 
 /// The advice where a layer's own bytes are lost.
@@ -129,9 +138,25 @@ pub fn check(dir: &Path, media: &Arc<dyn Media>, options: CheckOptions) -> Resul
     check_layers(state.as_ref(), media, options, &mut report)?;
     if let Some(state) = &state {
         shared::check(dir, state, &mut report);
+        failures(state, &mut report);
     }
     leftovers(dir, &mut report)?;
     Ok(report)
+}
+
+/// Volumes that take no more writes.
+fn failures(state: &CatalogState, report: &mut Report) {
+    for row in state.volumes.values() {
+        if let Some(cause) = &row.failed {
+            report.add(
+                Severity::Warning,
+                Some(row.active),
+                format!("volume {:?} takes no more writes since an earlier failure: {cause}", row.name),
+                "find out why the host failed, start the daemon, and recover the volume (stratablk volume recover), or go back \
+                 to a snapshot",
+            );
+        }
+    }
 }
 
 /// Checks the layers of a store against a catalog that is known: for simulations.
@@ -317,7 +342,13 @@ fn check_layer(
 ) {
     for name in media.list(&layer_dir(layer)).unwrap_or_default() {
         match name.as_str() {
-            "map" | "data" => {}
+            "map" | "data" | "sums" | "bad" => {}
+            "sums.new" | "bad.new" => report.add(
+                Severity::Note,
+                Some(layer),
+                format!("{name} is left from a scrub that was interrupted"),
+                "nothing; it is removed when it is made anew",
+            ),
             "map.new" => report.add(
                 Severity::Note,
                 Some(layer),
@@ -341,7 +372,12 @@ fn check_layer(
     let contents = if options.headers_only {
         MapFile::read_header(media, layer).map(|header| (header, None))
     } else {
-        MapFile::read(media, layer).map(|read| (read.header, Some((read.set, read.recovery))))
+        MapFile::read(media, layer).map(|read| {
+            (
+                read.header,
+                Some((read.set, read.recovery, read.incarnation)),
+            )
+        })
     };
     let (header, contents) = match contents {
         Ok(contents) => contents,
@@ -364,7 +400,7 @@ fn check_layer(
             FIX_RESTORE,
         );
     }
-    let set = contents.as_ref().map(|(set, _)| set);
+    let set = contents.as_ref().map(|(set, _, _)| set);
     let under_way = row.map_or_else(Default::default, |(state, _)| jobs::under_way(state, layer));
     match &header.kind {
         LayerKind::Differencing => {
@@ -373,8 +409,12 @@ fn check_layer(
         LayerKind::RawBase(_) if under_way.writes_base => {}
         LayerKind::RawBase(base) => check_base(media, layer, base, report),
     }
-    if let Some((_, recovery)) = &contents {
+    if let Some((set, recovery, incarnation)) = &contents {
         check_recovery(layer, recovery, report);
+        let sealed = header.state == MapState::Sealed && header.kind == LayerKind::Differencing;
+        if options.scrub && sealed {
+            scrub::check(media, &header, set, *incarnation, report);
+        }
     }
 }
 
@@ -503,22 +543,25 @@ fn check_data(
             "nothing; making the disk smaller was interrupted, and what lies behind its end is never read",
         );
     }
-    let last = set.and_then(|set| set.data_runs().last());
-    let needed = last
-        .map_or(0, |last| last.end().0.min(header.size.0))
-        .saturating_mul(SECTOR_BYTES);
-    if stat.len < needed {
+    if let Some(what) = set.and_then(|set| cut_off(set, header.size, stat.len)) {
         report.add(
             Severity::Error,
             layer,
-            format!(
-                "{} was cut off: it has {} bytes, the map says that there is data up to byte {needed}",
-                shown.display(),
-                stat.len
-            ),
+            format!("{} {what}", shown.display()),
             FIX_RESTORE,
         );
     }
+}
+
+/// What is wrong with a data file of this length, of which a map of a disk of this size says so, or `None`. Data is in its file
+/// before a map says that it is.
+pub(crate) fn cut_off(set: &SectorSet, size: Sector, len: u64) -> Option<String> {
+    let needed = set.data_end().0.min(size.0).saturating_mul(SECTOR_BYTES);
+    (len < needed).then(|| {
+        format!(
+            "was cut off: it has {len} bytes, the map says that there is data up to byte {needed}"
+        )
+    })
 }
 
 /// The raw image against what the store remembers of it.

@@ -12,7 +12,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::file::File;
 use crate::map::{ActiveMap, SectorSet};
@@ -46,6 +46,8 @@ pub struct Layer {
     unsynced: AtomicBool,
     /// The map's file, to append to; `None` once sealed.
     journal: Mutex<Option<MapFile>>,
+    /// Data that is known to be damaged in the file: never served. Only of a sealed layer.
+    bad: ArcSwapOption<SectorSet>,
 }
 
 impl Layer {
@@ -76,6 +78,7 @@ impl Layer {
             map: ArcSwap::from_pointee(map),
             unsynced: AtomicBool::new(false),
             journal: Mutex::new(journal),
+            bad: ArcSwapOption::empty(),
         }
     }
 
@@ -199,6 +202,22 @@ impl Layer {
         // ORDERING: ArcSwap publishes with Release and readers load with Acquire: who sees this set sees what was done to the
         // neighbour's before.
         self.map.store(Arc::new(LayerMap::Sealed(set)));
+    }
+
+    /// Whether any of these sectors is known to be damaged in the file. Asked before each read of the file, so cheap where
+    /// nothing is.
+    pub fn is_bad(&self, cluster: Cluster, mask: SectorMask) -> bool {
+        // ORDERING: as for the map: who sees the set sees all of it.
+        let bad = self.bad.load();
+        bad.as_ref()
+            .is_some_and(|bad| bad.cluster(cluster).0.0 & mask.0 != 0)
+    }
+
+    /// This of the file's data is known to be damaged from now on. Reads that looked before may still be under way, and frames
+    /// may have been filled with it: who wants them gone advances the clock, waits until nobody reads as before, and trims.
+    pub fn set_bad(&self, bad: Option<Arc<SectorSet>>) {
+        debug_assert!(bad.is_none() || self.is_sealed());
+        self.bad.store(bad);
     }
 
     /// Syncs the data file; for the control plane.

@@ -9,6 +9,7 @@
 //! plane, [`volume::Volume`] and [`volume::QueueContext`] are the facade of the data plane. The bytes on disk are
 //! specified in `FORMAT.md`, the lock-free parts in `CONCURRENCY.md`.
 
+mod badfile;
 pub mod cache;
 pub mod canary;
 pub mod catalog;
@@ -33,12 +34,14 @@ mod resolve;
 pub mod saved;
 mod segments;
 pub mod store;
+mod sumfile;
 pub(crate) mod sync;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 mod test_media;
 mod turns;
 pub mod units;
+mod verify;
 pub mod volume;
 
 pub use error::{Error, Result};

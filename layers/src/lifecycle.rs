@@ -26,6 +26,19 @@ pub struct RestoreReport {
     pub elapsed: Duration,
 }
 
+/// What a recovery of a volume that had failed did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoverReport {
+    /// Why it had failed.
+    pub cause: String,
+    /// Bytes that were written again.
+    pub written_bytes: u64,
+    /// Bytes that the host cannot read: the guest gets errors for them until it writes there.
+    pub unreadable_bytes: u64,
+    /// Where these are; not more than a thousand of them.
+    pub unreadable: Vec<SectorRange>,
+}
+
 /// How to delete a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeleteOptions {
@@ -138,6 +151,71 @@ pub struct JobInfo {
     pub created_ns: u64,
     /// When it ended: nanoseconds since 1970.
     pub ended_ns: Option<u64>,
+    /// What a scrub has found so far; `None` of other jobs.
+    pub scrub: Option<ScrubReport>,
+}
+
+/// What a scrub has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScrubReport {
+    /// Layers to be looked at in all.
+    pub layers_total: u64,
+    /// Layers that were looked at to their end.
+    pub layers: u64,
+    /// Bytes of data that were read.
+    pub bytes: u64,
+    /// Layers that had no checksums, or none that could be used: they have now, and are held against them the next time.
+    pub taken: u64,
+    /// Clusters that were damaged and were mended from the cache.
+    pub mended: u64,
+    /// Bytes that are damaged.
+    pub bad_bytes: u64,
+    /// Where these are.
+    pub bad: Vec<BadLayer>,
+    /// Layers whose checksums were damaged, in part or whole.
+    pub damaged_sums: Vec<LayerId>,
+    /// Layers that could not be looked at, and why: the first of them.
+    pub left_out: Vec<(LayerId, String)>,
+    /// How many these are.
+    pub left_out_total: u64,
+    /// Whether the host's page cache could not be gone past for some of the data.
+    pub through_page_cache: bool,
+}
+
+impl ScrubReport {
+    /// What is not well, in words.
+    pub fn failure(&self) -> Option<String> {
+        let mut parts = Vec::new();
+        if self.bad_bytes > 0 {
+            let layers = self.bad.len();
+            parts.push(format!(
+                "{} bytes of {layers} layers are damaged",
+                self.bad_bytes
+            ));
+        }
+        if !self.damaged_sums.is_empty() {
+            let layers = self.damaged_sums.len();
+            parts.push(format!("the checksums of {layers} layers were damaged"));
+        }
+        if self.left_out_total > 0 {
+            let layers = self.left_out_total;
+            parts.push(format!("{layers} layers could not be looked at"));
+        }
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+/// A layer with damaged data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadLayer {
+    /// The layer.
+    pub layer: LayerId,
+    /// The volumes over it, and its snapshots as "volume@snapshot".
+    pub volumes: Vec<String>,
+    /// Bytes that are damaged.
+    pub bytes: u64,
+    /// Where these are: the first runs of them.
+    pub ranges: Vec<SectorRange>,
 }
 
 /// How to change the size of a volume.

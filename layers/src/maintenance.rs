@@ -26,6 +26,8 @@ struct Pending {
     notes_dropped: u64,
     /// Volumes whose journal has grown long.
     checkpoints: BTreeSet<String>,
+    /// Whether a volume has failed since the last look.
+    failed: bool,
     /// Nobody will ask any more.
     closed: bool,
 }
@@ -44,6 +46,8 @@ impl Maintenance {
     /// A volume takes no more writes.
     pub fn failed(&self, volume: &str, cause: &str) {
         self.note(format!("volume {volume} takes no more writes: {cause}"));
+        self.lock().failed = true;
+        self.more.notify_all();
     }
 
     /// A volume's journal has grown long.
@@ -63,14 +67,15 @@ impl Maintenance {
         notes
     }
 
-    /// Waits for volumes that want a checkpoint; `None` once closed.
-    pub fn wait_checkpoints(&self) -> Option<Vec<String>> {
+    /// Waits for volumes that want a checkpoint, or that have failed; returns the former, `None` once closed.
+    pub fn wait(&self) -> Option<Vec<String>> {
         let mut pending = self.lock();
         loop {
             if pending.closed {
                 return None;
             }
-            if !pending.checkpoints.is_empty() {
+            let failed = std::mem::take(&mut pending.failed);
+            if failed || !pending.checkpoints.is_empty() {
                 return Some(
                     std::mem::take(&mut pending.checkpoints)
                         .into_iter()

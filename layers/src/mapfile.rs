@@ -102,6 +102,8 @@ pub struct MapContents {
     pub set: SectorSet,
     /// What became of the journal.
     pub recovery: Recovery,
+    /// Counts the files that were this layer's map; 1 for the first.
+    pub incarnation: u64,
 }
 
 /// The map of one layer, open. One owner; not for concurrent use.
@@ -234,7 +236,16 @@ impl MapFile {
             header: header.map,
             set,
             recovery: Recovery::of(&end),
+            incarnation: header.incarnation,
         })
+    }
+
+    /// Which of the files that were this layer's map is there now: 1 for the first.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Unsupported`, `Io`.
+    pub fn read_incarnation(media: &Arc<dyn Media>, layer: LayerId) -> Result<u64> {
+        Ok(open_header(media, layer, OpenMode::ReadOnly)?.1.incarnation)
     }
 
     /// Reads a map's header only: one read of 4096 bytes.

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cache::arena::{Arena, Place, last};
@@ -28,10 +27,14 @@ use crate::mapfile::data_path;
 use crate::ops::boot::last_boot;
 use crate::ops::idle::Command;
 use crate::ops::jobs::Jobs;
-use crate::sync::{AtomicBool, Ordering};
+use crate::ops::scrub::Damage;
 use crate::turns::Turns;
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, SectorMask, StoreId};
 use crate::volume::Volume;
+
+mod threads;
+
+use threads::CacheThreads;
 
 /// How to open a store.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +45,8 @@ pub struct StoreOptions {
     pub no_io_uring: bool,
     /// The sector cache.
     pub cache: CacheOptions,
+    /// At most so many bytes a second are read to take checksums of layers that were sealed; `None`: as fast as it goes.
+    pub sums_rate: Option<u64>,
     /// Called first by each thread that the store starts. Such a thread opens no files: it works on memory and open files.
     pub on_thread: Option<fn()>,
 }
@@ -104,6 +109,8 @@ pub struct VolumeInfo {
     pub kind: VolumeKind,
     /// The multiattach volume whose attachment it is.
     pub attached_from: Option<String>,
+    /// Bytes of the data of its layers that are known to be damaged, hidden ones among them.
+    pub bad_bytes: u64,
 }
 
 /// What keeps an open volume from being written to.
@@ -187,6 +194,8 @@ pub struct TreeNode {
     pub allocated_bytes: u64,
     /// When it was created: nanoseconds since 1970.
     pub created_ns: u64,
+    /// Bytes of its data that are known to be damaged.
+    pub bad_bytes: u64,
 }
 
 /// A store, open and locked. Dropping it writes nothing: what was flushed is safe already.
@@ -208,6 +217,8 @@ pub struct Store {
     pub(crate) write_back: Arc<WriteBack>,
     /// What takes long and is done step by step.
     pub(crate) jobs: Jobs,
+    /// What is known to be damaged.
+    pub(crate) damage: Damage,
     /// The threads that go with the cache; none in a simulation.
     threads: Option<CacheThreads>,
     /// Held by every command that changes something, from its first check to its end.
@@ -215,7 +226,7 @@ pub struct Store {
     /// Held for moments only.
     inner: Mutex<Inner>,
     /// One daemon a store; none in a simulation.
-    _lock: Option<StoreLock>,
+    pub(crate) lock: Option<StoreLock>,
 }
 
 /// What the commands change.
@@ -245,7 +256,11 @@ impl Store {
             path: dir.to_owned(),
             source,
         })?;
-        let lock = StoreLock::acquire(dir)?;
+        Self::open_locked(dir, options, StoreLock::acquire(dir)?)
+    }
+
+    /// Opens the store in `dir`, which is locked.
+    pub(crate) fn open_locked(dir: &Path, options: StoreOptions, lock: StoreLock) -> Result<Self> {
         let catalog = SqliteCatalog::open_or_create(dir)?;
         let host = HostOptions {
             io_uring: !options.no_io_uring,
@@ -302,9 +317,10 @@ impl Store {
 
     /// Replaces an arena that was taken over by one of the size and in the place that are wanted now.
     fn replace_cache(&mut self, place: &Place, sets: usize) -> Result<()> {
-        if !self.inner().unsettled.is_empty() {
+        if !self.may_lose_cache() {
             self.maintenance.note(
-                "the cache keeps its size and place, since it holds writes that could not be written yet"
+                "the cache keeps its size and place, since it holds writes that could not be written yet, or what says \
+                 that a volume has failed"
                     .into(),
             );
             return Ok(());
@@ -360,6 +376,7 @@ impl Store {
     /// As `open`.
     pub fn take_over(&self) -> Result<()> {
         self.adopt_frames();
+        self.record_marked();
         self.recover()
     }
 
@@ -375,6 +392,7 @@ impl Store {
         let store = Self::assemble(media, catalog, options, lock, arena);
         if adopted {
             store.adopt_frames();
+            store.record_marked();
         }
         store.recover()?;
         Ok(store)
@@ -397,6 +415,7 @@ impl Store {
             write_back: Arc::new(WriteBack::new(Arc::clone(&cache))),
             cache,
             jobs: Jobs::default(),
+            damage: Damage::default(),
             threads: None,
             clock: Arc::new(Clock::new()),
             maintenance: Arc::new(Maintenance::default()),
@@ -408,7 +427,7 @@ impl Store {
                 reserved: BTreeSet::new(),
                 unsettled: BTreeMap::new(),
             }),
-            _lock: lock,
+            lock,
         }
     }
 
@@ -423,23 +442,6 @@ impl Store {
         let mut notes = self.media.notes();
         notes.extend(self.maintenance.take_notes());
         notes
-    }
-
-    /// Writes the checkpoints that volumes have asked for. Waits for the first; returns `false` once the store is closed.
-    /// The daemon calls it in a loop on a thread of its own.
-    pub fn maintain(&self) -> bool {
-        let Some(volumes) = self.maintenance.wait_checkpoints() else {
-            return false;
-        };
-        let _command = self.command();
-        for name in volumes {
-            let volume = self.inner().open.get(&name).cloned();
-            if let Some(Err(error)) = volume.map(|volume| self.checkpoint(&volume)) {
-                self.maintenance
-                    .note(format!("volume {name}: no checkpoint: {error}"));
-            }
-        }
-        true
     }
 
     /// Ends the wait of `maintain` and of `run_jobs`.
@@ -576,10 +578,12 @@ impl Store {
     /// # Errors
     /// As `flush_all`.
     pub fn finish(&self) -> Result<()> {
-        self.flush_all()?;
+        let flushed = self.flush_all();
+        self.record_failures();
+        flushed?;
         // A net: what is dirty in spite of that is for the next process to take over.
         let (_, dirty) = self.cache.sets().count();
-        if !self.options.cache.keep && self.inner().unsettled.is_empty() && dirty == 0 {
+        if !self.options.cache.keep && self.may_lose_cache() && dirty == 0 {
             self.remove_cache()?;
         }
         Ok(())
@@ -651,12 +655,13 @@ impl Store {
                 .and_then(|layer| layer.base.as_ref())
                 .map(|base| base.path.clone()),
             attachment: row.attachment.clone(),
-            failure: trouble.failure,
+            failure: trouble.failure.or_else(|| row.failed.clone()),
             no_space: trouble.no_space,
             created_ns: row.created_ns,
             snapshots: state.snapshot_count(&row.name),
             kind: row.kind,
             attached_from: row.attached_from.clone(),
+            bad_bytes: self.bad_bytes_below(state, row.active),
         }
     }
 
@@ -706,75 +711,6 @@ fn private_arena(sets: usize) -> Result<Arena> {
         path: "the cache".into(),
         source,
     })
-}
-
-/// The threads that go with the cache of a store. Dropping it ends them.
-#[derive(Debug)]
-struct CacheThreads {
-    /// Whose bell ends the thread that writes back.
-    cache: Arc<Cache>,
-    /// Ends the thread that asks for huge pages.
-    stop: Arc<AtomicBool>,
-    /// To be joined.
-    threads: Vec<JoinHandle<()>>,
-    /// Called first by each of them.
-    on_thread: Option<fn()>,
-}
-
-impl CacheThreads {
-    /// Starts them.
-    fn start(
-        cache: &Arc<Cache>,
-        write_back: &Arc<WriteBack>,
-        on_thread: Option<fn()>,
-    ) -> Result<Self> {
-        let mut started = Self {
-            cache: Arc::clone(cache),
-            stop: Arc::new(AtomicBool::new(false)),
-            threads: Vec::new(),
-            on_thread,
-        };
-        let work = Arc::clone(write_back);
-        started.spawn("write-back", move || work.run())?;
-        if cache.options().huge_pages && cache.options().place.is_some() {
-            let (cache, stop) = (Arc::clone(cache), Arc::clone(&started.stop));
-            started.spawn("huge-pages", move || {
-                cache.arena().huge_pages(&stop);
-            })?;
-        }
-        Ok(started)
-    }
-
-    /// Starts one.
-    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-        let on_thread = self.on_thread;
-        let thread = std::thread::Builder::new()
-            .name(name.into())
-            .spawn(move || {
-                if let Some(begin) = on_thread {
-                    begin();
-                }
-                work();
-            })
-            .map_err(|source| Error::Io {
-                op: "start a thread for",
-                path: "the cache".into(),
-                source,
-            })?;
-        self.threads.push(thread);
-        Ok(())
-    }
-}
-
-impl Drop for CacheThreads {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.cache.bell().close();
-        for thread in self.threads.drain(..) {
-            // A panic has said what it had to say.
-            let _ = thread.join();
-        }
-    }
 }
 
 /// Nanoseconds since 1970.

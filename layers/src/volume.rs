@@ -298,11 +298,30 @@ impl Volume {
         self.failure.get().is_some()
     }
 
-    /// Latches the first failure.
+    /// Latches the first failure. Before anybody can be told of it, it is where the next process looks: who is told may
+    /// end this one.
     pub(crate) fn fail(&self, cause: &str) {
+        if self.has_failed() {
+            return;
+        }
+        for layer in self.newest_chain().unsealed() {
+            if let Err(error) = self.cache.set_failed(layer.number(), true) {
+                self.maintenance.note(format!(
+                    "volume {}: that it failed may be forgotten if this daemon is killed: {error}",
+                    self.name
+                ));
+            }
+        }
         if self.failure.set(cause.to_owned()).is_ok() {
             self.maintenance.failed(&self.name, cause);
         }
+    }
+
+    /// The volume had failed before it was opened.
+    pub(crate) fn had_failed(&self, cause: String) {
+        // Nobody else has it yet.
+        let set = self.failure.set(cause);
+        debug_assert!(set.is_ok(), "it has failed already");
     }
 
     /// A read failed: the guest gets an error, nothing is latched.

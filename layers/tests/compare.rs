@@ -435,6 +435,7 @@ fn large(count: u128) -> Store {
             kind: VolumeKind::Normal,
             armed: false,
             attached_from: None,
+            failed: None,
         };
         rows.volumes.insert(row.name.clone(), row);
     }

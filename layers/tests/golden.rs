@@ -1,6 +1,6 @@
 //! The committed bytes of version 1: `tests/golden/store` is a whole store, `FORMAT.md` prints one of its maps. They are
-//! decoded, encoded again byte for byte, and damaged in every way that one byte can be. `catalog-2.db` is a catalog of
-//! version 2 with something of everything.
+//! decoded, encoded again byte for byte, and damaged in every way that one byte can be. `catalog-2.db` and `catalog-3.db` are
+//! catalogs of those versions with something of everything.
 //!
 //! A change of the format that breaks these tests needs a new version, and new files beside these.
 
@@ -18,6 +18,9 @@ use stratablk_layers::catalog::{
 use stratablk_layers::error::Error;
 use stratablk_layers::format::header::{LayerKind, MapHeader, MapState, RawBase};
 use stratablk_layers::format::journal::{self, Entry, JournalEnd, Seed};
+use stratablk_layers::format::sums::{
+    Extent, SumsHeader, decode_bad, decode_block, encode_bad, encode_block,
+};
 use stratablk_layers::format::{FormatError, Map, checkpoint, decode_map};
 use stratablk_layers::map::record::{MapRecord, RecordKind};
 use stratablk_layers::map::set::SectorSet;
@@ -210,6 +213,7 @@ fn catalog_1() -> Rows {
             kind: VolumeKind::Normal,
             armed: false,
             attached_from: None,
+            failed: None,
         },
     );
     rows.snapshots.push(SnapshotRow {
@@ -270,6 +274,7 @@ fn catalog_2() -> Rows {
             kind,
             armed,
             attached_from: from.map(str::to_owned),
+            failed: None,
         };
         rows.volumes.insert(name.into(), row);
     }
@@ -382,6 +387,82 @@ fn the_bytes_printed_in_the_specification_are_those_of_the_file() {
     assert_eq!(undump(printed, bytes.len()), bytes);
     let read = decode_map(&undump(printed, bytes.len())).unwrap();
     assert_eq!(read.set, set_after(3));
+}
+
+/// What the specification prints of the checksums: three clusters of the sealed layer.
+fn golden_sums() -> (SumsHeader, [u32; 3]) {
+    let mut set = SectorSet::empty();
+    set.apply(&record(RecordKind::Data, 6, 4));
+    set.apply(&record(RecordKind::Data, 800, 8));
+    let header = SumsHeader {
+        store: store(),
+        layer: sealed(),
+        incarnation: 3,
+        extent: Extent::of(&set),
+        taken_ns: 1_700_000_300_000_000_000,
+    };
+    (header, [0x8a91_36aa, 0x62a8_ab43, 0x46dd_794e])
+}
+
+/// What it prints of damage: one of these clusters.
+fn golden_bad() -> SectorSet {
+    let mut bad = SectorSet::empty();
+    bad.apply(&record(RecordKind::Data, 800, 8));
+    bad
+}
+
+/// Which bytes of the files of checksums and of damage are printed: those of the second and third block of hexadecimal digits.
+fn printed(nth: usize, len: usize) -> Vec<u8> {
+    let text = include_str!("../FORMAT.md");
+    let printed = text.split("```hex\n").nth(nth).unwrap();
+    undump(printed.split("```").next().unwrap(), len)
+}
+
+#[test]
+fn checksums_and_damage_are_those_of_the_specification() {
+    let (header, sums) = golden_sums();
+    assert_eq!((header.extent.clusters, header.extent.sectors), (3, 12));
+    let mut bytes = header.encode();
+    bytes.extend(encode_block(sealed(), 0, &sums));
+    assert_eq!(header.extent.file_bytes(), Some(bytes.len() as u64));
+    let bad = encode_bad(store(), sealed(), &golden_bad(), 1_700_000_400_000_000_000);
+    if std::env::var_os("WRITE_GOLDEN").is_some() {
+        println!("{}\n{} bytes\n{}", dump(&bytes), bad.len(), dump(&bad));
+    }
+    assert_eq!(dump(&printed(2, bytes.len())), dump(&bytes));
+    assert_eq!(dump(&printed(3, bad.len())), dump(&bad));
+    assert_eq!(SumsHeader::decode(&bytes), Ok(header));
+    let block = decode_block(sealed(), 0, &bytes[4096..]).unwrap();
+    assert_eq!(block[..3], sums);
+    assert!(block[3..].iter().all(|sum| *sum == 0));
+    assert_eq!(decode_bad(&bad), Ok((store(), sealed(), golden_bad())));
+    // Whatever one bit is flipped, it is noticed; and a block is no other one.
+    for place in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[place] ^= 0x10;
+        let header = SumsHeader::decode(&flipped);
+        let block = decode_block(sealed(), 0, &flipped[4096..]);
+        assert!(header.is_err() || block.is_none(), "{place}");
+        assert!(SumsHeader::decode(&flipped[..place.min(4095)]).is_err());
+    }
+    for place in 0..bad.len() {
+        let mut flipped = bad.clone();
+        flipped[place] ^= 0x10;
+        assert!(decode_bad(&flipped).is_err(), "{place}");
+        assert!(decode_bad(&bad[..place]).is_err(), "{place}");
+    }
+    assert_eq!(decode_block(sealed(), 1, &bytes[4096..]), None);
+    assert_eq!(decode_block(active(), 0, &bytes[4096..]), None);
+    assert_eq!(decode_block(sealed(), 0, &bytes[4097..]), None);
+    for at in [8, 16] {
+        let mut newer = bytes[..4096].to_vec();
+        newer[at] = 9;
+        newer[12..16].fill(0);
+        let crc = crc32c::crc32c(&newer);
+        newer[12..16].copy_from_slice(&crc.to_le_bytes());
+        let error = SumsHeader::decode(&newer).unwrap_err();
+        assert!(matches!(error, FormatError::Unsupported { .. }), "{error}");
+    }
 }
 
 #[test]
@@ -519,6 +600,14 @@ fn damage_in_the_middle_says_what_was_lost() {
     }
 }
 
+/// What the golden catalog of version 3 holds: that of version 2, and a volume that has failed.
+fn catalog_3() -> Rows {
+    let mut rows = catalog_2();
+    let row = rows.volumes.get_mut("log").unwrap();
+    row.failed = Some("a flush failed: Input/output error (os error 5)".into());
+    rows
+}
+
 /// A directory with a copy of a golden catalog in it, since opening one may write.
 fn copy_of(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -536,6 +625,7 @@ fn the_golden_catalogs_are_read() {
     for (name, version, rows) in [
         ("store/catalog.db", 1, catalog_1()),
         ("catalog-2.db", 2, catalog_2()),
+        ("catalog-3.db", 3, catalog_3()),
     ] {
         let dir = copy_of(name);
         let expected = CatalogState::new(rows).unwrap();
@@ -545,7 +635,7 @@ fn the_golden_catalogs_are_read() {
         let catalog = SqliteCatalog::open(dir.path()).unwrap();
         assert_eq!(*catalog.state(), expected);
         drop(catalog);
-        assert_eq!(version_in(dir.path()), 2);
+        assert_eq!(version_in(dir.path()), 3);
         let catalog = SqliteCatalog::open(dir.path()).unwrap();
         assert_eq!(*catalog.state(), expected);
         let names = fs::read_dir(dir.path()).unwrap();
@@ -603,13 +693,13 @@ fn write_the_golden_files() {
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         fs::write(golden().join(name), bytes).unwrap();
     }
-    // The catalog of version 1 can no longer be written.
+    // Those of versions 1 and 2 can no longer be written.
     let dir = tempfile::tempdir().unwrap();
-    let state = CatalogState::new(catalog_2()).unwrap();
+    let state = CatalogState::new(catalog_3()).unwrap();
     drop(SqliteCatalog::create(dir.path(), &state).unwrap());
     let mut bytes = fs::read(dir.path().join("catalog.db")).unwrap();
-    fs::write(golden().join("catalog-2.db"), &bytes).unwrap();
-    bytes[63] = 3;
+    fs::write(golden().join("catalog-3.db"), &bytes).unwrap();
+    bytes[63] = 4;
     fs::write(golden().join("newer-catalog.db"), bytes).unwrap();
     println!("{}", dump(&encode(active())));
 }

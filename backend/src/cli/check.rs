@@ -11,6 +11,7 @@ use stratablk_layers::file::host::{HostMedia, HostOptions};
 use stratablk_layers::{Error, Result, check};
 
 use super::args::CheckArgs;
+use super::size;
 
 /// What a check found, as JSON and in words, and whether the store is sound.
 #[derive(Debug)]
@@ -41,7 +42,14 @@ pub fn run(args: &CheckArgs) -> Result<Outcome> {
     } else {
         None
     };
-    let mut report = check::check(dir, &media, CheckOptions::default())?;
+    let mut report = check::check(
+        dir,
+        &media,
+        CheckOptions {
+            scrub: args.scrub,
+            ..CheckOptions::default()
+        },
+    )?;
     let (unwritten, finding) = check::unwritten(dir, args.cache_dir.clone())?;
     report.findings.extend(finding);
     Ok(Outcome {
@@ -76,6 +84,9 @@ fn json(report: &Report, unwritten: u64, rebuilt: Option<&Rebuilt>) -> Value {
         "volumes": report.volumes,
         "snapshots": report.snapshots,
         "unwritten_clusters": unwritten,
+        "scrubbed_layers": report.scrubbed_layers,
+        "scrubbed_bytes": report.scrubbed_bytes,
+        "through_page_cache": report.through_page_cache,
         "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
         "rebuilt": rebuilt.map(|r| json!({
             "layers": r.layers,
@@ -113,6 +124,19 @@ fn text(report: &Report, rebuilt: Option<&Rebuilt>) -> String {
         if !finding.fix.is_empty() {
             let _ = writeln!(out, "  {}", finding.fix);
         }
+    }
+    if report.scrubbed_layers > 0 {
+        let way = if report.through_page_cache {
+            " (some of it through the host's page cache)"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            out,
+            "{} of data of {} layers read and held against checksums{way}",
+            size::show(report.scrubbed_bytes),
+            report.scrubbed_layers
+        );
     }
     let verdict = if report.is_sound() {
         "sound"

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::args::JobCommand;
 use super::client::Client;
 use super::table::{self, Align};
-use super::{Done, Failure, output, progress, read, size};
+use super::{Done, Failure, output, progress, read, scrub, size};
 use crate::control::timestamp::Timestamp;
 use crate::control::types::{Direction, Job, JobChange, JobKind, JobList, JobState};
 
@@ -66,6 +66,7 @@ pub(super) const fn what(job: &Job) -> &'static str {
         (JobKind::Flatten, _) => "flatten",
         (JobKind::Import, _) => "import",
         (JobKind::IntoBase, _) => "merge into base",
+        (JobKind::Scrub, _) => "scrub",
     }
 }
 
@@ -122,6 +123,7 @@ pub(super) fn begun(jobs: &[Job]) -> String {
         let id = job.id;
         let bytes = match is_uncounted(job) {
             true => String::new(),
+            false if job.kind == JobKind::Scrub => String::new(),
             false => format!(", {} to copy", size::show(job.bytes_total)),
         };
         let (what, subject) = (what(job), &job.subject);
@@ -135,7 +137,12 @@ pub(super) fn ended_line(job: &Job) -> String {
     let bytes = size::show(job.bytes_done);
     let (id, what, subject) = (job.id, what(job), &job.subject);
     let state = job.state.name();
-    format!("job {id}: {what} of {subject} {state}, {bytes} copied\n")
+    let done = if job.kind == JobKind::Scrub {
+        "read"
+    } else {
+        "copied"
+    };
+    format!("job {id}: {what} of {subject} {state}, {bytes} {done}\n")
 }
 
 /// How a job stands, in a line.
@@ -224,7 +231,11 @@ fn show(job: &Job, now: Timestamp) -> String {
         lines.push(("error", error.clone()));
     }
     let line = |(name, value): &(&str, String)| format!("{name:<10} {value}\n");
-    lines.iter().map(line).collect()
+    let mut text: String = lines.iter().map(line).collect();
+    if let Some(report) = &job.scrub {
+        text.push_str(&scrub::found(report));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -247,6 +258,7 @@ pub(super) mod tests {
             remaining_s: Some(5),
             created: Timestamp(0),
             ended: None,
+            scrub: None,
         }
     }
 

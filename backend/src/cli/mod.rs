@@ -1,8 +1,8 @@
 //! The command line: parses it, does what it says, prints the result, and turns it all into an exit code.
 //!
 //! Results go to stdout, as text or (`--json`) as exactly one JSON document. Errors go to stderr, as a line or as
-//! `{"error": {...}}`. The exit code is 0 if it was done, 1 if it was refused or failed, 2 if it was not understood, 130 if
-//! a wait was interrupted.
+//! `{"error": {...}}`. The exit code is 0 if it was done, 1 if it was refused or failed, 2 if it was not understood, 3 if
+//! a scrub that was waited for found damage, 130 if a wait was interrupted.
 
 pub mod args;
 mod cache;
@@ -12,6 +12,7 @@ mod jobs;
 mod joined;
 mod output;
 mod progress;
+mod scrub;
 mod size;
 mod snapshots;
 mod stats;
@@ -43,6 +44,8 @@ const CONTROL_DEFAULT: &str = "/run/stratablk/control.sock";
 const EXIT_FAILED: u8 = 1;
 /// Not understood.
 const EXIT_USAGE: u8 = 2;
+/// A scrub has found damage.
+const EXIT_DAMAGED: u8 = 3;
 /// Interrupted by Ctrl-C (128 and the number of SIGINT).
 const EXIT_INTERRUPTED: u8 = 130;
 
@@ -174,7 +177,7 @@ fn dispatch(cli: Cli) -> Result<Option<Done>, Failure> {
         }
     };
     match command {
-        Command::Serve(args) => serve(args, cli.control, cli.json).map(|()| None),
+        Command::Serve(args) => serve(*args, cli.control, cli.json).map(|()| None),
         Command::Check(args) => check_store(&args).map(Some),
         Command::Stats(args) => {
             let client = Client::new(&control_path(cli.control)?);
@@ -280,8 +283,10 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
             direct_io: args.direct_io,
             no_io_uring: args.no_io_uring,
             cache,
+            sums_rate: args.checksum_rate.0,
             on_thread: Some(|| confine::enter(confine::Role::Files)),
         },
+        takeover: args.takeover,
         json,
     })
     .map_err(|error| Failure::of(error.kind(), error))
@@ -344,6 +349,7 @@ fn ask(client: &Client, command: Command, json: bool) -> Result<Done, Failure> {
             };
             Ok(Done::new(json, text))
         }
+        Command::Scrub { volume, wait, .. } => scrub::run(client, volume, wait, json),
         Command::Du { volumes } => volumes::usage(client, volumes),
         Command::Serve(_) | Command::Check(_) | Command::Stats(_) | Command::Diff { .. } => Err(
             Failure::of(ErrorKind::Internal, "this command is carried out elsewhere"),

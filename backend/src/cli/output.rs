@@ -56,6 +56,9 @@ fn volume_state(volume: &Volume) -> &'static str {
     if volume.no_space {
         return "no-space";
     }
+    if volume.bad_bytes > 0 {
+        return "damaged";
+    }
     volume.attachment.as_ref().map_or("detached", state)
 }
 
@@ -133,6 +136,12 @@ pub fn volume(volume: &Volume, now: Timestamp) -> String {
     if volume.no_space {
         let text = "no space left on the host; what it has to write waits in the cache";
         lines.push(("no-space", text.into()));
+    }
+    if volume.bad_bytes > 0 {
+        let bytes = size::show(volume.bad_bytes);
+        let text =
+            format!("{bytes} in its layers; reads of that fail (see stratablk tree and job list)");
+        lines.push(("damaged", text));
     }
     match &volume.attachment {
         None => lines.push(("attached", "no".into())),

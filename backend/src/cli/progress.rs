@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{Client, ClientError};
 use super::{Failure, jobs, read};
-use crate::control::types::{ErrorKind, Job, JobState};
+use crate::control::types::{ErrorKind, Job, JobKind, JobState};
 
 /// How often the daemon is asked.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -133,6 +133,22 @@ impl Show {
 /// # Errors
 /// One of them has failed or was cancelled; the wait was interrupted; what the daemon answered.
 pub(super) fn wait(client: &Client, begun: Vec<Job>, quiet: bool) -> Result<Vec<Job>, Failure> {
+    let ended = wait_whatever(client, begun, quiet)?;
+    match ended.iter().find(|job| job.state != JobState::Done) {
+        None => Ok(ended),
+        Some(job) => Err(Failure::of(ErrorKind::Failed, not_done(job))),
+    }
+}
+
+/// The same, however they end.
+///
+/// # Errors
+/// The wait was interrupted; what the daemon answered.
+pub(super) fn wait_whatever(
+    client: &Client,
+    begun: Vec<Job>,
+    quiet: bool,
+) -> Result<Vec<Job>, Failure> {
     let interrupted = interrupts();
     let of = begun.len();
     let mut ended = Vec::new();
@@ -159,10 +175,7 @@ pub(super) fn wait(client: &Client, begun: Vec<Job>, quiet: bool) -> Result<Vec<
         ended.push(job);
     }
     show.end();
-    match ended.iter().find(|job| job.state != JobState::Done) {
-        None => Ok(ended),
-        Some(job) => Err(Failure::of(ErrorKind::Failed, not_done(job))),
-    }
+    Ok(ended)
 }
 
 /// A job as it is now. The daemon has named it, so one that it does not know any more has ended, and is forgotten;
@@ -182,6 +195,9 @@ fn look(client: &Client, mut job: Job) -> Result<Job, Failure> {
 fn not_done(job: &Job) -> String {
     let (id, subject) = (job.id, &job.subject);
     match &job.error {
+        Some(error) if job.kind == JobKind::Scrub => {
+            format!("job {id} ({subject}) failed: {error}; see `stratablk job show {id}`")
+        }
         Some(error) => {
             format!("job {id} ({subject}) failed: {error}; `stratablk job resume {id}` tries again")
         }

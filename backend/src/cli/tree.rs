@@ -196,7 +196,11 @@ impl Forest<'_> {
                     size::show(node.allocated_bytes),
                     size::show(node.size_bytes),
                 );
-                format!("{} [{} of {}]{remark}", name(node), sizes.0, sizes.1)
+                let bad = match node.bad_bytes {
+                    0 => String::new(),
+                    bytes => format!(", {} damaged", size::show(bytes)),
+                };
+                format!("{} [{} of {}{bad}]{remark}", name(node), sizes.0, sizes.1)
             }
         }
     }
@@ -258,6 +262,7 @@ fn remark(job: &Job) -> String {
         (JobKind::Flatten, _) => "flattening",
         (JobKind::Import, _) => "importing",
         (JobKind::IntoBase, _) => "merging into the base",
+        (JobKind::Scrub, _) => "scrubbing",
     };
     let percent = job.percent();
     match job.state {
@@ -292,6 +297,7 @@ mod tests {
             job: None,
             size_bytes: 1 << 30,
             allocated_bytes: 4096,
+            bad_bytes: 0,
             created: Timestamp(0),
         }
     }

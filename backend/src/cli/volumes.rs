@@ -12,7 +12,7 @@ use super::{Done, Failure, absolute, filtered, jobs, output, progress, read, siz
 use crate::control::timestamp::Timestamp;
 use crate::control::types::{
     AttachmentRequest, Detached, ErrorKind, Import, ImportRequest, Job, JobOptions, PointRef,
-    UsageList, Volume, VolumeChange, VolumeList, VolumeRequest, VolumeType,
+    Recovered, UsageList, Volume, VolumeChange, VolumeList, VolumeRequest, VolumeType,
 };
 
 /// Carries out a command on volumes.
@@ -56,6 +56,12 @@ pub(super) fn run(client: &Client, command: VolumeCommand, json: bool) -> Result
             let ended = progress::wait(client, vec![job], json)?;
             let text = ended.iter().map(jobs::ended_line).collect();
             Ok(Done::new(json!(ended.first()), text))
+        }
+        VolumeCommand::Recover { name } => {
+            let target = volume_target(&name) + "/recover";
+            let json = client.call(Method::POST, &target, None)?;
+            let text = recovered(&read(&json)?);
+            Ok(Done::new(json, text))
         }
         VolumeCommand::Delete { name } => {
             let json = client.call(Method::DELETE, &volume_target(&name), None)?;
@@ -149,6 +155,28 @@ pub(super) fn import(
         import.job = ended;
     }
     Ok(Done::new(json!(import), text))
+}
+
+/// What a recovery did, and what is left to be done.
+fn recovered(report: &Recovered) -> String {
+    let mut text = format!(
+        "volume {} takes writes again; {} were written once more\nit had failed: {}\n",
+        report.volume,
+        size::show(report.written_bytes),
+        report.cause
+    );
+    if report.unreadable_bytes > 0 {
+        let bytes = size::show(report.unreadable_bytes);
+        text += &format!(
+            "{bytes} cannot be read, and the guest gets errors there until it writes to them:\n"
+        );
+        for range in &report.unreadable {
+            text += &format!("  {} bytes at byte {}\n", range.bytes, range.offset);
+        }
+    }
+    text +=
+        "what the host had lost by then is lost: look at the disk as after a power cut (fsck)\n";
+    text
 }
 
 /// Changes the size of a volume.

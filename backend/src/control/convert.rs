@@ -12,9 +12,9 @@ use stratablk_layers::units::{LayerId, SECTOR_BYTES};
 
 use super::timestamp::Timestamp;
 use super::types::{
-    Attachment, CacheFigures, DeleteReport, DiffLine, Direction, Fate, Job, JobKind, JobState,
-    NodeKind, RestoreReport, Snapshot, SnapshotRef, SnapshotReport, Tree, TreeNode, Usage, Volume,
-    VolumeFigures, VolumeType, WayCost,
+    Attachment, BadLayer, ByteRange, CacheFigures, DeleteReport, DiffLine, Direction, Fate, Job,
+    JobKind, JobState, LeftOut, NodeKind, RestoreReport, ScrubReport, Snapshot, SnapshotRef,
+    SnapshotReport, Tree, TreeNode, Usage, Volume, VolumeFigures, VolumeType, WayCost,
 };
 
 /// A path as text; a path that is not UTF-8 is shown with replacement characters.
@@ -47,6 +47,7 @@ pub fn volume(info: store::VolumeInfo, attachment: Option<Attachment>) -> Volume
         created: Timestamp(info.created_ns),
         failure: info.failure,
         no_space: info.no_space,
+        bad_bytes: info.bad_bytes,
         attachment,
     }
 }
@@ -218,6 +219,7 @@ pub fn job(info: JobInfo) -> Job {
             catalog::JobKind::Flatten => JobKind::Flatten,
             catalog::JobKind::Import => JobKind::Import,
             catalog::JobKind::IntoBase => JobKind::IntoBase,
+            catalog::JobKind::Scrub => JobKind::Scrub,
         },
         subject: info.subject,
         way: direction(info.way),
@@ -237,6 +239,40 @@ pub fn job(info: JobInfo) -> Job {
         remaining_s,
         created: Timestamp(info.created_ns),
         ended: info.ended_ns.map(Timestamp),
+        scrub: info.scrub.map(scrub),
+    }
+}
+
+/// What a scrub has found.
+fn scrub(report: lifecycle::ScrubReport) -> ScrubReport {
+    let bad = report.bad.into_iter().map(|bad| BadLayer {
+        layer: bad.layer.to_string(),
+        volumes: bad.volumes,
+        bytes: bad.bytes,
+        ranges: (bad.ranges.iter())
+            .map(|range| ByteRange {
+                offset: range.start.0.saturating_mul(SECTOR_BYTES),
+                bytes: range.count.saturating_mul(SECTOR_BYTES),
+            })
+            .collect(),
+    });
+    let left_out = report.left_out.into_iter().map(|(layer, why)| LeftOut {
+        layer: layer.to_string(),
+        why,
+    });
+    ScrubReport {
+        layers_total: report.layers_total,
+        layers: report.layers,
+        bytes: report.bytes,
+        taken: report.taken,
+        mended: report.mended,
+        bad_bytes: report.bad_bytes,
+        bad: bad.collect(),
+        damaged_checksums: (report.damaged_sums.iter())
+            .map(ToString::to_string)
+            .collect(),
+        left_out: left_out.collect(),
+        through_page_cache: report.through_page_cache,
     }
 }
 
@@ -317,6 +353,7 @@ fn tree_node(node: store::TreeNode, content_of: Vec<String>) -> TreeNode {
         job: node.job.map(|id| id.0),
         size_bytes: node.size_bytes,
         allocated_bytes: node.allocated_bytes,
+        bad_bytes: node.bad_bytes,
         created: Timestamp(node.created_ns),
     }
 }

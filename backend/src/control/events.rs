@@ -37,6 +37,11 @@ pub enum Happening {
         /// The first failure, in words.
         message: String,
     },
+    /// A volume that had failed was recovered.
+    VolumeRecovered {
+        /// Its name.
+        volume: String,
+    },
     /// The host has no space for what a volume has to write.
     VolumeNoSpace {
         /// Its name.
@@ -143,6 +148,7 @@ impl Happening {
             Self::VolumeCreated { .. } => "volume-created",
             Self::VolumeDeleted { .. } => "volume-deleted",
             Self::VolumeFailed { .. } => "volume-failed",
+            Self::VolumeRecovered { .. } => "volume-recovered",
             Self::VolumeNoSpace { .. } => "volume-no-space",
             Self::VolumeHasSpace { .. } => "volume-has-space",
             Self::VolumeAttached { .. } => "volume-attached",

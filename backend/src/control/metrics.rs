@@ -79,7 +79,7 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume], jobs: &[J
         "The daemon and its store.",
         [(build, 1)],
     );
-    let plain: [(&str, &str, u64); 3] = [
+    let plain: [(&str, &str, u64); 5] = [
         (
             "stratablk_uptime_seconds",
             "Seconds since the daemon started.",
@@ -90,6 +90,16 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume], jobs: &[J
             "stratablk_volumes_connected",
             "Volumes with a front-end.",
             status.connected,
+        ),
+        (
+            "stratablk_scrub_errors",
+            "Sectors of sealed layers that scrubs found damaged; reads of them fail.",
+            status.bad_bytes / 512,
+        ),
+        (
+            "stratablk_layers_without_checksums",
+            "Sealed layers whose checksums are to be taken still.",
+            status.layers_without_checksums,
         ),
     ];
     for (name, help, value) in plain {
@@ -105,7 +115,7 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume], jobs: &[J
     cache_families(&mut out, cache);
     job_families(&mut out, jobs);
 
-    let gauges: [Family<Volume>; 8] = [
+    let gauges: [Family<Volume>; 9] = [
         ("stratablk_volume_size_bytes", "Size of the disk.", |v| {
             v.size_bytes
         }),
@@ -133,6 +143,11 @@ pub fn text(status: &Status, cache: &CacheFigures, volumes: &[Volume], jobs: &[J
             "stratablk_volume_no_space",
             "1 if what the volume has to write waits for space on the host.",
             |v| u64::from(v.no_space),
+        ),
+        (
+            "stratablk_volume_bad_bytes",
+            "Bytes of its layers' data that scrubs found damaged.",
+            |v| v.bad_bytes,
         ),
         (
             "stratablk_volume_connected",
@@ -339,6 +354,7 @@ mod tests {
             created: Timestamp(0),
             failure: Some("broken".into()),
             no_space: false,
+            bad_bytes: 4096,
             attachment: Some(Attachment {
                 socket: "/s".into(),
                 queues: 1,
@@ -377,6 +393,8 @@ mod tests {
             uptime_s: 9,
             volumes: 1,
             connected: 1,
+            bad_bytes: 1536,
+            layers_without_checksums: 5,
         };
         let cache = CacheFigures {
             size_bytes: 101,
@@ -422,6 +440,9 @@ mod tests {
             "stratablk_job_total_bytes{job=\"3\",subject=\"web@s1\"} 42",
             "stratablk_volume_failed{volume=\"web\"} 1",
             "stratablk_volume_connected{volume=\"web\"} 1",
+            "stratablk_volume_bad_bytes{volume=\"web\"} 4096",
+            "stratablk_scrub_errors 3",
+            "stratablk_layers_without_checksums 5",
             "stratablk_requests_total{volume=\"web\",type=\"read\"} 7",
             "stratablk_read_bytes_total{volume=\"a\\\"b\\\\c\\nd\"} 3584",
         ] {

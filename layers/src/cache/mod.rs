@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::file::Segment;
 use crate::segments::Slicer;
 use crate::sync::{AtomicU64, Ordering};
 use crate::units::{Cluster, LayerId, LayerNumber, SectorMask, StoreId};
@@ -299,6 +300,19 @@ impl Cache {
         self.arena.numbers().layer(number)
     }
 
+    /// Marks a layer as one whose files may lack what was written to them, or no longer. Outlives the process.
+    ///
+    /// # Errors
+    /// `Io`: it does not outlive the process.
+    pub fn set_failed(&self, number: LayerNumber, failed: bool) -> Result<()> {
+        self.arena.numbers().set_failed(number, failed)
+    }
+
+    /// The layers that are marked so.
+    pub fn failed(&self) -> Vec<LayerId> {
+        self.arena.numbers().failed()
+    }
+
     /// Drops everything of a layer that is being deleted and that nobody uses any more.
     pub fn forget(&self, layer: LayerId) {
         let numbers = self.arena.numbers();
@@ -495,6 +509,35 @@ impl Cache {
         self.sets().abandon(ticket);
     }
 
+    /// Copies the sectors of a cluster that have a frame to their places in a page, and says which these are. For who has the
+    /// layer to himself.
+    pub fn copy_valid(&self, key: FrameKey, page: &mut Page) -> SectorMask {
+        let valid = self.sets().valid(key);
+        if valid == SectorMask::NONE {
+            return valid;
+        }
+        let read = self
+            .sets()
+            .read(key, valid, &mut Tally::default(), |index| {
+                let frame = self.arena.frame(index.set, index.way);
+                for run in runs(valid) {
+                    #[expect(unsafe_code, reason = "reads a frame")]
+                    // SAFETY: the run lies inside both; pages and frames are apart.
+                    unsafe {
+                        copy::copy(
+                            page.0.as_mut_ptr().wrapping_add(run.offset()),
+                            frame.wrapping_add(run.offset()),
+                            run.bytes(),
+                        );
+                    }
+                }
+            });
+        match read {
+            Read::Hit => valid,
+            Read::Miss | Read::Busy => SectorMask::NONE,
+        }
+    }
+
     /// Copies the dirty sectors of a cluster to their places in a page.
     pub fn copy_dirty(&self, key: FrameKey, page: &mut Page) -> Option<Copied> {
         self.sets().copy_dirty(key, |index, dirty| {
@@ -512,6 +555,26 @@ impl Cache {
                 }
             }
         })
+    }
+
+    /// Copies what a frame has of a cluster to its place in a page. Returns which sectors those are.
+    pub fn copy_frame(&self, key: FrameKey, page: &mut Page) -> SectorMask {
+        let valid = self.sets().valid(key);
+        let mut tally = Tally::default();
+        let mut copied = SectorMask::NONE;
+        for run in runs(valid) {
+            let segments = [Segment {
+                base: page.0.as_mut_ptr().wrapping_add(run.offset()),
+                len: run.bytes(),
+            }];
+            #[expect(unsafe_code, reason = "reads a frame into a page")]
+            // SAFETY: the segment lies inside the page, which is borrowed exclusively and not looked at meanwhile.
+            let read = unsafe { self.read(key, run, &mut Slicer::new(&segments), &mut tally) };
+            if read == Read::Hit {
+                copied.0 |= run.mask().0;
+            }
+        }
+        copied
     }
 
     /// Makes a frame clean whose copy is safe, unless it was changed since.

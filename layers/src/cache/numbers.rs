@@ -31,6 +31,10 @@ const ENTRY_BYTES: usize = 32;
 pub const TABLE_BYTES: u64 = LAYER_NUMBER_MAX as u64 * ENTRY_BYTES as u64;
 /// The table's first byte in the file.
 const TABLE_AT: u64 = 4096;
+/// The first mark of a failed layer in the file: a byte each, in the order of the numbers.
+const FAILED_AT: u64 = TABLE_AT + TABLE_BYTES;
+/// Bytes of the marks.
+pub const FAILED_BYTES: u64 = LAYER_NUMBER_MAX as u64;
 /// Entries that are read at once.
 const READ_ENTRIES: usize = 2048;
 
@@ -56,6 +60,8 @@ struct Index {
     free: BTreeSet<LayerNumber>,
     /// The lowest number that no layer ever had.
     next: LayerNumber,
+    /// Layers whose files may lack what was written to them.
+    failed: BTreeSet<LayerNumber>,
 }
 
 /// The layers that have a number in an arena.
@@ -91,6 +97,11 @@ fn decode(number: LayerNumber, entry: &[u8]) -> Option<LayerId> {
     (!layer.0.is_nil() && entry == encode(number, layer)).then_some(layer)
 }
 
+/// The mark of a failed layer in the file.
+fn mark_position(number: LayerNumber) -> u64 {
+    FAILED_AT + u64::from(number.0).saturating_sub(1)
+}
+
 /// The first byte of an entry in the file.
 fn position(number: LayerNumber) -> u64 {
     TABLE_AT + u64::from(number.0).saturating_sub(1) * ENTRY_BYTES as u64
@@ -106,6 +117,37 @@ impl Table {
                 path: self.path.clone(),
                 source,
             })
+    }
+
+    /// Marks a layer as failed, or no longer.
+    fn mark(&self, number: LayerNumber, failed: bool) -> Result<()> {
+        self.file
+            .write_all_at(&[u8::from(failed)], mark_position(number))
+            .map_err(|source| Error::Io {
+                op: "write",
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    /// The numbers that are marked as failed.
+    fn read_marks(&self) -> io::Result<BTreeSet<LayerNumber>> {
+        let mut found = BTreeSet::new();
+        let mut chunk = vec![0; READ_ENTRIES * ENTRY_BYTES];
+        for first in (1..=LAYER_NUMBER_MAX).step_by(chunk.len()) {
+            self.file
+                .read_exact_at(&mut chunk, mark_position(LayerNumber(first)))?;
+            // Nearly always a hole.
+            if chunk.iter().any(|byte| *byte != 0) {
+                let marks = (first..).map(LayerNumber).zip(&chunk);
+                found.extend(
+                    marks
+                        .filter(|(_, mark)| **mark != 0)
+                        .map(|(number, _)| number),
+                );
+            }
+        }
+        Ok(found)
     }
 
     /// All entries, in the order of their numbers.
@@ -145,6 +187,7 @@ impl Numbers {
                 layers: HashMap::new(),
                 free: BTreeSet::new(),
                 next: LayerNumber(1),
+                failed: BTreeSet::new(),
             }),
         }
     }
@@ -168,11 +211,13 @@ impl Numbers {
             file,
             path: path.to_owned(),
         };
-        let entries = table.read().map_err(|source| Error::Io {
+        let io = |source| Error::Io {
             op: "read",
             path: path.to_owned(),
             source,
-        })?;
+        };
+        let entries = table.read().map_err(io)?;
+        let failed = table.read_marks().map_err(io)?;
         let numbers = Self::new(Some(table), LayerNumber(LAYER_NUMBER_MAX));
         let mut index = numbers.index();
         for (number, layer) in entries {
@@ -190,6 +235,7 @@ impl Numbers {
             index.free.extend(skipped);
             index.next = LayerNumber(number.0.saturating_add(1));
         }
+        index.failed = failed;
         drop(index);
         Ok(numbers)
     }
@@ -226,8 +272,13 @@ impl Numbers {
             });
         }
         if let Some(table) = &self.table {
+            if index.failed.contains(&number) {
+                // Nobody but a crash leaves the mark of a layer that is gone. Before the entry, which makes it count.
+                table.mark(number, false)?;
+            }
             table.write(number, &encode(number, layer))?;
         }
+        index.failed.remove(&number);
         if !index.free.remove(&number) {
             index.next = LayerNumber(number.0.saturating_add(1));
         }
@@ -258,6 +309,33 @@ impl Numbers {
         all
     }
 
+    /// Marks a layer as one whose files may lack what was written to them, or no longer. The mark outlives the process.
+    ///
+    /// # Errors
+    /// `Io`: it does not outlive the process.
+    pub fn set_failed(&self, number: LayerNumber, failed: bool) -> Result<()> {
+        let mut index = self.index();
+        let changed = if failed {
+            index.failed.insert(number)
+        } else {
+            index.failed.remove(&number)
+        };
+        match &self.table {
+            Some(table) if changed => table.mark(number, failed),
+            _ => Ok(()),
+        }
+    }
+
+    /// The layers that are marked so.
+    pub fn failed(&self) -> Vec<LayerId> {
+        let index = self.index();
+        let layers = index
+            .failed
+            .iter()
+            .filter_map(|number| index.layers.get(number));
+        layers.copied().collect()
+    }
+
     /// Takes a layer's number away, for the next layer to have. The caller has dropped all frames with this number, and
     /// nothing is under way that could bring a new one: it would be taken for the next layer's.
     ///
@@ -269,8 +347,12 @@ impl Numbers {
             return Ok(());
         };
         if let Some(table) = &self.table {
+            if index.failed.contains(&number) {
+                table.mark(number, false)?;
+            }
             table.write(number, &[0; ENTRY_BYTES])?;
         }
+        index.failed.remove(&number);
         index.numbers.remove(&layer);
         index.layers.remove(&number);
         index.free.insert(number);

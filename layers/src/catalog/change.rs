@@ -218,6 +218,9 @@ impl CatalogState {
             Change::SetAttachment { volume, attachment } => {
                 self.with_volume(volume, |row| row.attachment.clone_from(attachment))?
             }
+            Change::SetFailed { volume, cause } => {
+                self.with_volume(volume, |row| row.failed.clone_from(cause))?
+            }
             Change::AddVolume(row) => match self.put_volume(&row.name, Some(row.clone())) {
                 None => Was::Volume(row.name.clone(), None),
                 was => {
@@ -256,6 +259,13 @@ impl CatalogState {
                 let next = self.next_job.checked_add(1);
                 self.rows.next_job = next.ok_or("there are no more numbers for jobs")?;
                 Was::Job(row.id, self.put_job(row.id, Some(row.clone())))
+            }
+            Change::TakeJobNumber => {
+                let was = self.next_job;
+                self.rows.next_job = was
+                    .checked_add(1)
+                    .ok_or("there are no more numbers for jobs")?;
+                Was::NextJob(was)
             }
             Change::SetJob {
                 id,

@@ -192,7 +192,7 @@ fn claimed(row: &JobRow) -> impl Iterator<Item = LayerId> {
     let (source, target) = match row.kind {
         JobKind::Merge | JobKind::IntoBase => (Some(row.source), Some(row.target)),
         JobKind::PushDown => (None, Some(row.target)),
-        JobKind::Flatten | JobKind::Import => (None, None),
+        JobKind::Flatten | JobKind::Import | JobKind::Scrub => (None, None),
     };
     source.into_iter().chain(target)
 }

@@ -94,6 +94,8 @@ pub struct VolumeRow {
     pub armed: bool,
     /// The multiattach volume whose attachment this is.
     pub attached_from: Option<String>,
+    /// Why it takes no more writes, since one of them or a sync failed. Until somebody recovers it.
+    pub failed: Option<String>,
 }
 
 /// A snapshot: a name for a layer that takes no more writes.
@@ -130,6 +132,8 @@ pub enum JobKind {
     Import,
     /// Moves what a layer holds into the user's base below it.
     IntoBase,
+    /// Holds data against its checksums. Never in a catalog: nothing of it survives its daemon but what it found.
+    Scrub,
 }
 
 /// Which way the data goes. `source` and `target` are those of the job: `source` is below `target`.
@@ -284,6 +288,13 @@ pub enum Change {
         /// How from now on.
         attachment: Option<Attachment>,
     },
+    /// A volume takes no more writes, or takes them again.
+    SetFailed {
+        /// The volume.
+        volume: String,
+        /// Why it takes none.
+        cause: Option<String>,
+    },
     /// A volume goes. Its snapshots must be gone at the end of the commit.
     RemoveVolume(String),
     /// A new snapshot.
@@ -297,6 +308,8 @@ pub enum Change {
     },
     /// A new job, with the number that is next.
     AddJob(JobRow),
+    /// The number that is next is given to something that is not in the catalog.
+    TakeJobNumber,
     /// A job stands differently.
     SetJob {
         /// The job.

@@ -351,6 +351,8 @@ impl CatalogState {
             JobKind::Merge => &[Way::Up, Way::Down, Way::InPlace],
             JobKind::IntoBase => &[Way::Down],
             JobKind::PushDown | JobKind::Flatten | JobKind::Import => &[Way::Copy],
+            // Not of a catalog.
+            JobKind::Scrub => &[],
         };
         if !ways.contains(&row.way) {
             return Err(format!(
@@ -366,7 +368,7 @@ impl CatalogState {
         let base_fits = match row.kind {
             JobKind::Merge => source.base.is_none(),
             JobKind::IntoBase => source.base.is_some(),
-            JobKind::PushDown | JobKind::Flatten | JobKind::Import => true,
+            JobKind::PushDown | JobKind::Flatten | JobKind::Import | JobKind::Scrub => true,
         };
         if !base_fits {
             return Err(format!(

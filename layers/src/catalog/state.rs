@@ -155,7 +155,9 @@ impl CatalogState {
     pub(crate) fn parent_after(&self, job: &JobRow) -> Option<LayerId> {
         match job.kind {
             JobKind::Flatten | JobKind::Import => None,
-            JobKind::IntoBase => self.layers.get(&job.target).and_then(|row| row.parent),
+            JobKind::IntoBase | JobKind::Scrub => {
+                self.layers.get(&job.target).and_then(|row| row.parent)
+            }
             JobKind::Merge | JobKind::PushDown => {
                 self.layers.get(&job.source).and_then(|row| row.parent)
             }

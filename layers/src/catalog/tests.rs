@@ -54,6 +54,7 @@ fn volume(name: &str, active: u128) -> VolumeRow {
         kind: VolumeKind::Normal,
         armed: false,
         attached_from: None,
+        failed: None,
     }
 }
 

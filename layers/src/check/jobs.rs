@@ -63,6 +63,7 @@ fn kind(job: &JobRow) -> &'static str {
         JobKind::Flatten => "flattening",
         JobKind::Import => "importing",
         JobKind::IntoBase => "moving into its base",
+        JobKind::Scrub => "scrubbing",
     }
 }
 

@@ -219,6 +219,7 @@ fn add_volume(rows: &mut Rows, header: &MapHeader, notes: &mut Vec<String>) -> R
                 kind,
                 armed: false,
                 attached_from: None,
+                failed: None,
             });
             Ok(())
         }

@@ -114,6 +114,7 @@ impl Fixture {
             kind: VolumeKind::Normal,
             armed: false,
             attached_from: None,
+            failed: None,
         };
         let empty = CatalogState::empty(StoreId(Uuid::from_u128(0x5709)));
         SqliteCatalog::create(&fixture.store(), &empty)
@@ -437,7 +438,10 @@ fn headers_alone_say_nothing_of_checkpoints() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[4100] ^= 1;
     fs::write(path, bytes).unwrap();
-    let options = CheckOptions { headers_only: true };
+    let options = CheckOptions {
+        headers_only: true,
+        ..CheckOptions::default()
+    };
     assert!(
         check(&fixture.store(), &fixture.media, options)
             .unwrap()

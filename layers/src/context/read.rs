@@ -215,6 +215,16 @@ impl QueueContext {
                     read = again;
                 }
             }
+            if read == Read::Miss
+                && let Some(layer) = chain.layer(slot)
+                && layer.is_bad(key.cluster(), span.mask())
+            {
+                self.refuse_bad(reading.request);
+                guest.skip(span.bytes());
+                self.read_past(reading.request, file, past.take(), at);
+                at = Sector(at.0 + u64::from(span.count));
+                continue;
+            }
             let miss = match read {
                 Read::Hit => false,
                 Read::Busy => {
@@ -243,6 +253,12 @@ impl QueueContext {
             at = Sector(at.0 + u64::from(span.count));
         }
         self.read_past(reading.request, file, past.take(), end);
+    }
+
+    /// A part of a read is known to be damaged on the medium: the guest gets an error and not what is there.
+    #[cold]
+    fn refuse_bad(&mut self, request: usize) {
+        self.note_error(request, RequestError::Io);
     }
 
     /// Whether a layer that takes writes still holds sectors none of which was found in the cache. If it does, its file has

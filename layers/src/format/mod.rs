@@ -14,6 +14,7 @@
 pub mod checkpoint;
 pub mod header;
 pub mod journal;
+pub mod sums;
 
 use std::path::PathBuf;
 

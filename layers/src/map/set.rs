@@ -123,6 +123,16 @@ impl SectorSet {
         some.into_iter().flatten()
     }
 
+    /// The first sector behind all data.
+    pub fn data_end(&self) -> Sector {
+        match &self.held {
+            Held::Everything(size) => *size,
+            Held::Some { data, .. } => data
+                .max()
+                .map_or(Sector(0), |last| Sector(last.0.saturating_add(1))),
+        }
+    }
+
     /// How many sectors are data.
     pub fn data_sectors(&self) -> u64 {
         match &self.held {

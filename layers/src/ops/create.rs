@@ -123,6 +123,7 @@ impl Store {
             kind,
             armed: kind == VolumeKind::Immutable,
             attached_from: None,
+            failed: None,
         }));
         if let (Some(kind), Some(base)) = (job, parent) {
             let subject = name.to_owned();

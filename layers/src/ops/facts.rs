@@ -32,7 +32,8 @@ impl Store {
             size: row.size,
             kind: row.kind,
             armed: row.armed,
-            failure: inner.open.get(name).and_then(|volume| volume.failure()),
+            failure: (inner.open.get(name).and_then(|volume| volume.failure()))
+                .or_else(|| row.failed.clone()),
             no_space: inner
                 .open
                 .get(name)

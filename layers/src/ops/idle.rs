@@ -71,7 +71,10 @@ impl Store {
         let open = self.inner().open.get(&row.name).cloned();
         match open {
             Some(volume) => volume.flush_blocking(),
-            None => self.settle_chain(row.active),
+            None => {
+                self.check_not_failed(row)?;
+                self.settle_chain(row.active)
+            }
         }
     }
 
@@ -79,7 +82,10 @@ impl Store {
     /// keep what they hold, where somebody names them.
     pub(crate) fn flush_below(&self, row: &VolumeRow) -> Result<()> {
         let Some(volume) = self.inner().open.get(&row.name).cloned() else {
-            return Ok(());
+            return match self.is_sealing_below(row) {
+                true => self.check_not_failed(row),
+                false => Ok(()),
+            };
         };
         let named = {
             let inner = self.inner();
@@ -134,6 +140,11 @@ impl Store {
         }
         if old == Replaced::Discarded {
             changes.extend(jobs_into(self.inner().catalog.state(), &[row.active]));
+            // What failed is thrown away.
+            changes.push(Change::SetFailed {
+                volume: row.name.clone(),
+                cause: None,
+            });
             changes.push(Change::RemoveLayer(row.active));
         }
         Ok(())

@@ -70,6 +70,7 @@ impl Store {
                         kind: VolumeKind::Normal,
                         armed: false,
                         attached_from: Some(volume.to_owned()),
+                        failed: None,
                     }),
                 ];
                 self.inner().catalog.commit(&changes)

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 
 use crate::catalog::{Change, JobKind, LayerRow, LayerState, VolumeKind};
 use crate::chain::Chain;
-use crate::check::base_change;
+use crate::check::{base_change, cut_off};
 use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
 use crate::layer::{Layer, LayerMap};
@@ -81,6 +81,9 @@ impl Store {
                 cache: Arc::clone(&self.cache),
             },
         ));
+        if let Some(cause) = self.failure_of(&row) {
+            volume.had_failed(cause);
+        }
         self.write_back.add(&volume);
         let mut inner = self.inner();
         inner.layers.extend(known);
@@ -153,8 +156,18 @@ impl Store {
             .media
             .open(&path, mode, self.options.direct_io)
             .map_err(self.io("open", &path))?;
+        // What a file lacks reads as zeroes, which nobody wrote.
+        let len = data.len().map_err(self.io("look at", &path))?;
+        if let Some(what) = cut_off(&set, row.size, len) {
+            return Err(Error::Corrupt {
+                path: self.media.display_path(&path),
+                what: format!("it {what}"),
+            });
+        }
         if sealed {
-            return Ok(Layer::sealed(header, number, data, set));
+            let layer = Layer::sealed(header, number, data, set);
+            layer.set_bad(self.look_for_bad(row.id));
+            return Ok(layer);
         }
         if recovery.dropped_bytes > 0 {
             self.maintenance.note(format!(
@@ -199,6 +212,19 @@ impl Store {
             return Err(mismatch(
                 "its parent is not the one that the catalog names".into(),
             ));
+        }
+        let (active, sealed) = (
+            header.state == MapState::Active,
+            header.state == MapState::Sealed,
+        );
+        if row.state == LayerState::Active && !active || row.state == LayerState::Sealed && !sealed
+        {
+            // An older catalog is in the place of the newer one: what was written since is in a layer that it does not know.
+            return Err(mismatch(format!(
+                "its layer is {:?}, the catalog says {:?}; if the catalog is an old copy, make a new one with `check \
+                 --rebuild-catalog`",
+                header.state, row.state
+            )));
         }
         if header.size != row.size {
             return Err(mismatch(format!(
@@ -303,6 +329,7 @@ impl Store {
                 .cloned()
                 .collect()
         };
+        self.forget_unfinished(&sealing);
         for row in sealing {
             self.finish_sealing(&row);
         }
@@ -325,6 +352,7 @@ impl Store {
     /// DURABILITY: data that a killed daemon left in the host's page cache is synced before a map says for good that it is
     /// there.
     pub(crate) fn try_finish_sealing(&self, row: &LayerRow) -> Result<()> {
+        self.check_no_failure_over(row.id)?;
         self.settle_left(row)?;
         let (map, header, set, recovery) = MapFile::open(&self.media, row.id)?;
         let (map, header, set) = self.fit(row, map, header, set)?;
@@ -352,6 +380,7 @@ impl Store {
         };
         let mut inner = self.inner();
         inner.catalog.commit(&[change])?;
+        self.want_sums([row.id]);
         // A job may still know it from when it took writes.
         let known = inner.layers.get(&row.id).and_then(Weak::upgrade);
         if let Some(layer) = known.filter(|layer| !layer.is_sealed()) {

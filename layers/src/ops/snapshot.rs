@@ -312,6 +312,11 @@ impl Store {
             }));
         }
         self.inner().catalog.commit(&changes)?;
+        let sealed = changes.iter().filter_map(|change| match change {
+            Change::SetLayerState { layer, .. } => Some(*layer),
+            _ => None,
+        });
+        self.want_sums(sealed);
         for member in &pending.members {
             member.volume.settle();
         }

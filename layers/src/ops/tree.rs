@@ -43,6 +43,7 @@ impl Store {
             size_bytes: row.size.0.saturating_mul(SECTOR_BYTES),
             allocated_bytes: self.taken_by(row),
             created_ns: row.created_ns,
+            bad_bytes: self.damage.bytes(row.id),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::catalog::{JobId, LayerState};
 use crate::error::{Error, Result};
 use crate::mapfile::{MapFile, MapHeader, MapState, map_path};
 use crate::store::Store;
+use crate::sumfile;
 use crate::units::LayerId;
 
 use super::collect::jobs_on;
@@ -38,9 +39,21 @@ impl Store {
         }
         let (map, header, set, _) = MapFile::open(&self.media, layer)?;
         let header = self.named_truly(header);
-        MapFile::succeed(&self.media, &header, map.incarnation(), &set)?;
+        let before = map.incarnation();
+        let map = MapFile::succeed(&self.media, &header, before, &set)?;
+        self.keep_sums(layer, before, map.incarnation());
         self.show_header(layer, header);
         Ok(())
+    }
+
+    /// The map of a layer was replaced by one that says the same of its data: checksums stay good. If that cannot be written
+    /// they are taken anew.
+    fn keep_sums(&self, layer: LayerId, before: u64, after: u64) {
+        if let Err(error) = sumfile::follow(&self.media, layer, before, after) {
+            self.maintenance.note(format!(
+                "layer {layer}: its checksums have to be taken anew: {error}"
+            ));
+        }
     }
 
     /// After the name of a layer has gone: lets its map no longer say it, if that takes no time. Otherwise the job does that
@@ -111,7 +124,9 @@ impl Store {
                 header = self.named_truly(header);
             }
             to.clone_into(&mut header.volume);
-            map.replace(&self.media, &header, &set)?;
+            let before = map.incarnation();
+            let map = map.replace(&self.media, &header, &set)?;
+            self.keep_sums(layer, before, map.incarnation());
             self.show_header(layer, header);
         }
         Ok(())

@@ -10,7 +10,7 @@ use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{Random, SimMedia, Survival};
 use stratablk_layers::store::{Store, StoreOptions, VolumeSource};
 use stratablk_layers::units::{Sector, SectorRange};
-use stratablk_layers::volume::{Operation, QueueContext};
+use stratablk_layers::volume::{Operation, QueueContext, RequestError};
 
 use crate::disk::Queue;
 use crate::oracle::{Disk, Promise, Value, stamp};
@@ -271,6 +271,22 @@ struct Rest {
     options: StoreOptions,
 }
 
+/// Recovers a volume that had failed; it must not have forgotten that.
+fn was_failed(store: &Store, name: &str) -> Result<bool, String> {
+    let info = store.volume_info(name).map_err(|error| error.to_string())?;
+    if info.failure.is_none() {
+        return Ok(false);
+    }
+    let (flushed, _) = Queue::new(context(store, name)?).run(Operation::Flush, Vec::new());
+    if flushed != Err(RequestError::Failed) {
+        return Err(format!("a flush of {name}, which has failed: {flushed:?}"));
+    }
+    store
+        .recover_volume(name)
+        .map_err(|error| format!("{name} cannot be recovered: {error}"))?;
+    Ok(true)
+}
+
 /// Uses a recovered store, ends it by a power cut after a flush or by a kill, and looks again. What was found once and then
 /// flushed must be there after the cut, whoever wrote it; and all of it after the kill.
 fn live_again(
@@ -285,6 +301,9 @@ fn live_again(
     let mut queues = Vec::new();
     for (name, disk) in disks {
         let found = read(store, name, disk, random)?;
+        if was_failed(store, name)? && read(store, name, disk, random)? != found {
+            return Err(format!("{name} reads differently after its recovery"));
+        }
         next.insert(name.clone(), Disk::new(disk.number, found));
         queues.push((name.clone(), Queue::new(context(store, name)?)));
     }

@@ -86,6 +86,11 @@ pub fn watch(world: &World, seed: u64, share: u64) -> Arc<Mutex<Seen>> {
 /// Opens what was found, reads it, carries out its jobs and reads it again.
 fn look(found: Found, known: &Known) -> Result<(), String> {
     let text = |error: stratablk_layers::Error| error.to_string();
+    let raw: Arc<dyn Media> = Arc::new(found.media.clone());
+    // Whatever checksums there are, they are those of the data.
+    if let Some(what) = crate::scrub::look_at_sums(&found.catalog.state(), &raw, false) {
+        return Err(what);
+    }
     let catalog = Box::new(MemoryCatalog::open(&found.catalog).map_err(text)?);
     let files: Arc<dyn Media> = Arc::new(found.media.clone());
     let store = match found.arena {
@@ -129,6 +134,9 @@ fn look(found: Found, known: &Known) -> Result<(), String> {
         }
     }
     check_snapshots(&store, known)?;
+    if let Some(what) = crate::scrub::look_at_sums(&found.catalog.state(), &raw, true) {
+        return Err(format!("after the jobs: {what}"));
+    }
     let rows = found.catalog.state();
     let there = found
         .media

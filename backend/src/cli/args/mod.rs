@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use stratablk_layers::cache::arena::place::DEFAULT_DIR;
 
 use super::cache::CacheArgs;
+use super::size::Rate;
 use super::stats::StatsArgs;
 use crate::confine::{Mode, Settings};
 use crate::control::types::{PointRef, QUEUES_DEFAULT, QUEUES_MAX};
@@ -33,8 +34,8 @@ pub use self::volume::{SourceArgs, VolumeCommand};
         stratablk serve --store /srv/strata                           serve a store of many volumes\n  \
         stratablk snapshot create before-upgrade web db               one instant of two running guests\n\n\
         Commands other than serve and check talk to a running daemon: give its control socket with --control or\n\
-        STRATABLK_CONTROL (without either: /run/stratablk/control.sock). Exit codes: 0 done, 1 refused or failed, 2 usage;\n\
-        130 if a wait was ended with Ctrl-C (the job goes on)."
+        STRATABLK_CONTROL (without either: /run/stratablk/control.sock). Exit codes: 0 done, 1 refused or failed, 2 usage,\n\
+        3 a scrub found damage; 130 if a wait was ended with Ctrl-C (the job goes on)."
 )]
 pub struct Cli {
     /// The daemon's control socket; commands that talk to a daemon also look at STRATABLK_CONTROL
@@ -57,7 +58,7 @@ pub enum Command {
     /// Run the daemon: serve a store, or one disk without any set-up
     #[command(after_help = "Examples:\n  stratablk serve --store /srv/strata\n  \
                             stratablk serve --blk-file disk.img --socket-path disk.sock --queues 2")]
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Create, list, attach, resize and delete disks
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -127,8 +128,27 @@ pub enum Command {
     /// Show what the cache and the volumes have done since the daemon started
     #[command(after_help = "Examples:\n  stratablk stats\n  stratablk stats --watch 5")]
     Stats(StatsArgs),
+    /// Hold the data of snapshots and other sealed layers against the checksums that were taken when they were sealed
+    #[command(
+        after_help = "Examples:\n  stratablk scrub web --wait\n  stratablk scrub --all --rate 100M\n\n\
+                      With --wait the exit code is 3 if something is damaged. Damaged data is never served: reads of it fail."
+    )]
+    #[command(group(clap::ArgGroup::new("scope").required(true).args(["volume", "all"])))]
+    Scrub {
+        /// The layers of this volume and its snapshots
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        volume: Option<String>,
+        /// The layers of all volumes
+        #[arg(long)]
+        all: bool,
+        /// The job.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Verify a store that no daemon serves, and say what is wrong with it
-    #[command(after_help = "Example:\n  stratablk check --store /srv/strata")]
+    #[command(
+        after_help = "Examples:\n  stratablk check --store /srv/strata\n  stratablk check --store /srv/strata --scrub"
+    )]
     Check(CheckArgs),
 }
 
@@ -140,6 +160,10 @@ pub struct ServeArgs {
     /// The store's directory; created if absent. The control socket is DIR/control.sock unless --control says otherwise
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
+    /// Go on where the daemon is that serves this store: it hands over all that it serves, with its front-ends connected, and
+    /// ends; if this one cannot go on, that one does
+    #[arg(long, requires = "store")]
+    pub takeover: bool,
     /// Serve this raw image as one disk; it is never written, changes go to a store beside it, FILE.strata
     #[arg(long, value_name = "FILE", requires = "disk_socket")]
     pub blk_file: Option<PathBuf>,
@@ -180,6 +204,9 @@ pub struct ServeArgs {
     /// The cache.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// How much to read a second at most to take checksums of layers that were sealed; none: no limit
+    #[arg(long, value_name = "RATE", default_value = "64M", value_parser = super::size::parse_rate)]
+    pub checksum_rate: Rate,
     /// Open the control socket to a group as well (name or number)
     #[arg(long, value_name = "GROUP")]
     pub control_group: Option<String>,
@@ -241,6 +268,9 @@ pub struct CheckArgs {
     /// Write a new catalog from what the layers say of themselves; the old one is kept beside it
     #[arg(long)]
     pub rebuild_catalog: bool,
+    /// Read all data of sealed layers as well, and hold it against their checksums
+    #[arg(long)]
+    pub scrub: bool,
     /// Where the daemon's cache lies, to see whether one that was killed has left something in it
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIR)]
     pub cache_dir: PathBuf,

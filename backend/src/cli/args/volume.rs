@@ -89,6 +89,16 @@ pub enum VolumeCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Let a volume that has failed take writes again: what it holds since its last snapshot is written once more
+    #[command(after_help = "Example:\n  stratablk volume recover web\n\n\
+                      Only while no machine uses the volume. Find out first why the host failed. What the host has lost cannot \
+                      be told: look at the disk afterwards as after a power cut, or go back to a snapshot instead \
+                      (stratablk snapshot restore), which needs no recovery.")]
+    Recover {
+        /// The volume
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
+        name: String,
+    },
     /// Delete a volume with its snapshots (clones of them stay whole)
     #[command(after_help = "Example:\n  stratablk volume delete web-test")]
     Delete {

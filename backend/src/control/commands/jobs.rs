@@ -8,7 +8,7 @@ use stratablk_layers::{self as layers};
 
 use super::super::convert;
 use super::super::error::{ApiError, Result};
-use super::super::types::{Job, JobChange, JobList};
+use super::super::types::{Job, JobChange, JobList, ScrubRequest};
 use super::Commands;
 
 impl Commands {
@@ -25,6 +25,17 @@ impl Commands {
     /// `NotFound`.
     pub fn job(&self, id: u64) -> Result<Job> {
         Ok(convert::job(self.store.job(JobId(id))?))
+    }
+
+    /// Holds the sealed layers of a volume, or of all, against their checksums.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid`.
+    pub fn scrub(&self, request: ScrubRequest) -> Result<Job> {
+        check_rate(request.rate_bytes_per_s)?;
+        let rate = request.rate_bytes_per_s;
+        let job = self.store.scrub(request.volume.as_deref(), rate)?;
+        self.job_begun(job.id, None)
     }
 
     /// Lets a job rest until it is resumed.

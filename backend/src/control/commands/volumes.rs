@@ -4,13 +4,14 @@ use stratablk_layers as layers;
 use stratablk_layers::catalog::VolumeKind;
 use stratablk_layers::lifecycle::ResizeOptions;
 use stratablk_layers::store::VolumeSource;
+use stratablk_layers::units::SECTOR_BYTES;
 
 use super::super::convert;
 use super::super::error::{ApiError, Result};
 use super::super::events::Happening;
 use super::super::types::{
-    Deleted, Import, ImportRequest, Job, JobOptions, UsageList, Volume, VolumeChange,
-    VolumeRequest, VolumeType,
+    ByteRange, Deleted, Import, ImportRequest, Job, JobOptions, Recovered, UsageList, Volume,
+    VolumeChange, VolumeRequest, VolumeType,
 };
 use super::{Commands, absolute, check_reach};
 use crate::confine::reach::Want;
@@ -151,6 +152,33 @@ impl Commands {
         let _held = options.rate_bytes_per_s.map(|_| self.store.hold_new_jobs());
         let job = self.store.flatten(name)?;
         self.job_begun(job.id, options.rate_bytes_per_s)
+    }
+
+    /// Lets a volume that has failed take writes again, after what can be saved was saved.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` if it has not failed; `Busy` while it is in use; `NoSpace`, `Io` if the host fails again.
+    pub fn recover(&self, name: &str) -> Result<Recovered> {
+        self.check_at_rest(name)?;
+        let report = self.store.recover_volume(name)?;
+        tracing::warn!(
+            volume = %name, cause = %report.cause, written = report.written_bytes,
+            unreadable = report.unreadable_bytes, "recovered"
+        );
+        self.events.tell(Happening::VolumeRecovered {
+            volume: name.to_owned(),
+        });
+        let unreadable = report.unreadable.iter().map(|range| ByteRange {
+            offset: range.start.0.saturating_mul(SECTOR_BYTES),
+            bytes: range.count.saturating_mul(SECTOR_BYTES),
+        });
+        Ok(Recovered {
+            volume: name.to_owned(),
+            unreadable: unreadable.collect(),
+            cause: report.cause,
+            written_bytes: report.written_bytes,
+            unreadable_bytes: report.unreadable_bytes,
+        })
     }
 
     /// Creates a volume with the content of an image, which a job copies.

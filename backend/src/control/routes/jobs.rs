@@ -2,11 +2,12 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 
 use super::super::error::Result;
-use super::super::types::{ErrorBody, Job, JobChange, JobList};
+use super::super::types::{ErrorBody, Job, JobChange, JobList, ScrubRequest};
 use super::Shared;
-use super::request::{JobNumber, JsonBody};
+use super::request::{JobNumber, JsonBody, JsonOrNothing};
 
 /// The jobs that have not ended, and those that ended lately, by number.
 #[utoipa::path(get, path = "/v1/jobs", responses((status = 200, body = JobList)))]
@@ -37,6 +38,20 @@ pub async fn change_job(
     gate.run(move |commands| commands.change_job(id, change))
         .await
         .map(Json)
+}
+
+/// Holds the data of sealed layers against the checksums that were taken when they were sealed, as a job.
+#[utoipa::path(post, path = "/v1/scrubs", request_body = ScrubRequest, responses(
+    (status = 202, body = Job),
+    (status = 404, body = ErrorBody),
+    (status = 422, body = ErrorBody, description = "a field cannot be as it is"),
+))]
+pub async fn scrub(
+    State(gate): Shared,
+    JsonOrNothing(request): JsonOrNothing<ScrubRequest>,
+) -> Result<(StatusCode, Json<Job>)> {
+    let job = gate.run(move |commands| commands.scrub(request)).await?;
+    Ok((StatusCode::ACCEPTED, Json(job)))
 }
 
 /// Lets a job rest until it is resumed, also over restarts.

@@ -43,6 +43,7 @@ pub fn router(gate: Arc<Gate>) -> Router {
             put(volumes::attach_volume).delete(volumes::detach_volume),
         )
         .route("/v1/volumes/{name}/flatten", post(volumes::flatten_volume))
+        .route("/v1/volumes/{name}/recover", post(volumes::recover_volume))
         .route(
             "/v1/volumes/{name}/restore",
             post(snapshots::restore_volume),
@@ -64,6 +65,7 @@ pub fn router(gate: Arc<Gate>) -> Router {
         .route("/v1/jobs/{id}/pause", post(jobs::pause_job))
         .route("/v1/jobs/{id}/resume", post(jobs::resume_job))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel_job))
+        .route("/v1/scrubs", post(jobs::scrub))
         .route("/v1/events", get(status::stream_events))
         .route("/v1/openapi.json", get(status::show_openapi))
         .route("/metrics", get(status::show_metrics))

@@ -7,7 +7,8 @@ use axum::http::StatusCode;
 use super::super::error::Result;
 use super::super::types::{
     AttachmentRequest, Deleted, DetachQuery, Detached, ErrorBody, Import, ImportRequest, Job,
-    JobOptions, UsageList, Volume, VolumeChange, VolumeFilter, VolumeList, VolumeRequest,
+    JobOptions, Recovered, UsageList, Volume, VolumeChange, VolumeFilter, VolumeList,
+    VolumeRequest,
 };
 use super::Shared;
 use super::request::{JsonBody, JsonOrNothing, QueryOf, VolumeName};
@@ -129,6 +130,23 @@ pub async fn flatten_volume(
         .run(move |commands| commands.flatten(&name, options))
         .await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Lets a volume that has failed take writes again: what it holds since its last snapshot is written once more and synced.
+#[utoipa::path(post, path = "/v1/volumes/{name}/recover", params(("name" = String, Path)), responses(
+    (status = 200, body = Recovered),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "it is in use"),
+    (status = 422, body = ErrorBody, description = "it has not failed"),
+    (status = 500, body = ErrorBody, description = "the host has failed again; nothing has changed"),
+))]
+pub async fn recover_volume(
+    State(gate): Shared,
+    VolumeName(name): VolumeName,
+) -> Result<Json<Recovered>> {
+    gate.run(move |commands| commands.recover(&name))
+        .await
+        .map(Json)
 }
 
 /// Creates a volume with the content of a raw image. It can be used at once; a job makes it independent of the image.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::super::timestamp::Timestamp;
+use super::volumes::ByteRange;
 
 /// What a job is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -19,6 +20,8 @@ pub enum JobKind {
     Import,
     /// Moves the data of a layer into the raw image below it.
     IntoBase,
+    /// Holds the data of sealed layers against their checksums.
+    Scrub,
 }
 
 /// Which way the data goes.
@@ -125,6 +128,68 @@ pub struct Job {
     /// When it ended.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub ended: Option<Timestamp>,
+    /// What a scrub has found so far; `null` for other jobs.
+    #[serde(default)]
+    pub scrub: Option<ScrubReport>,
+}
+
+/// What a scrub has found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubReport {
+    /// Layers to be looked at in all.
+    pub layers_total: u64,
+    /// Layers that were looked at to their end.
+    pub layers: u64,
+    /// Bytes of data that were read.
+    pub bytes: u64,
+    /// Layers that had no checksums that could be used: these were taken now, so nothing is known of their data.
+    pub taken: u64,
+    /// Clusters of 4 KiB that were damaged and were mended from the cache.
+    pub mended: u64,
+    /// Bytes that are damaged; reads of them fail.
+    pub bad_bytes: u64,
+    /// Where these are.
+    pub bad: Vec<BadLayer>,
+    /// Layers whose checksums were damaged, in part or whole.
+    pub damaged_checksums: Vec<String>,
+    /// Layers that could not be looked at.
+    pub left_out: Vec<LeftOut>,
+    /// Whether some of the data came through the host's page cache, since the file system cannot do without.
+    pub through_page_cache: bool,
+}
+
+/// A layer with damaged data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BadLayer {
+    /// The layer.
+    pub layer: String,
+    /// The volumes over it, and snapshots as `VOLUME@SNAPSHOT`.
+    pub volumes: Vec<String>,
+    /// Bytes that are damaged.
+    pub bytes: u64,
+    /// Where these are: at most 1,000 runs.
+    pub ranges: Vec<ByteRange>,
+}
+
+/// A layer that could not be looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeftOut {
+    /// The layer.
+    pub layer: String,
+    /// Why.
+    pub why: String,
+}
+
+/// Which layers to hold against their checksums.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScrubRequest {
+    /// Those of this volume and its snapshots; without it those of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// The job's limit in bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_bytes_per_s: Option<u64>,
 }
 
 #[cfg(test)]
@@ -145,6 +210,7 @@ impl Job {
             remaining_s: None,
             created: Timestamp(0),
             ended: None,
+            scrub: None,
         }
     }
 }

@@ -22,6 +22,12 @@ pub struct Status {
     pub volumes: u64,
     /// How many of them have a front-end.
     pub connected: u64,
+    /// Bytes of all layers' data that scrubs found damaged; reads of them fail.
+    #[serde(default)]
+    pub bad_bytes: u64,
+    /// Sealed layers whose checksums are to be taken still.
+    #[serde(default)]
+    pub layers_without_checksums: u64,
 }
 
 /// What the sector cache has and has done since the daemon started. Clusters are of 4 KiB.

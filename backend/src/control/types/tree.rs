@@ -49,6 +49,9 @@ pub struct TreeNode {
     pub size_bytes: u64,
     /// Bytes that it takes on the host.
     pub allocated_bytes: u64,
+    /// Bytes of its data that a scrub found damaged; reads of them fail.
+    #[serde(default)]
+    pub bad_bytes: u64,
     /// When it was created.
     #[schema(value_type = String, format = DateTime)]
     pub created: Timestamp,

@@ -298,8 +298,35 @@ pub struct Volume {
     pub failure: Option<String>,
     /// Whether what it has to write waits for space on the host.
     pub no_space: bool,
+    /// Bytes of its layers' data that a scrub found damaged; reads of them fail, where nothing newer hides them.
+    #[serde(default)]
+    pub bad_bytes: u64,
     /// How it is attached; `null` if it is not.
     pub attachment: Option<Attachment>,
+}
+
+/// What the recovery of a volume that had failed did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Recovered {
+    /// The volume.
+    pub volume: String,
+    /// Why it had failed.
+    pub cause: String,
+    /// Bytes that were written again, and synced.
+    pub written_bytes: u64,
+    /// Bytes that the host cannot read: the guest gets errors for them until it writes there.
+    pub unreadable_bytes: u64,
+    /// Where these are; not more than a thousand places.
+    pub unreadable: Vec<ByteRange>,
+}
+
+/// A part of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ByteRange {
+    /// The first byte.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
 }
 
 /// All volumes of the store, by name.

@@ -7,7 +7,7 @@ use super::*;
 /// A file with an empty table.
 fn empty() -> Arc<File> {
     let file = tempfile::tempfile().unwrap();
-    file.set_len(TABLE_AT + TABLE_BYTES).unwrap();
+    file.set_len(FAILED_AT + FAILED_BYTES).unwrap();
     Arc::new(file)
 }
 
@@ -27,7 +27,7 @@ fn read_only() -> (tempfile::NamedTempFile, Numbers) {
 fn open_at(path: &Path, write: bool) -> Numbers {
     let file = File::options().read(true).write(write).open(path).unwrap();
     if write {
-        file.set_len(TABLE_AT + TABLE_BYTES).unwrap();
+        file.set_len(FAILED_AT + FAILED_BYTES).unwrap();
     }
     Numbers::open(Arc::new(file), path).unwrap()
 }
@@ -237,4 +237,35 @@ fn threads_agree() {
     assert!(answers.iter().all(|answer| *answer == answers[0]));
     assert_eq!(answers[0].iter().collect::<HashSet<_>>().len(), 200);
     assert_eq!(open(&file).layers(), numbers.layers());
+}
+
+#[test]
+fn a_failed_layer_stays_marked_until_it_is_cleared_or_gone() {
+    let file = empty();
+    let numbers = open(&file);
+    for n in 1..=4 {
+        numbers.number(layer(n)).unwrap();
+    }
+    assert_eq!(numbers.failed(), []);
+    numbers.set_failed(LayerNumber(2), true).unwrap();
+    numbers.set_failed(LayerNumber(3), true).unwrap();
+    numbers.set_failed(LayerNumber(3), true).unwrap();
+    numbers.set_failed(LayerNumber(4), true).unwrap();
+    assert_eq!(numbers.failed(), [layer(2), layer(3), layer(4)]);
+    let again = open(&file);
+    assert_eq!(again.failed(), [layer(2), layer(3), layer(4)]);
+    again.set_failed(LayerNumber(4), false).unwrap();
+    again.forget(layer(3)).unwrap();
+    assert_eq!(again.failed(), [layer(2)]);
+    assert_eq!(open(&file).failed(), [layer(2)]);
+    // The next layer of the number has nothing to do with it; not even if the mark was left.
+    file.write_all_at(&[1], FAILED_AT + 2).unwrap();
+    let again = open(&file);
+    assert_eq!(again.failed(), [layer(2)]);
+    assert_eq!(again.number(layer(9)).unwrap(), LayerNumber(3));
+    assert_eq!(again.failed(), [layer(2)]);
+    assert_eq!(open(&file).failed(), [layer(2)]);
+    // The last number has its place in front of the sets.
+    assert!(mark_position(LayerNumber(LAYER_NUMBER_MAX)) < 34 << 20);
+    assert_eq!(mark_position(LayerNumber(1)), 33_558_528);
 }

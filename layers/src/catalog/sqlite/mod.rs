@@ -23,7 +23,7 @@ use crate::units::StoreId;
 
 pub(crate) use files::{io_error, journal_of, remove_if_there, sync_dir};
 use rows::load;
-use schema::{APPLICATION_ID, QUERIES, QUERIES_1, Queries};
+use schema::{APPLICATION_ID, QUERIES, QUERIES_1, QUERIES_2, Queries};
 pub use schema::{SCHEMA, SCHEMA_VERSION};
 use write::{fill, write_touched};
 
@@ -250,6 +250,7 @@ fn read(dir: &Path) -> Result<(Connection, PathBuf, i64, CatalogState)> {
     let version = pragma("user_version").map_err(fail)?;
     let queries: &Queries = match version {
         SCHEMA_VERSION => &QUERIES,
+        2 => &QUERIES_2,
         1 => &QUERIES_1,
         _ if version > SCHEMA_VERSION => {
             return Err(Error::Unsupported {

@@ -102,6 +102,7 @@ fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
         kind: word(row, 7, volume_kind::read)?,
         armed: row.get(8)?,
         attached_from: row.get(9)?,
+        failed: row.get(10)?,
     })
 }
 
@@ -209,6 +210,7 @@ words! {
         Flatten = "flatten",
         Import = "import",
         IntoBase = "into-base",
+        Scrub = "scrub",
     }
 }
 words! {

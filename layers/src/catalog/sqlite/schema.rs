@@ -1,11 +1,11 @@
 //! The tables of the catalog, as printed in `FORMAT.md`.
 
 /// The version that this code writes.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
 /// Says that a database is one of ours.
 pub(super) const APPLICATION_ID: i64 = 0x5354_5241;
 
-/// The tables of version 2.
+/// The tables of version 3.
 pub const SCHEMA: &str = "\
 CREATE TABLE store (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -35,6 +35,7 @@ CREATE TABLE volumes (
     kind TEXT NOT NULL CHECK (kind IN ('normal', 'immutable', 'writethrough', 'multiattach', 'readonly')),
     armed INTEGER NOT NULL CHECK (armed IN (0, 1)),
     attached_from TEXT REFERENCES volumes (name) DEFERRABLE INITIALLY DEFERRED,
+    failed TEXT CHECK (length(failed) > 0),
     CHECK ((socket IS NULL) = (queues IS NULL) AND (socket IS NULL) = (read_only IS NULL)),
     CHECK (armed = 0 OR kind = 'immutable'),
     CHECK (attached_from IS NULL OR kind <> 'multiattach')
@@ -87,20 +88,28 @@ pub(super) struct Queries {
     pub doomed: &'static str,
 }
 
-/// Reads version 2.
+/// Reads version 3.
 pub(super) const QUERIES: Queries = Queries {
     store: "SELECT uuid, next_job FROM store",
     layers: "SELECT uuid, parent, sectors, state, base_path, base_bytes, base_mtime_ns, created_ns FROM layers",
-    volumes: "SELECT name, active, sectors, created_ns, socket, queues, read_only, kind, armed, attached_from FROM volumes",
+    volumes: "SELECT name, active, sectors, created_ns, socket, queues, read_only, kind, armed, attached_from, failed \
+              FROM volumes",
     snapshots: "SELECT volume, name, layer, instant, created_ns, sectors FROM snapshots ORDER BY created_ns, volume, name",
     jobs: "SELECT id, kind, subject, source, target, way, state, error, rate, created_ns FROM jobs",
     doomed: "SELECT uuid FROM doomed",
 };
 
+/// Reads version 2, which forgot failures.
+pub(super) const QUERIES_2: Queries = Queries {
+    volumes: "SELECT name, active, sectors, created_ns, socket, queues, read_only, kind, armed, attached_from, NULL \
+              FROM volumes",
+    ..QUERIES
+};
+
 /// Reads version 1, which had neither jobs, nor doomed layers, nor kinds of volumes.
 pub(super) const QUERIES_1: Queries = Queries {
     store: "SELECT uuid, 1 FROM store",
-    volumes: "SELECT name, active, sectors, created_ns, socket, queues, read_only, 'normal', 0, NULL FROM volumes",
+    volumes: "SELECT name, active, sectors, created_ns, socket, queues, read_only, 'normal', 0, NULL, NULL FROM volumes",
     jobs: "SELECT 1 WHERE 0",
     doomed: "SELECT 1 WHERE 0",
     ..QUERIES

@@ -128,10 +128,11 @@ impl Stored for LayerRow {
 
 impl Stored for VolumeRow {
     const INSERT: &'static str = "INSERT INTO volumes \
-        (name, active, sectors, created_ns, socket, queues, read_only, kind, armed, attached_from) \
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        (name, active, sectors, created_ns, socket, queues, read_only, kind, armed, attached_from, failed) \
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
     const UPDATE: &'static str = "UPDATE volumes SET active = ?2, sectors = ?3, created_ns = ?4, \
-        socket = ?5, queues = ?6, read_only = ?7, kind = ?8, armed = ?9, attached_from = ?10 WHERE name = ?1";
+        socket = ?5, queues = ?6, read_only = ?7, kind = ?8, armed = ?9, attached_from = ?10, \
+        failed = ?11 WHERE name = ?1";
     const DELETE: &'static str = "DELETE FROM volumes WHERE name = ?1";
 
     fn put(&self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
@@ -147,6 +148,7 @@ impl Stored for VolumeRow {
             volume_kind::text(self.kind),
             self.armed,
             self.attached_from,
+            self.failed,
         ])
     }
 

@@ -12,7 +12,7 @@ use super::direct::{self, DirectFile, DirectFiles};
 use super::open::Direct;
 use super::transfer::segment_of;
 use super::uninterrupted;
-use crate::file::{DATA_RANGES_MAX, File, FileToken, IoOp, posix};
+use crate::file::{DATA_RANGES_MAX, File, FileIdentity, FileToken, IoOp, posix};
 use crate::units::SECTOR_BYTES;
 
 /// See the module's text.
@@ -121,6 +121,22 @@ impl File for HostFile {
     fn len(&self) -> io::Result<u64> {
         let stat = uninterrupted(|| rustix::fs::fstat(&self.fd))?;
         u64::try_from(stat.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    fn drop_cached(&self) -> io::Result<()> {
+        match rustix::fs::fadvise(&self.fd, 0, None, rustix::fs::Advice::DontNeed) {
+            // File systems that keep nothing, or cannot forget it.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        let stat = uninterrupted(|| rustix::fs::fstat(&self.fd))?;
+        Ok(Some(FileIdentity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        }))
     }
 
     fn lock(&self, alone: bool) -> io::Result<bool> {

@@ -39,6 +39,7 @@ fn volume(name: &str, active: u64) -> VolumeRow {
         kind: VolumeKind::Normal,
         armed: false,
         attached_from: None,
+        failed: None,
     }
 }
 

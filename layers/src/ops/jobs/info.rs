@@ -11,6 +11,7 @@ use crate::units::LayerId;
 
 use super::rate::Bucket;
 use crate::ops::merge::Runner;
+use crate::ops::scrub::Scrubs;
 
 /// Jobs that have ended and are remembered.
 const ENDED_MAX: usize = 100;
@@ -61,6 +62,8 @@ pub(crate) struct Board {
     pub rates: HashMap<LayerId, u64>,
     /// While somebody does: jobs from this one on do not begin.
     pub held_from: Option<JobId>,
+    /// Scrubs, which are in no catalog.
+    pub scrubs: Scrubs,
 }
 
 impl Default for Board {
@@ -79,6 +82,7 @@ impl Default for Board {
             holders: 0,
             rates: HashMap::new(),
             held_from: None,
+            scrubs: Scrubs::default(),
         }
     }
 }
@@ -214,6 +218,11 @@ impl Board {
         }
     }
 
+    /// The job that ended last.
+    pub(crate) fn last_ended(&mut self) -> Option<&mut JobInfo> {
+        self.ended.back_mut()
+    }
+
     /// What there is to say about a job of the catalog.
     pub(crate) fn describe(&self, row: &JobRow) -> JobInfo {
         describe(row, self.progress.get(&row.id), self.running)
@@ -271,5 +280,6 @@ fn describe(row: &JobRow, progress: Option<&Progress>, running: Option<JobId>) -
         rate: row.rate,
         created_ns: row.created_ns,
         ended_ns: None,
+        scrub: None,
     }
 }

@@ -4,7 +4,7 @@
 //! of its layers say it.
 
 pub(crate) mod info;
-mod rate;
+pub(crate) mod rate;
 mod run;
 
 use std::path::Path;
@@ -95,8 +95,9 @@ impl Store {
         let board = self.jobs.board();
         let mut jobs: Vec<JobInfo> = board.all_ended().cloned().collect();
         jobs.extend(rows.iter().map(|row| board.describe(row)));
+        jobs.extend(board.scrubs.infos(&board));
         // Out of the catalog, and not told to have ended yet: a moment later it is.
-        jobs.extend(board.ending(|id| rows.iter().any(|row| row.id == id)));
+        jobs.extend(board.ending(|id| rows.iter().any(|row| row.id == id) || board.scrubs.has(id)));
         jobs.sort_by_key(|job| job.id);
         jobs.dedup_by_key(|job| job.id);
         jobs
@@ -148,6 +149,9 @@ impl Store {
     /// # Errors
     /// `NotFound`; `Invalid` if it has ended; `Busy` if it cannot be left half done (then pause it).
     pub fn cancel_job(&self, id: JobId) -> Result<JobInfo> {
+        if self.cancel_scrub(id) {
+            return self.job(id);
+        }
         let command = self.command();
         let row = self.job_row(id)?;
         if self.is_begun_in_place(&row) {
@@ -288,8 +292,13 @@ impl Store {
     fn set_job(
         &self,
         id: JobId,
-        change: impl FnOnce(&mut JobRow) -> Result<()>,
+        mut change: impl FnMut(&mut JobRow) -> Result<()>,
     ) -> Result<JobInfo> {
+        let has_scrub = self.jobs.board().scrubs.has(id);
+        if has_scrub && let Some(changed) = self.set_scrub(id, &mut change) {
+            changed?;
+            return self.job(id);
+        }
         let _command = self.command();
         let before = self.job_row(id)?;
         let mut row = before.clone();

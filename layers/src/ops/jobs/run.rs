@@ -32,6 +32,10 @@ impl Store {
                     board.pause = (board.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
                     board.pause
                 }
+                Turn::Aside => {
+                    board.pause = Duration::ZERO;
+                    Duration::ZERO
+                }
                 Turn::Moved(bytes) => {
                     board.pause = Duration::ZERO;
                     board.bucket.took(bytes, rate, Instant::now())

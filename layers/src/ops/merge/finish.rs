@@ -50,6 +50,7 @@ impl Store {
         };
         if step == Step::Finish {
             self.jobs.board().ended(row.id, Phase::Done);
+            self.want_sums([row.source, row.target]);
             if let Err(error) = self.collect_unnamed() {
                 self.maintenance
                     .note(format!("layers that nobody needs stay for now: {error}"));

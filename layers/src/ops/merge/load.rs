@@ -10,6 +10,7 @@ use crate::map::{MapRecord, RecordKind, SectorSet};
 use crate::mapfile::{MapFile, MapHeader, RawBase, data_path, sync_name};
 use crate::ops::open::clusters;
 use crate::store::Store;
+use crate::sumfile;
 use crate::units::{
     CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, LayerId, SECTOR_BYTES, Sector, SectorRange,
 };
@@ -104,9 +105,16 @@ impl Store {
                 begin.map_or(Loaded::NotYet, |begin| Loaded::Work(Kind::Begin(begin)))
             });
         }
+        for sealed in &span {
+            self.check_undamaged(sealed.id)?;
+        }
         // DURABILITY: the name of a deleted snapshot must be gone for good before its layer is no longer what it promised.
         for sealed in span.iter().filter(|row| row.state == LayerState::Sealed) {
             self.write_true_names(sealed.id)?;
+            // DURABILITY: nor may its checksums be those of other data. What is only copied from keeps them.
+            if row.way != Way::Copy || sealed.id == row.target {
+                sumfile::remove(&self.media, sealed.id)?;
+            }
         }
         let mixed = span.len() != 2 || target.size != source.size;
         let active = target.state == LayerState::Active;

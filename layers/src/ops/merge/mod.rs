@@ -19,6 +19,7 @@ use std::sync::{Arc, PoisonError};
 use crate::catalog::{CatalogState, Change, JobId, JobRow, JobState, LayerState};
 use crate::error::Result;
 use crate::lifecycle::Phase;
+use crate::ops::scrub::Scrubber;
 use crate::store::Store;
 use crate::units::{Generation, LayerId};
 use crate::volume::Volume;
@@ -33,6 +34,8 @@ use self::load::Loaded;
 pub(crate) enum Turn {
     /// So many bytes were moved; perhaps none, but something was done.
     Moved(u64),
+    /// Something was done that is no job's of the catalog and keeps to its rate by itself.
+    Aside,
     /// Requests or flushes under way must end first.
     Waits,
     /// Nothing is to be done.
@@ -72,6 +75,8 @@ pub(crate) struct Runner {
     stuck: BTreeSet<JobId>,
     /// Turns in a row in which the job at work could only wait.
     waits: u32,
+    /// What is done when no job can go on.
+    scrubber: Scrubber,
 }
 
 /// So often a job only waits before one of another tree goes first: about a second of a thread that sleeps in between.
@@ -133,9 +138,14 @@ impl Store {
         let (next, others) = self.next_job(&mut runner);
         let Some(row) = next else {
             runner.work = None;
-            self.jobs.board().running = None;
-            let waits = !runner.retiring.is_empty();
-            return (if waits { Turn::Waits } else { Turn::Idle }, None);
+            {
+                let mut board = self.jobs.board();
+                let running = board.running.filter(|id| board.scrubs.has(*id));
+                board.running = running;
+            }
+            let turn = self.scrub_turn(&mut runner.scrubber, patience);
+            let waits = turn == Turn::Idle && !runner.retiring.is_empty();
+            return (if waits { Turn::Waits } else { turn }, None);
         };
         let rate = row.rate;
         match self.turn_of(&mut runner, &row, patience) {
@@ -159,6 +169,13 @@ impl Store {
                         runner.stuck.clear();
                     }
                     runner.stuck.insert(row.id);
+                }
+                if turn == Turn::Waits {
+                    // Until it can go on there is time.
+                    let other = self.scrub_turn(&mut runner.scrubber, patience);
+                    if other == Turn::Aside {
+                        return (other, rate);
+                    }
                 }
                 (turn, rate)
             }
@@ -305,6 +322,7 @@ impl Store {
             }
             self.jobs.board().ended_row(row, Phase::Cancelled);
         }
+        self.want_sums([row.source, row.target]);
         self.maintenance.note(format!(
             "job {} ({}) has nothing to do: {why}",
             row.id.0, row.subject
@@ -319,7 +337,8 @@ impl Store {
             inner.catalog.state().jobs.keys().copied().collect()
         };
         let mut board = self.jobs.board();
-        for id in board.lost(|id| known.binary_search(&id).is_ok()) {
+        let lost = board.lost(|id| known.binary_search(&id).is_ok() || board.scrubs.has(id));
+        for id in lost {
             board.ended(id, Phase::Cancelled);
         }
     }

@@ -1,0 +1,185 @@
+//! What is known to be damaged: never served, shown to whoever asks, remembered over a restart, and mended where a frame of the
+//! cache still has what was lost.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::badfile;
+use crate::cache::set::FrameKey;
+use crate::cache::staging::Page;
+use crate::error::{Error, Result};
+use crate::file::{File, OpenMode};
+use crate::map::SectorSet;
+use crate::mapfile::data_path;
+use crate::store::{Store, now_ns};
+use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, LayerId, SECTOR_BYTES, SectorMask};
+use crate::verify::{Mismatch, sum_of};
+
+/// Data of sealed layers that is known to be damaged.
+#[derive(Debug, Default)]
+pub(crate) struct Damage {
+    /// By layer; none that is whole.
+    known: Mutex<BTreeMap<LayerId, Arc<SectorSet>>>,
+}
+
+impl Damage {
+    /// What is known, whatever happened to an earlier holder of the lock.
+    fn known(&self) -> MutexGuard<'_, BTreeMap<LayerId, Arc<SectorSet>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of one layer.
+    pub(crate) fn of(&self, layer: LayerId) -> Option<Arc<SectorSet>> {
+        self.known().get(&layer).cloned()
+    }
+
+    /// Whether nothing is damaged.
+    pub(crate) fn is_none(&self) -> bool {
+        self.known().is_empty()
+    }
+
+    /// Of all.
+    pub(crate) fn all(&self) -> Vec<(LayerId, Arc<SectorSet>)> {
+        let known = self.known();
+        let all = known.iter().map(|(layer, bad)| (*layer, Arc::clone(bad)));
+        all.collect()
+    }
+
+    /// Bytes of one layer.
+    pub(crate) fn bytes(&self, layer: LayerId) -> u64 {
+        let bad = self.of(layer);
+        bad.map_or(0, |bad| bad.data_sectors() * SECTOR_BYTES)
+    }
+
+    /// Replaces what is known of a layer.
+    fn put(&self, layer: LayerId, bad: Option<Arc<SectorSet>>) {
+        let mut known = self.known();
+        match bad {
+            Some(bad) => known.insert(layer, bad),
+            None => known.remove(&layer),
+        };
+    }
+
+    /// Forgets layers that are gone.
+    fn keep(&self, is_there: impl Fn(LayerId) -> bool) {
+        self.known().retain(|layer, _| is_there(*layer));
+    }
+}
+
+impl Store {
+    /// What is known to be damaged of a layer, from memory or from its file.
+    pub(crate) fn look_for_bad(&self, layer: LayerId) -> Option<Arc<SectorSet>> {
+        if let Some(bad) = self.damage.of(layer) {
+            return Some(bad);
+        }
+        match badfile::read(&self.media, self.id(), layer) {
+            Ok(None) => None,
+            Ok(Some(bad)) => {
+                let bad = Arc::new(bad);
+                self.damage.put(layer, Some(Arc::clone(&bad)));
+                Some(bad)
+            }
+            Err(error) => {
+                self.maintenance.note(format!(
+                    "layer {layer}: what an earlier scrub found damaged is not known any more; scrub it again: {error}"
+                ));
+                None
+            }
+        }
+    }
+
+    /// Forgets the damage of layers that are gone.
+    pub(super) fn forget_gone(&self) {
+        let inner = self.inner();
+        let layers = &inner.catalog.state().layers;
+        self.damage.keep(|layer| layers.contains_key(&layer));
+    }
+
+    /// Refuses to move data out of a layer, or over it, of which some is known to be damaged: what is moved would pass for
+    /// good.
+    pub(crate) fn check_undamaged(&self, layer: LayerId) -> Result<()> {
+        let Some(bad) = self.look_for_bad(layer) else {
+            return Ok(());
+        };
+        Err(Error::Corrupt {
+            path: self.media.display_path(&data_path(layer)),
+            what: format!(
+                "{} bytes of it are known to be; restore them from a backup, scrub it (stratablk scrub), then resume the job",
+                bad.data_sectors() * SECTOR_BYTES
+            ),
+        })
+    }
+
+    /// Remembers what is damaged of a layer, in place of what was known before: durably, then for readers. The caller holds
+    /// the command lock.
+    pub(super) fn set_bad(&self, layer: LayerId, bad: &SectorSet) -> Result<()> {
+        let is_new = bad.data_sectors() > 0;
+        let shown = is_new.then(|| Arc::new(bad.clone()));
+        // For readers first: if it cannot be written, it is not served at least as long as this daemon lives.
+        self.damage.put(layer, shown.clone());
+        let known = self.inner().layers.get(&layer).and_then(Weak::upgrade);
+        if let Some(known) = known {
+            known.set_bad(shown);
+        }
+        badfile::write(&self.media, self.id(), layer, bad, now_ns())
+    }
+
+    /// Takes what the cache has of damaged sectors out of it: it may have been read from the file.
+    pub(super) fn trim_bad(&self, layer: LayerId, bad: &SectorSet) {
+        let Some(number) = self.cache.arena().numbers().find(layer) else {
+            return;
+        };
+        for run in bad.data_runs() {
+            let first = run.start.cluster();
+            let end = run.end().0.div_ceil(CLUSTER_SECTORS);
+            let count = end.saturating_sub(first.0);
+            self.cache.trim(number, first, count, |_| SectorMask::NONE);
+        }
+    }
+
+    /// Mends a cluster of a layer's file if the cache still has what was there. Returns whether it did: the file was written,
+    /// synced and read again.
+    pub(super) fn mend(
+        &self,
+        layer: LayerId,
+        one: &Mismatch,
+        read_again: impl Fn() -> Option<u32>,
+    ) -> Result<bool> {
+        let Some(number) = self.cache.arena().numbers().find(layer) else {
+            return Ok(false);
+        };
+        let mut page = Page::zeroed();
+        let key = FrameKey::new(number, one.cluster);
+        let has = self.cache.copy_frame(key, &mut page);
+        if !has.contains(one.held) || sum_of(&page.0, one.held) != one.expected {
+            return Ok(false);
+        }
+        let path = data_path(layer);
+        let file = self
+            .media
+            .open(&path, OpenMode::ReadWrite, false)
+            .map_err(self.io("open", &path))?;
+        self.write_held(&file, layer, one, &page)?;
+        file.sync_data().map_err(self.io("sync", &path))?;
+        // Where reads are not direct, so that the medium is asked.
+        file.drop_cached().map_err(self.io("read", &path))?;
+        Ok(read_again() == Some(one.expected))
+    }
+
+    /// Writes the sectors of a cluster that a layer holds.
+    fn write_held(
+        &self,
+        file: &Arc<dyn File>,
+        layer: LayerId,
+        one: &Mismatch,
+        page: &Page,
+    ) -> Result<()> {
+        for run in crate::cache::runs(one.held) {
+            let bytes = page.0.get(run.offset()..run.offset() + run.bytes());
+            let offset = one.cluster.0 * CLUSTER_BYTES + run.offset() as u64;
+            file.write_at(bytes.unwrap_or_default(), offset)
+                .map_err(self.io("write", &data_path(layer)))?;
+        }
+        Ok(())
+    }
+}
