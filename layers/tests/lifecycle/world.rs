@@ -230,7 +230,6 @@ impl World {
             .map(|layer| format!("{layer}, in the catalog: {}", known.contains(layer)))
             .collect();
         for row in state.layers.values() {
-<<<<<<< Updated upstream
             let data = if row.base.is_some() { 0 } else { 1 };
             let mut names = self.media.list(&layer_dir(row.id)).unwrap();
             if row.state == LayerState::Sealed {
@@ -238,17 +237,6 @@ impl World {
                 names.retain(|name| name != "sums");
             }
             if names.len() != data + 1 {
-=======
-            let mut names = self.media.list(&layer_dir(row.id)).unwrap();
-            names.sort();
-            // Checksums are taken when somebody has time.
-            let expected: &[&[&str]] = match (row.base.is_some(), row.state) {
-                (true, _) => &[&["map"]],
-                (false, LayerState::Sealed) => &[&["data", "map"], &["data", "map", "sums"]],
-                (false, _) => &[&["data", "map"]],
-            };
-            if !expected.iter().any(|expected| names == *expected) {
->>>>>>> Stashed changes
                 misplaced.push(format!("{} has {names:?}", row.id));
             }
         }
