@@ -12,18 +12,19 @@ mod tests;
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use self::sessions::{Place, Sessions};
-use self::socket::{Listening, Socket};
+use self::socket::{HandedSocket, Listening, Socket};
 use crate::confine::{self, Role};
 use crate::signal::Signal;
 use crate::vhost::handler::{Handler, HandlerSetup};
+use crate::vhost::session::adopt::{Adopted, Adoption, HandedSession, Release, serve_adopted};
 use crate::vhost::session::{End, Outside, Patience, serve};
 use crate::vhost::turn::Turns;
 use crate::worker::counters::{Counters, Totals};
@@ -113,6 +114,36 @@ struct Shared {
     counters: Vec<Arc<Counters>>,
     /// Whether the thread has ended.
     ended: AtomicBool,
+    /// Written when everything is to go on in another process.
+    hand_over: Signal,
+    /// What has been handed over so far.
+    handed: Mutex<Handed>,
+}
+
+/// What an attachment hands over.
+#[derive(Debug, Default)]
+struct Handed {
+    /// Where front-ends connect.
+    socket: Option<HandedSocket>,
+    /// Those that are connected.
+    sessions: Vec<HandedSession>,
+}
+
+/// An attachment between two processes.
+#[derive(Debug)]
+pub struct HandedAttachment {
+    /// Where front-ends connect.
+    pub socket: HandedSocket,
+    /// Those that are connected.
+    pub sessions: Vec<HandedSession>,
+}
+
+/// What was handed over with an attachment's socket, for its thread to begin with.
+struct Begun {
+    /// The sessions.
+    sessions: Vec<Adoption>,
+    /// When new front-ends may come.
+    release: Arc<Release>,
 }
 
 /// Makes attachments.
@@ -139,7 +170,36 @@ impl Attachment {
         source: SocketSource,
         options: AttachOptions,
     ) -> io::Result<AttachmentHandle> {
-        start(provider, source, options)
+        start(provider, source, options, None)
+    }
+
+    /// The same for a socket and its front-ends that another process has served. Each of them is told of to `told`; their rings
+    /// run, and new front-ends come, when `release` is up.
+    ///
+    /// # Errors
+    /// The host's answer.
+    pub fn adopt<P: DiskProvider>(
+        provider: Arc<P>,
+        handed: HandedAttachment,
+        options: AttachOptions,
+        told: &mpsc::Sender<Adopted>,
+        release: &Arc<Release>,
+    ) -> io::Result<AttachmentHandle> {
+        let adopt = |session: HandedSession| {
+            Ok(Adoption {
+                session,
+                pair: UnixStream::pair()?,
+                told: told.clone(),
+                release: Arc::clone(release),
+            })
+        };
+        let sessions = handed.sessions.into_iter().map(adopt);
+        let begun = Begun {
+            sessions: sessions.collect::<io::Result<_>>()?,
+            release: Arc::clone(release),
+        };
+        let source = SocketSource::Handed(handed.socket);
+        start(provider, source, options, Some(begun))
     }
 }
 
@@ -152,14 +212,15 @@ pub fn start_disk<D: DiskSource>(
     source: SocketSource,
     options: AttachOptions,
 ) -> io::Result<AttachmentHandle> {
-    start(Arc::new(AlwaysOpen(disk)), source, options)
+    start(Arc::new(AlwaysOpen(disk)), source, options, None)
 }
 
-/// See [`Attachment::start`].
+/// See [`Attachment::start`] and [`Attachment::adopt`].
 fn start<P: DiskProvider>(
     provider: Arc<P>,
     source: SocketSource,
     options: AttachOptions,
+    begun: Option<Begun>,
 ) -> io::Result<AttachmentHandle> {
     if options.queues == 0 || options.queues > QUEUES_MAX {
         return Err(io::Error::new(
@@ -179,9 +240,12 @@ fn start<P: DiskProvider>(
         turns: Arc::new(Turns::new(TURN_PATIENCE)),
         counters: (0..workers).map(|_| Arc::default()).collect(),
         ended: AtomicBool::new(false),
+        hand_over: Signal::new()?,
+        handed: Mutex::default(),
     });
     let path = match &source {
         SocketSource::Listen(path) => Some(path.clone()),
+        SocketSource::Handed(handed) => Some(handed.path.clone()),
         SocketSource::Fd(_) => None,
     };
     let socket = Socket::open(source, options.group)?;
@@ -196,7 +260,7 @@ fn start<P: DiskProvider>(
             confine::enter(Role::Attachment {
                 socket: path.as_deref(),
             });
-            server.run(socket);
+            server.run(socket, begun);
         })?;
     Ok(AttachmentHandle {
         shared,
@@ -210,10 +274,38 @@ impl AttachmentHandle {
         self.halt();
     }
 
+    /// Whether a state of a device is being transferred, which cannot go on in another process.
+    pub fn is_transferring(&self) -> bool {
+        self.shared.sessions.is_transferring()
+    }
+
+    /// Begins to end the attachment for another process to go on with it: rings stop when what is under way has completed.
+    pub fn begin_hand_over(&self) {
+        self.shared.turns.stop();
+        self.shared.hand_over.raise();
+    }
+
+    /// Ends it so. The front-ends stay connected and the socket keeps its name. `None` if it cannot go on elsewhere.
+    pub fn hand_over(mut self) -> Option<HandedAttachment> {
+        self.begin_hand_over();
+        self.join();
+        let handed = self.shared.handed.lock();
+        let mut handed = handed.unwrap_or_else(PoisonError::into_inner);
+        Some(HandedAttachment {
+            socket: handed.socket.take()?,
+            sessions: std::mem::take(&mut handed.sessions),
+        })
+    }
+
     /// Tells the thread to stop and waits for it.
     fn halt(&mut self) {
         self.shared.stop.raise();
         self.shared.turns.stop();
+        self.join();
+    }
+
+    /// Waits for the thread.
+    fn join(&mut self) {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -262,6 +354,14 @@ impl Drop for AttachmentHandle {
     }
 }
 
+/// A front-end to be served.
+enum Coming {
+    /// One that has just connected.
+    New(UnixStream),
+    /// One that another process has served.
+    Adopted(Box<Adoption>),
+}
+
 /// The attachment's threads.
 struct Server<P> {
     /// Gives the disk out.
@@ -274,25 +374,44 @@ struct Server<P> {
 
 impl<P: DiskProvider> Server<P> {
     /// Serves until told to stop, or until the only connection has ended.
-    fn run(self: &Arc<Self>, socket: Socket) {
+    fn run(self: &Arc<Self>, socket: Socket, begun: Option<Begun>) {
         match socket {
-            Socket::Connected(stream) => self.serve(stream, &self.shared.sessions.place(), false),
-            Socket::Listening(listening) => self.accept_all(&listening),
+            Socket::Connected(stream) => {
+                self.serve(Coming::New(stream), &self.shared.sessions.place(), false);
+            }
+            Socket::Listening(listening) => {
+                self.accept_all(&listening, begun);
+                if self.shared.hand_over.is_up() {
+                    self.handed().socket = listening.hand_over();
+                }
+            }
         }
         self.shared.ended.store(true, Ordering::Relaxed);
     }
 
     /// Serves all front-ends that come, until told to stop; then they are gone.
-    fn accept_all(self: &Arc<Self>, listening: &Listening) {
+    fn accept_all(self: &Arc<Self>, listening: &Listening, begun: Option<Begun>) {
         let place = listening.display();
         let mut threads = Vec::new();
+        if let Some(begun) = begun {
+            for session in begun.sessions {
+                match self.start_session(Coming::Adopted(Box::new(session))) {
+                    Ok(thread) => threads.push(thread),
+                    // Who waits to be told is told by the end of all that could.
+                    Err(error) => tracing::error!(socket = %place, %error, "a front-end is lost"),
+                }
+            }
+            begun.release.wait();
+        }
         // Whether the last one could not be accepted: a host that has nothing left is told of once.
         let mut refused = false;
         loop {
             let accepted = self.accept(listening);
             threads.retain(|thread: &JoinHandle<()>| !thread.is_finished());
             let started = match accepted {
-                Ok(Some(stream)) => self.start_session(stream).map(|new| threads.push(new)),
+                Ok(Some(stream)) => self
+                    .start_session(Coming::New(stream))
+                    .map(|new| threads.push(new)),
                 Ok(None) => break,
                 Err(error) => Err(error),
             };
@@ -314,16 +433,16 @@ impl<P: DiskProvider> Server<P> {
     }
 
     /// Gives a front-end a place and a thread.
-    fn start_session(self: &Arc<Self>, stream: UnixStream) -> io::Result<JoinHandle<()>> {
+    fn start_session(self: &Arc<Self>, coming: Coming) -> io::Result<JoinHandle<()>> {
         let place = self.shared.sessions.place();
         let server = Arc::clone(self);
         // It gives up what this thread has given up already: a thread begins with the limits of its parent.
         thread::Builder::new()
             .name("session".into())
-            .spawn(move || server.serve(stream, &place, true))
+            .spawn(move || server.serve(coming, &place, true))
     }
 
-    /// Waits for a front-end and a place for it; `None` when told to stop.
+    /// Waits for a front-end and a place for it; `None` when told to stop or to hand over.
     fn accept(&self, listening: &Listening) -> io::Result<Option<UnixStream>> {
         let sessions = &self.shared.sessions;
         // Whether somebody was seen waiting for a place, which those who hold one were told.
@@ -332,6 +451,7 @@ impl<P: DiskProvider> Server<P> {
             let full = sessions.is_full();
             let mut fds = vec![
                 PollFd::new(&self.shared.stop, PollFlags::IN),
+                PollFd::new(&self.shared.hand_over, PollFlags::IN),
                 PollFd::new(&sessions.freed, PollFlags::IN),
             ];
             if !crowded {
@@ -343,7 +463,8 @@ impl<P: DiskProvider> Server<P> {
             }
             let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
             let mut is_ready = || ready.next().unwrap_or(false);
-            if is_ready() {
+            let stopped = is_ready();
+            if is_ready() || stopped {
                 return Ok(None);
             }
             if is_ready() {
@@ -380,11 +501,22 @@ impl<P: DiskProvider> Server<P> {
     }
 
     /// Serves one front-end to its end. `may_be_many`: others may wait for its place.
-    fn serve(&self, stream: UnixStream, place: &Place, may_be_many: bool) {
-        tracing::info!(volume = self.provider.name(), "a front-end connected");
-        let end = self.session(stream, place, may_be_many);
+    fn serve(&self, coming: Coming, place: &Place, may_be_many: bool) {
+        let what = match &coming {
+            Coming::New(_) => "a front-end connected",
+            Coming::Adopted(_) => "a front-end stays connected",
+        };
+        tracing::info!(volume = self.provider.name(), "{what}");
+        let end = self.session(coming, place, may_be_many);
+        let end = match end {
+            End::HandedOver(handed) => {
+                self.handed().sessions.push(*handed);
+                return;
+            }
+            end => end,
+        };
         // If we are told to stop, the machine may go on with who serves it next.
-        if place.state.has_begun() && !matches!(end, End::Stopped) {
+        if place.state.has_begun() && !matches!(end, End::Stopped | End::Leaving) {
             self.shared.turns.end(|| self.provider.machine_left());
         }
         match &end {
@@ -396,7 +528,7 @@ impl<P: DiskProvider> Server<P> {
     }
 
     /// Everything that a session needs, made anew and gone with it.
-    fn session(&self, stream: UnixStream, place: &Place, may_be_many: bool) -> End {
+    fn session(&self, coming: Coming, place: &Place, may_be_many: bool) -> End {
         let trouble = match Signal::new() {
             Ok(trouble) => Arc::new(trouble),
             Err(error) => return error.into(),
@@ -412,7 +544,25 @@ impl<P: DiskProvider> Server<P> {
         });
         let rivals = may_be_many.then_some(&self.shared.sessions.crowded);
         let outside = Outside::new(&self.shared.stop, &*trouble, rivals);
-        serve(stream, handler, outside, self.options.patience)
+        let patience = self.options.patience;
+        match coming {
+            // There is no other connection, so there is nobody to go on with it.
+            Coming::New(stream) if !may_be_many => serve(stream, handler, outside, patience),
+            Coming::New(stream) => {
+                let outside = outside.with_hand_over(&self.shared.hand_over);
+                serve(stream, handler, outside, patience)
+            }
+            Coming::Adopted(adoption) => {
+                let outside = outside.with_hand_over(&self.shared.hand_over);
+                serve_adopted(*adoption, handler, outside, patience)
+            }
+        }
+    }
+
+    /// What has been handed over so far.
+    fn handed(&self) -> std::sync::MutexGuard<'_, Handed> {
+        let handed = self.shared.handed.lock();
+        handed.unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -90,6 +90,8 @@ pub struct ServeConfig {
     pub workers: Option<usize>,
     /// How the store is opened.
     pub store_options: StoreOptions,
+    /// Whether to go on where the daemon that runs is.
+    pub takeover: bool,
     /// Whether to print one JSON document on stdout once ready.
     pub json: bool,
 }

@@ -4,6 +4,8 @@
 //! flushed. What does not end in time is cut off and reported; nothing acknowledged is lost by that, since all of it is
 //! in the files or in the cache, which the next daemon of this boot takes over.
 
+mod succession;
+
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -19,6 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use self::succession::{Began, Candidates, Ended, Kept, successors_socket};
 use crate::config::{DiskSocket, OneDisk, ServeConfig, Target};
 use crate::confine::{self, ConfineError, Places, Role, accounts};
 use crate::control::attachments::Source;
@@ -76,6 +79,9 @@ pub enum DaemonError {
     /// There is no such group.
     #[error("--socket-group {0}: no such group in /etc/group; give a group's name or number")]
     NoSocketGroup(String),
+    /// Nothing could be taken over from the daemon that runs.
+    #[error("--takeover: {0}")]
+    Takeover(io::Error),
     /// The host refused something that every process needs.
     #[error("{op}: {source}")]
     Host {
@@ -102,7 +108,7 @@ impl DaemonError {
                 source.detail.kind
             }
             Self::Image { .. } => ErrorKind::Invalid,
-            Self::Control(SocketError::InUse(_)) => ErrorKind::Busy,
+            Self::Control(SocketError::InUse(_)) | Self::Takeover(_) => ErrorKind::Busy,
             Self::Control(SocketError::NotASocket(_) | SocketError::NoSuchGroup(_))
             | Self::NoSocketGroup(_)
             | Self::Confine(ConfineError::User(_)) => ErrorKind::Invalid,
@@ -145,7 +151,7 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
     let host = |op| move |source| DaemonError::Host { op, source };
     raise_descriptor_limit();
     outlive_file_limit().map_err(host("block a signal"))?;
-    let spare = Spare::new();
+    let mut spare = Spare::new();
     let groups = Groups::find(&config)?;
     confine::begin(&config.confine, &config.target.store(), &groups.numbers())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -156,6 +162,7 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
     let result = runtime.block_on(async {
         let mut signals = Signals::install().map_err(host("listen for signals"))?;
         let json = config.json;
+        let kept = Kept::of(&config, groups.socket);
         // Opening a large store takes its time and can be given up at any moment, as by a crash.
         // On a thread of its own, which ends before this one is confined: it opens what nobody opens afterwards.
         let (done, setting_up) = oneshot::channel();
@@ -166,7 +173,7 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
                 let _ = done.send(Daemon::set_up(config, groups.socket));
             })
             .map_err(host("start a thread"))?;
-        let (daemon, listener) = tokio::select! {
+        let (mut daemon, mut listener) = tokio::select! {
             name = signals.next() => {
                 tracing::info!("{name} before anything was served");
                 return Ok(());
@@ -175,7 +182,23 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
         };
         // What is started from here on is confined from its start.
         confine::enter(Role::Control);
-        daemon.serve(listener, spare, signals, json).await
+        let mut candidates = daemon.successors().map_err(host("start a thread"))?;
+        loop {
+            match daemon
+                .serve(listener, spare, &mut signals, &mut candidates, json)
+                .await?
+            {
+                Ended::Stopped => return Ok(()),
+                Ended::Succeeded => {
+                    tracing::info!("another process goes on");
+                    return Ok(());
+                }
+                Ended::Back(package) => {
+                    spare = Spare::new();
+                    (daemon, listener) = succession::back(kept.clone(), package).await?;
+                }
+            }
+        }
     });
     // Threads that are stuck in a file system must not keep the process.
     runtime.shutdown_background();
@@ -262,6 +285,10 @@ struct Daemon {
     what: String,
     /// Whether the only front-end came with an inherited connection, so that its end is ours too.
     one_session: bool,
+    /// Where processes come that take over; none in one-disk mode.
+    takeover: Option<(ControlSocket, std::os::unix::net::UnixListener)>,
+    /// Whom this one comes after, and how it has come to serve.
+    began: Began,
 }
 
 impl Daemon {
@@ -270,6 +297,9 @@ impl Daemon {
         config: ServeConfig,
         socket_group: Option<u32>,
     ) -> Result<(Self, std::os::unix::net::UnixListener), DaemonError> {
+        if config.takeover {
+            return succession::succeed(&config, socket_group);
+        }
         let dir = config.target.store();
         let disk = match config.target {
             Target::Store(_) => None,
@@ -309,41 +339,40 @@ impl Daemon {
         }
         let store = opened.map_err(of_store)?;
 
-        let workers = config
-            .workers
-            .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let workers = workers_of(config.workers);
         let control = config.control.unwrap_or_else(|| dir.join("control.sock"));
         let commands = Commands::new(store, dir.clone(), workers).with_socket_group(socket_group);
         commands.log_notes();
-        // Attachments are confined to these as they start.
-        let (mut bases, mut sockets) = commands.remembered_places();
-        if let Some(disk) = &disk {
-            bases.extend(disk.dirs());
-            sockets.extend(disk.dirs());
-        }
-        confine::settle(Places {
-            store: dir,
-            cache: cache_dir,
-            control: std::path::absolute(&control).unwrap_or_else(|_| control.clone()),
-            allow: config.confine.allow,
-            allow_read: config.confine.allow_read,
-            bases,
-            sockets,
-        });
+        let disk_dirs = disk.as_ref().map_or_else(Vec::new, OneDisk::dirs);
+        settle(
+            &commands,
+            dir.clone(),
+            cache_dir,
+            &control,
+            config.confine,
+            disk_dirs,
+        );
         commands
             .start_opener()
             .map_err(|source| DaemonError::Host {
                 op: "start a thread",
                 source,
             })?;
-        let begun = begin(&commands, &control, config.control_group.as_deref(), disk);
+        let in_store = disk.is_none();
+        let begun =
+            begin(&commands, &control, config.control_group.as_deref(), disk).and_then(|control| {
+                Ok((
+                    control,
+                    in_store.then(|| successors_socket(&dir)).transpose()?,
+                ))
+            });
         if begun.is_err()
             && let Err(error) = commands.close()
         {
             // The cache's memory stays for the next daemon then.
             tracing::error!("{error}");
         }
-        let (control, listener) = begun?;
+        let ((control, listener), takeover) = begun?;
         if let Some(fresh) = &mut fresh {
             fresh.keep();
         }
@@ -353,6 +382,8 @@ impl Daemon {
                 control,
                 what,
                 one_session,
+                takeover,
+                began: Began::Alone,
             },
             listener,
         ))
@@ -360,15 +391,20 @@ impl Daemon {
 
     /// Serves the control socket until a signal, then stops in order.
     async fn serve(
-        self,
+        mut self,
         listener: std::os::unix::net::UnixListener,
         spare: Spare,
-        mut signals: Signals,
+        signals: &mut Signals,
+        candidates: &mut Candidates,
         json: bool,
-    ) -> Result<(), DaemonError> {
+    ) -> Result<Ended, DaemonError> {
         let host = |op| move |source| DaemonError::Host { op, source };
         listener
             .set_nonblocking(true)
+            .map_err(host("set up the control socket"))?;
+        // For who takes over.
+        let same_listener = listener
+            .try_clone()
             .map_err(host("set up the control socket"))?;
         let listener = tokio::net::UnixListener::from_std(listener)
             .map_err(host("set up the control socket"))?;
@@ -381,7 +417,7 @@ impl Daemon {
             stopped,
         ));
         let upkeep = Arc::clone(&self.commands);
-        thread::Builder::new()
+        let upkeep = thread::Builder::new()
             .name("upkeep".into())
             .spawn(move || {
                 confine::enter(Role::Work);
@@ -389,7 +425,7 @@ impl Daemon {
             })
             .map_err(host("start a thread"))?;
         let work = Arc::clone(&self.commands);
-        thread::Builder::new()
+        let work = thread::Builder::new()
             .name("jobs".into())
             .spawn(move || {
                 confine::enter(Role::Work);
@@ -397,12 +433,25 @@ impl Daemon {
             })
             .map_err(host("start a thread"))?;
         self.tell_ready(json);
+        self.began = Began::Alone;
 
         let mut observe = tokio::time::interval(OBSERVE_INTERVAL);
         observe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let name = loop {
             tokio::select! {
                 name = signals.next() => break name,
+                Some(candidate) = candidates.recv() => {
+                    let Some(leaving) = self.consider(candidate, &gate).await else {
+                        continue;
+                    };
+                    // Clients come to the other process.
+                    let _ = stop.send(true);
+                    self.commands.events().close();
+                    gate.shut();
+                    let _ = server.await;
+                    drop(gate);
+                    return self.leave(leaving, same_listener, [upkeep, work]).await;
+                }
                 _ = observe.tick() => {
                     self.commands.attachments().observe();
                     self.commands.observe_jobs();
@@ -429,11 +478,15 @@ impl Daemon {
         {
             tracing::debug!("the control server still runs");
         }
-        closed
+        closed.map(|()| Ended::Stopped)
     }
 
     /// Says that guests and clients can come: on stderr, to the service manager, and on stdout where JSON was asked for.
     fn tell_ready(&self, json: bool) {
+        if matches!(self.began, Began::Back) {
+            // Nobody was told otherwise.
+            return;
+        }
         let control = self.control.path().display();
         // Not a log line, since scripts wait for it whatever the log's filter.
         eprintln!(
@@ -448,7 +501,10 @@ impl Daemon {
             // Nobody may be reading.
             let _ = writeln!(io::stdout(), "{status}");
         }
-        notify("READY=1");
+        match self.began {
+            Began::After(_) => notify(&format!("MAINPID={}\nREADY=1", std::process::id())),
+            Began::Alone | Began::Back => notify("READY=1"),
+        }
     }
 
     /// Drains the attachments and flushes everything, on a thread that may block.
@@ -473,6 +529,35 @@ impl Daemon {
     }
 }
 
+/// Worker threads an attachment, at most.
+fn workers_of(given: Option<usize>) -> usize {
+    given.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Says where the files lie, for all who are confined from now on.
+fn settle(
+    commands: &Commands,
+    store: PathBuf,
+    cache: Option<PathBuf>,
+    control: &Path,
+    settings: confine::Settings,
+    disk_dirs: Vec<PathBuf>,
+) {
+    // Attachments are confined to these as they start.
+    let (mut bases, mut sockets) = commands.remembered_places();
+    bases.extend(disk_dirs.iter().cloned());
+    sockets.extend(disk_dirs);
+    confine::settle(Places {
+        store,
+        cache,
+        control: std::path::absolute(control).unwrap_or_else(|_| control.to_owned()),
+        allow: settings.allow,
+        allow_read: settings.allow_read,
+        bases,
+        sockets,
+    });
+}
+
 /// Takes the control socket and attaches what is to be attached.
 fn begin(
     commands: &Commands,
@@ -484,7 +569,8 @@ fn begin(
         create_disk(commands, disk)?;
     }
     let control = ControlSocket::bind(control, group)?;
-    commands.attach_remembered(disk.as_ref().map(|_| DISK_VOLUME));
+    let but: &[&str] = if disk.is_some() { &[DISK_VOLUME] } else { &[] };
+    commands.attach_remembered(but);
     if let Some(disk) = disk {
         serve_disk(commands, disk)?;
     }

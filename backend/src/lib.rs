@@ -19,6 +19,7 @@ mod notify;
 pub mod opener;
 pub mod provider;
 pub mod signal;
+pub mod takeover;
 pub mod vhost;
 pub mod virtio;
 pub mod worker;

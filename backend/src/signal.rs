@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A flag that can be waited for. Reads and writes never block.
@@ -35,6 +36,16 @@ impl Signal {
     /// Takes the flag down. Returns whether it was up; of several that try, one gets it.
     pub fn take(&self) -> bool {
         self.0.read().is_ok()
+    }
+
+    /// Whether the flag is up, which it stays.
+    pub fn is_up(&self) -> bool {
+        let mut fds = [PollFd::new(self, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     /// Takes the flag down.

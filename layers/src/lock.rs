@@ -5,7 +5,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -18,8 +19,9 @@ pub const LOCK_NAME: &str = "lock";
 /// The lock of a store, held until this is dropped.
 #[derive(Debug)]
 pub struct StoreLock {
-    /// Carries the lock as long as it is open. Not inherited by programs that this process starts.
-    _file: File,
+    /// Carries the lock as long as it is open, here or where a descriptor of it was handed to. Not inherited by programs that
+    /// this process starts.
+    file: File,
 }
 
 impl StoreLock {
@@ -50,12 +52,51 @@ impl StoreLock {
             }
             Err(error) => return Err(fail("lock")(error.into())),
         }
+        Self::named(file).map_err(fail("write"))
+    }
+
+    /// Goes on with the lock of the store in `dir`, of which its holder has handed over a descriptor. Nobody can come between
+    /// the two, since the lock belongs to the open file that both have.
+    ///
+    /// # Errors
+    /// `Busy` if the descriptor does not carry the lock of this store; `Io`.
+    pub fn adopt(dir: &Path, descriptor: OwnedFd) -> Result<Self> {
+        let path = dir.join(LOCK_NAME);
+        let fail = |op| {
+            let path = path.clone();
+            move |source: io::Error| Error::Io { op, path, source }
+        };
+        let file = File::from(descriptor);
+        let found = std::fs::metadata(&path).map_err(fail("stat"))?;
+        let given = file.metadata().map_err(fail("stat"))?;
+        let same = (found.dev(), found.ino()) == (given.dev(), given.ino());
+        // Does nothing where the open file has the lock already.
+        if !same || flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::Busy {
+                what: format!(
+                    "the lock of store {} was not what was handed over; is another daemon at it?",
+                    dir.display()
+                ),
+            });
+        }
+        Self::named(file).map_err(fail("write"))
+    }
+
+    /// Writes our pid into the file, which is locked.
+    fn named(mut file: File) -> io::Result<Self> {
         let pid = format!("{}\n", std::process::id());
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(pid.as_bytes()))
-            .map_err(fail("write"))?;
-        Ok(Self { _file: file })
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(pid.as_bytes())?;
+        Ok(Self { file })
+    }
+
+    /// A descriptor that carries the lock too, for whoever is to go on with it.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone().map(OwnedFd::from)
     }
 }
 
@@ -90,6 +131,22 @@ mod tests {
         let pid = format!("process {};", std::process::id());
         assert!(error.to_string().contains(&pid), "{error}");
         drop(first);
+        drop(StoreLock::acquire(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_lock_goes_on_where_its_descriptor_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = StoreLock::acquire(dir.path()).unwrap();
+        let second = StoreLock::adopt(dir.path(), first.descriptor().unwrap()).unwrap();
+        drop(first);
+        assert!(StoreLock::acquire(dir.path()).is_err(), "held on");
+        let other = std::fs::File::open(dir.path().join(LOCK_NAME)).unwrap();
+        let refused = StoreLock::adopt(dir.path(), other.into()).unwrap_err();
+        assert!(matches!(refused, Error::Busy { .. }), "not the open file");
+        let foreign = tempfile::tempfile().unwrap();
+        assert!(StoreLock::adopt(dir.path(), foreign.into()).is_err());
+        drop(second);
         drop(StoreLock::acquire(dir.path()).unwrap());
     }
 

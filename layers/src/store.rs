@@ -226,7 +226,7 @@ pub struct Store {
     /// Held for moments only.
     inner: Mutex<Inner>,
     /// One daemon a store; none in a simulation.
-    _lock: Option<StoreLock>,
+    pub(crate) lock: Option<StoreLock>,
 }
 
 /// What the commands change.
@@ -256,7 +256,11 @@ impl Store {
             path: dir.to_owned(),
             source,
         })?;
-        let lock = StoreLock::acquire(dir)?;
+        Self::open_locked(dir, options, StoreLock::acquire(dir)?)
+    }
+
+    /// Opens the store in `dir`, which is locked.
+    pub(crate) fn open_locked(dir: &Path, options: StoreOptions, lock: StoreLock) -> Result<Self> {
         let catalog = SqliteCatalog::open_or_create(dir)?;
         let host = HostOptions {
             io_uring: !options.no_io_uring,
@@ -423,7 +427,7 @@ impl Store {
                 reserved: BTreeSet::new(),
                 unsettled: BTreeMap::new(),
             }),
-            _lock: lock,
+            lock,
         }
     }
 

@@ -12,7 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -314,6 +316,17 @@ impl Daemon {
         self.signal(Signal::TERM);
         let status = self.wait();
         (status, start.elapsed(), self.log())
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    /// The host does not say.
+    pub fn has_ended(&self) -> bool {
+        let process = WaitId::Pid(Pid::from_child(&self.child));
+        // It stays to be waited for.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(process, options).expect("a child of ours").is_some()
     }
 
     /// Waits until it ends by itself. Returns how it ended and its log.

@@ -187,6 +187,17 @@ impl Host {
         assert!(status.success(), "{status}; log of the daemon:\n{log}");
     }
 
+    /// Lets another daemon take over, and returns its log.
+    #[track_caller]
+    pub fn succeed(&mut self) -> String {
+        let store = self.store();
+        let arguments = ["--takeover", "--store", store.to_str().unwrap()];
+        let next = Daemon::start(arguments, &store.join("control.sock"));
+        let (status, log) = self.daemon.replace(next).unwrap().ended();
+        assert!(status.success(), "{status}; log of the daemon:\n{log}");
+        self.daemon.as_ref().unwrap().log()
+    }
+
     /// Ends the daemon as a crash does.
     pub fn kill(&mut self) {
         self.daemon.take().unwrap().kill();

@@ -1,5 +1,6 @@
 //! A Linux guest under QEMU goes on while its daemon is killed again and again: its requests come back, each once, from one
-//! daemon or the next. `STRATABLK_GUEST_KILLS` says how often (30).
+//! daemon or the next. `STRATABLK_GUEST_KILLS` says how often (30). And it goes on, with its connection, while one daemon takes
+//! over from the other.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
@@ -46,6 +47,33 @@ fn kill_under_a_guest(kills: u64, seed: u64) {
         }
     }
     guest.wait_for("round");
+    guest.say("enough");
+    let printed = guest.finish();
+    assert!(printed.iter().any(|line| line == "sound"), "{printed:?}");
+    host.finish();
+}
+
+/// Takeovers under one guest.
+const TAKEOVERS: usize = 5;
+
+#[test]
+fn a_guest_does_not_notice_that_another_daemon_takes_over() {
+    let mut host = Host::new();
+    host.noise("base.img", DISK_BYTES);
+    host.line("volume create data --base @/base.img").ok();
+    let data = host.attach("data", 2);
+    // One that would not connect anew.
+    let mut guest = host.boot("keeper", std::slice::from_ref(&data), VERIFY_IN_ROUNDS);
+    guest.wait_for("round 1");
+    let mut random = Random::new(1);
+    for _ in 0..TAKEOVERS {
+        let life = Duration::from_millis(random.below(LIFE_MAX_MS));
+        guest.wait_briefly_for("round", life);
+        let log = host.succeed();
+        let line = log.lines().find(|line| line.contains("guests waited"));
+        println!("{}", line.unwrap());
+        guest.wait_for("round");
+    }
     guest.say("enough");
     let printed = guest.finish();
     assert!(printed.iter().any(|line| line == "sound"), "{printed:?}");

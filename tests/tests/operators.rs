@@ -29,8 +29,8 @@ use stratablk_tests::wait::until;
 const SECTORS: usize = 16 * 1024;
 /// Requests that the guest must complete to show that it goes on.
 const PROGRESS: u64 = 200;
-/// What the daemon may have besides: descriptors of who is connected at the moment of the look, a thread for each command that may
-/// run at once, kept for a while, and what its allocator keeps.
+/// What the daemon may have besides: descriptors of who is connected at the moment of the look, a thread for each command
+/// that may run at once, kept for a while, and what its allocator keeps.
 const SLACK: Holdings = Holdings {
     fds: 8,
     threads: 32,

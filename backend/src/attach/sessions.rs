@@ -96,6 +96,11 @@ impl Sessions {
         running.or(live.last()).map_or(0, |state| state.features())
     }
 
+    /// Whether a state of a device is being transferred by one of them.
+    pub fn is_transferring(&self) -> bool {
+        self.live().iter().any(|state| state.is_transferring())
+    }
+
     /// Tells all front-ends that the configuration changed, if they want to know.
     ///
     /// # Errors

@@ -28,6 +28,19 @@ pub enum SocketSource {
     Listen(PathBuf),
     /// A socket that the daemon was given, listening or connected; the kernel knows which.
     Fd(OwnedFd),
+    /// A socket that another process has made and listened on, with its name.
+    Handed(HandedSocket),
+}
+
+/// A listening socket between two processes. Its name stays when this is dropped.
+#[derive(Debug)]
+pub struct HandedSocket {
+    /// The socket.
+    pub listener: OwnedFd,
+    /// The path of its name.
+    pub path: PathBuf,
+    /// Device and number of the socket's inode.
+    pub inode: (u64, u64),
 }
 
 /// A socket, ready for use.
@@ -55,10 +68,15 @@ struct Name {
     path: PathBuf,
     /// Device and number of the socket's inode.
     inode: (u64, u64),
+    /// Whether it stays, since somebody else listens on the socket.
+    stays: bool,
 }
 
 impl Drop for Name {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         let ours = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|found| (found.dev(), found.ino()) == self.inode);
         if ours && let Err(error) = std::fs::remove_file(&self.path) {
@@ -80,6 +98,22 @@ impl Socket {
     pub fn open(source: SocketSource, group: Option<u32>) -> io::Result<Self> {
         match source {
             SocketSource::Listen(path) => Ok(Self::Listening(Listening::at(path, group)?)),
+            SocketSource::Handed(HandedSocket {
+                listener,
+                path,
+                inode,
+            }) => {
+                let listener = UnixListener::from(listener);
+                listener.set_nonblocking(true)?;
+                Ok(Self::Listening(Listening {
+                    listener,
+                    name: Some(Name {
+                        path,
+                        inode,
+                        stays: false,
+                    }),
+                }))
+            }
             SocketSource::Fd(fd) => {
                 let stream = rustix::net::sockopt::socket_domain(&fd)? == AddressFamily::UNIX
                     && rustix::net::sockopt::socket_type(&fd)? == SocketType::STREAM;
@@ -126,6 +160,7 @@ impl Listening {
         let name = Name {
             inode: (found.dev(), found.ino()),
             path: path.clone(),
+            stays: false,
         };
         let mode = match group {
             None => MODE,
@@ -140,6 +175,17 @@ impl Listening {
         Ok(Self {
             listener: UnixListener::from(socket),
             name: Some(name),
+        })
+    }
+
+    /// Lets another process listen on it. `None` for a socket without a name of ours.
+    pub fn hand_over(self) -> Option<HandedSocket> {
+        let mut name = self.name?;
+        name.stays = true;
+        Some(HandedSocket {
+            listener: self.listener.into(),
+            path: std::mem::take(&mut name.path),
+            inode: name.inode,
         })
     }
 

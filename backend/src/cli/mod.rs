@@ -286,6 +286,7 @@ fn serve(args: ServeArgs, control: Option<PathBuf>, json: bool) -> Result<(), Fa
             sums_rate: args.checksum_rate.0,
             on_thread: Some(|| confine::enter(confine::Role::Files)),
         },
+        takeover: args.takeover,
         json,
     })
     .map_err(|error| Failure::of(error.kind(), error))

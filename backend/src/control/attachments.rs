@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 
 use axum::http::StatusCode;
 
-use crate::attach::{AttachOptions, Attachment, AttachmentHandle, SocketSource};
+use crate::attach::{AttachOptions, Attachment, AttachmentHandle, HandedAttachment, SocketSource};
 use crate::provider::StoredDisk;
+use crate::vhost::session::adopt::{Adopted, Release};
 use crate::worker::provider::DiskProvider;
 
 use super::convert::path_text;
@@ -150,13 +151,7 @@ impl Attachments {
             read_only,
         };
         self.reserve(&name, &terms)?;
-        let options = AttachOptions {
-            queues,
-            workers: self.workers_max.min(usize::from(queues)).max(1),
-            read_only,
-            group: self.group,
-            ..AttachOptions::default()
-        };
+        let options = self.options(&terms);
         let socket = match source {
             Source::Path(path) => SocketSource::Listen(path),
             Source::Inherited(fd) => SocketSource::Fd(fd),
@@ -186,6 +181,74 @@ impl Attachments {
                 Err(error)
             }
         }
+    }
+
+    /// How an attachment of these terms is served.
+    fn options(&self, terms: &Terms) -> AttachOptions {
+        AttachOptions {
+            queues: terms.queues,
+            workers: self.workers_max.min(usize::from(terms.queues)).max(1),
+            read_only: terms.read_only,
+            group: self.group,
+            ..AttachOptions::default()
+        }
+    }
+
+    /// Serves a volume that another process has served until now, with its front-ends; see [`Attachment::adopt`].
+    ///
+    /// # Errors
+    /// The host's answer.
+    pub fn adopt(
+        &self,
+        disk: Arc<StoredDisk>,
+        terms: Terms,
+        handed: HandedAttachment,
+        told: &mpsc::Sender<Adopted>,
+        release: &Arc<Release>,
+    ) -> std::io::Result<()> {
+        let name = disk.name().to_owned();
+        let was_connected = !handed.sessions.is_empty();
+        let options = self.options(&terms);
+        let handle = Attachment::adopt(Arc::clone(&disk), handed, options, told, release)?;
+        let entry = Entry {
+            was_connected,
+            ..Entry::new(terms, State::Running(handle), Some(disk))
+        };
+        self.table().insert(name, entry);
+        Ok(())
+    }
+
+    /// A volume of which a device's state is being transferred, which cannot go on in another process.
+    pub fn transferring(&self) -> Option<String> {
+        let table = self.table();
+        let mut found = table.iter().filter(|(_, entry)| match &entry.state {
+            State::Running(handle) => handle.is_transferring(),
+            State::Changing | State::Failed(_) => false,
+        });
+        found.next().map(|(name, _)| name.clone())
+    }
+
+    /// Ends all for another process to go on with them, side by side. No command is at work on them.
+    pub fn hand_over(&self) -> Vec<(String, Terms, HandedAttachment)> {
+        let table = std::mem::take(&mut *self.table());
+        let running = table
+            .into_iter()
+            .filter_map(|(name, entry)| match entry.state {
+                State::Running(handle) => Some((name, entry.terms, handle)),
+                State::Changing | State::Failed(_) => None,
+            });
+        let running: Vec<_> = running.collect();
+        for (_, _, handle) in &running {
+            handle.begin_hand_over();
+        }
+        let handed = running.into_iter().filter_map(|(name, terms, handle)| {
+            let handed = handle.hand_over();
+            if handed.is_none() {
+                tracing::error!(volume = %name, "its socket cannot be handed over");
+            }
+            Some((name, terms, handed?))
+        });
+        handed.collect()
     }
 
     /// Puts a "changing" entry into the table, unless the volume is served.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::commands::Commands;
 use super::error::{ApiError, Result};
@@ -70,6 +70,20 @@ impl Gate {
                 "the command failed inside the daemon; see its log",
             ))
         })
+    }
+
+    /// Lets no new command in until what is returned is dropped, and waits for those inside, at most `patience`. `None` if
+    /// they have not ended.
+    pub async fn hold(&self, patience: Duration) -> Option<SemaphorePermit<'_>> {
+        let all = self.permits.acquire_many(COMMANDS_MAX);
+        tokio::time::timeout(patience, all).await.ok()?.ok()
+    }
+
+    /// Lets no new command in, ever. Those that wait are told so.
+    pub fn shut(&self) {
+        // ORDERING: Relaxed; see `run`.
+        self.closing.store(true, Ordering::Relaxed);
+        self.permits.close();
     }
 
     /// Lets no new command in and waits for those inside, at most `patience`. Says whether all have ended.

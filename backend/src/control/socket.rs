@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::attach::socket::HandedSocket;
 use crate::confine::accounts;
 
 /// Bytes of a path that a Unix socket address has room for, without the final NUL.
@@ -52,6 +53,8 @@ pub struct ControlSocket {
     path: PathBuf,
     /// Its device and inode, to know it again.
     identity: (u64, u64),
+    /// Whether the file stays, since somebody else listens on the socket.
+    stays: bool,
 }
 
 impl ControlSocket {
@@ -92,9 +95,30 @@ impl ControlSocket {
             Self {
                 path: path.to_owned(),
                 identity,
+                stays: false,
             },
             listener,
         ))
+    }
+
+    /// Goes on with a socket that another process has made.
+    pub fn adopt(handed: HandedSocket) -> (Self, UnixListener) {
+        let socket = Self {
+            path: handed.path,
+            identity: handed.inode,
+            stays: false,
+        };
+        (socket, handed.listener.into())
+    }
+
+    /// Lets another process go on with it.
+    pub fn hand_over(mut self, listener: UnixListener) -> HandedSocket {
+        self.stays = true;
+        HandedSocket {
+            listener: listener.into(),
+            path: std::mem::take(&mut self.path),
+            inode: self.identity,
+        }
     }
 
     /// Where it is.
@@ -105,6 +129,9 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         let ours =
             fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {

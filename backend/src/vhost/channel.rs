@@ -26,6 +26,14 @@ impl Channel {
         Self(socket)
     }
 
+    /// Another handle of the socket.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     /// Tells the front-end to read the configuration again.
     ///
     /// # Errors

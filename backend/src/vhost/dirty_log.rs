@@ -42,6 +42,12 @@ impl DirtyLog {
         Ok(Self { mapping })
     }
 
+    /// Its file, where in it the log begins, and how many bytes it has.
+    pub fn source(&self) -> (&File, u64, u64) {
+        let (file, offset) = self.mapping.source();
+        (file, offset, self.mapping.len() as u64)
+    }
+
     /// Whether the log has a bit for every page of this memory.
     pub fn covers(&self, memory: &GuestMemory) -> bool {
         memory

@@ -72,6 +72,17 @@ impl<P: DiskProvider> DiskUse<P> {
         }
     }
 
+    /// Goes on with what another process has begun: its front-end was told so, and its machine goes on from this state.
+    pub fn adopt(&mut self, read_only: bool, loaded: Option<Vec<u8>>) {
+        self.read_only = read_only;
+        self.loaded = loaded;
+    }
+
+    /// The saved state that the machine is to go on from.
+    pub fn loaded(&self) -> Option<&[u8]> {
+        self.loaded.as_deref()
+    }
+
     /// The disk's name.
     pub fn name(&self) -> &str {
         self.provider.name()

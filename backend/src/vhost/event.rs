@@ -44,6 +44,14 @@ impl Event {
         Ok(Self { fd, blocking })
     }
 
+    /// A copy of the descriptor.
+    ///
+    /// # Errors
+    /// The host has none left.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Wakes whoever waits for it. An event that is full already wakes them as well, so nothing is lost.
     pub fn signal(&self) {
         if self.blocking {

@@ -16,6 +16,8 @@
 //! INVARIANT: size, addresses, base and features do not change from the first attachment of a ring to its stop; a ring
 //! is attached only if everything it needs is there; `memory` and `log` are what all workers use.
 
+pub mod hand_over;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -100,6 +102,8 @@ pub struct Handler<P: DiskProvider> {
     owned: bool,
     /// Whether the message just handled brought a channel.
     channel_came: bool,
+    /// Whether rings take nothing yet, since it is not certain that they are ours.
+    held: bool,
 }
 
 /// The capacity is the beginning of the configuration space.
@@ -147,6 +151,7 @@ impl<P: DiskProvider> Handler<P> {
             writeback: true,
             owned: false,
             channel_came: false,
+            held: false,
         }
     }
 
@@ -186,6 +191,7 @@ impl<P: DiskProvider> Handler<P> {
         if std::mem::take(&mut self.channel_came) {
             *self.setup.state.channel() = socket.map(Channel::new);
         }
+        self.setup.state.transfers(self.transfer.is_some());
     }
 
     /// A protocol feature that the front-end took?
@@ -364,7 +370,8 @@ impl<P: DiskProvider> Handler<P> {
             .transpose()
             .map_err(|why| refuse(format!("ring {index} cannot start: {why}")))?;
         let log = self.used_log(ring);
-        let setup = ring.setup(index, layout, kick, self.acked(), log, resumed);
+        let mut setup = ring.setup(index, layout, kick, self.acked(), log, resumed);
+        setup.look &= !self.held;
         let worker = self.worker_or_start(index);
         let attached = worker.and_then(|worker| worker.attach(setup).map_err(host));
         if attached.is_err() {

@@ -183,6 +183,14 @@ impl InflightBuffer {
         Ok(buffer)
     }
 
+    /// Its file, and its shape and place in it as a front-end hands it over.
+    pub fn source(&self) -> (&File, VhostUserInflight) {
+        let (file, offset) = self.mapping.source();
+        let bytes = self.mapping.len() as u64;
+        let shape = VhostUserInflight::new(bytes, offset, self.queues, self.entries);
+        (file, shape)
+    }
+
     /// Whether somebody had taken requests with it before it was handed to us: then the machine goes on.
     pub fn has_history(&self) -> bool {
         self.has_history

@@ -1,6 +1,7 @@
 //! A front-end's file mapped into this process: guest memory or a dirty log.
 //!
-//! The mapping outlives the file descriptor, which its owner may (and should) close at once. The bytes belong to another
+//! The mapping outlives the file descriptor, which its owner may (and should) close at once; a copy of it is kept, for who
+//! serves the front-end after us (see [`super::message`]). The bytes belong to another
 //! process, so they are only ever reached with the volatile and atomic accesses of `vm-memory`, never as a Rust
 //! reference to plain data. A file that is too short for what was asked is refused. One that is cut later costs its
 //! front-end the disk, and nobody else anything: see [`super::guard`].
@@ -36,6 +37,10 @@ pub struct Mapping {
     skip: usize,
     /// Bytes that were asked for.
     len: usize,
+    /// The file.
+    file: File,
+    /// Where in it they begin.
+    offset: u64,
 }
 
 /// An error of our own making.
@@ -104,7 +109,14 @@ impl Mapping {
             pages,
             skip,
             len,
+            file: file.try_clone()?,
+            offset,
         })
+    }
+
+    /// The file, and where in it the first byte lies.
+    pub fn source(&self) -> (&File, u64) {
+        (&self.file, self.offset)
     }
 
     /// Whether its owner cut the file, so that it holds zeroes now. Exact once [`super::guard::losses`] was looked at.

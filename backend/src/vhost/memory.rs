@@ -240,6 +240,13 @@ impl GuestMemory {
         start.is_multiple_of(align).then_some(part)
     }
 
+    /// All regions, as messages describe them, with their files.
+    pub fn sources(&self) -> impl ExactSizeIterator<Item = (RegionSpec, &File)> {
+        self.regions
+            .iter()
+            .map(|region| (region.spec, region.mapping.source().0))
+    }
+
     /// The highest guest address, or `None` without memory.
     pub fn last_address(&self) -> Option<GuestAddress> {
         self.regions.last().map(Region::last_addr)

@@ -8,6 +8,8 @@
 //!
 //! A message that is refused costs the front-end its session only if it could not be told otherwise.
 
+pub mod adopt;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,6 +22,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE, VhostUserHeaderFlag};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
+use self::adopt::HandedSession;
 use super::handler::Handler;
 use crate::signal::Signal;
 use crate::worker::provider::DiskProvider;
@@ -53,6 +56,12 @@ pub enum End {
     /// The front-end closed its socket.
     #[error("the front-end closed the connection")]
     Closed,
+    /// Somebody else is to go on with it.
+    #[error("the session goes on in another process")]
+    HandedOver(Box<HandedSession>),
+    /// The same, and it was not handed over yet.
+    #[error("the session is to go on in another process")]
+    Leaving,
     /// We were told to stop.
     #[error("the attachment is being stopped")]
     Stopped,
@@ -86,6 +95,8 @@ impl From<rustix::io::Errno> for End {
 pub struct Outside<'a> {
     /// Readable when the session is to stop.
     pub stop: BorrowedFd<'a>,
+    /// Readable when it is to go on in another process.
+    pub hand_over: Option<BorrowedFd<'a>>,
     /// Readable when a worker has panicked.
     pub trouble: BorrowedFd<'a>,
     /// Up while another front-end waits for a place. Who makes way for it takes it down, so that no other one does too.
@@ -145,10 +156,21 @@ pub fn serve<P: DiskProvider>(
     if let Err(error) = socket.set_read_timeout(Some(patience.rival)) {
         return error.into();
     }
-    let mut reader = BackendReqHandler::from_stream(socket, Arc::clone(&handler));
+    let reader = BackendReqHandler::from_stream(socket, Arc::clone(&handler));
+    run(reader, &copy, &handler, outside, patience)
+}
+
+/// Serves a front-end whose messages `reader` reads, from that socket.
+fn run<P: DiskProvider>(
+    mut reader: BackendReqHandler<Mutex<Handler<P>>>,
+    socket: &UnixStream,
+    handler: &Mutex<Handler<P>>,
+    outside: Outside<'_>,
+    patience: Patience,
+) -> End {
     let mut session = Session {
-        socket: &copy,
-        handler: &handler,
+        socket,
+        handler,
         outside,
         patience,
         rival_since: None,
@@ -159,6 +181,9 @@ pub fn serve<P: DiskProvider>(
             break end;
         }
     };
+    if matches!(end, End::Leaving) {
+        return session.hand_over();
+    }
     // Before the socket closes, so that nothing touches guest memory any more when the front-end sees it closed.
     session.device().finish();
     end
@@ -186,6 +211,29 @@ impl<P: DiskProvider> Session<'_, P> {
     /// Locks the device. Only this thread does.
     fn device(&self) -> std::sync::MutexGuard<'_, Handler<P>> {
         self.handler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the session for somebody else to go on with it.
+    fn hand_over(&self) -> End {
+        let mut device = self.device();
+        let handed = device.hand_over();
+        let handed = handed.and_then(|said| match said {
+            None => Ok(None),
+            Some((facts, messages)) => {
+                let connection = self.socket.try_clone()?.into();
+                Ok(Some(HandedSession {
+                    connection,
+                    facts,
+                    messages,
+                }))
+            }
+        });
+        device.finish();
+        match handed {
+            Ok(Some(handed)) => End::HandedOver(Box::new(handed)),
+            Ok(None) => End::Leaving,
+            Err(error) => error.into(),
+        }
     }
 
     /// Waits for a message and has it handled.
@@ -251,6 +299,8 @@ impl<P: DiskProvider> Session<'_, P> {
             PollFd::from_borrowed_fd(self.outside.stop, PollFlags::IN),
             PollFd::from_borrowed_fd(self.outside.trouble, PollFlags::IN),
         ];
+        let hand_over = self.outside.hand_over;
+        fds.extend(hand_over.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         // Who serves a guest is in nobody's way.
         if (deadline.is_some() || !self.device().is_serving())
             && self.rival_since.is_none()
@@ -270,6 +320,9 @@ impl<P: DiskProvider> Session<'_, P> {
         }
         if is_ready() {
             return Err(End::WorkerFailed);
+        }
+        if hand_over.is_some() && is_ready() {
+            return Err(End::Leaving);
         }
         if is_ready() {
             self.rival_since = Some(Instant::now());
@@ -398,6 +451,15 @@ impl<'a> Outside<'a> {
             stop: stop.as_fd(),
             trouble: trouble.as_fd(),
             rivals,
+            hand_over: None,
+        }
+    }
+
+    /// The same, with what has sessions handed over.
+    pub fn with_hand_over(self, hand_over: &'a impl AsFd) -> Self {
+        Self {
+            hand_over: Some(hand_over.as_fd()),
+            ..self
         }
     }
 }

@@ -22,6 +22,8 @@ pub struct SessionState {
     /// The same of any front-end, whichever was last. One that connects anew need not read it again, so it outlives the
     /// session.
     last_told: Arc<AtomicU64>,
+    /// Whether a state of the device is being transferred.
+    transferring: AtomicBool,
     /// The way back to the front-end. The lock also orders notifications and the stop of the last ring.
     channel: Mutex<Option<Channel>>,
 }
@@ -51,6 +53,16 @@ impl SessionState {
         self.begun.load(Ordering::Relaxed)
     }
 
+    /// Whether a state of the device is being transferred.
+    pub fn is_transferring(&self) -> bool {
+        self.transferring.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it is.
+    pub(super) fn transfers(&self, transferring: bool) {
+        self.transferring.store(transferring, Ordering::Relaxed);
+    }
+
     /// Locks the channel. It is whole even if a thread panicked with the lock.
     pub(super) fn channel(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
         self.channel.lock().unwrap_or_else(PoisonError::into_inner)
@@ -67,6 +79,11 @@ impl SessionState {
             Some(channel) if self.rings() > 0 => channel.config_changed(),
             _ => Ok(()),
         }
+    }
+
+    /// The size that the front-end knows, if it does.
+    pub(super) fn size_told(&self) -> Option<Sector> {
+        self.told.load(Ordering::Relaxed).checked_sub(1).map(Sector)
     }
 
     /// The front-end reads that the disk has this size.

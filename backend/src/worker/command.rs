@@ -172,6 +172,16 @@ impl WorkerHandle {
         self.call(|done| Command::Detach { index, done })
     }
 
+    /// The same without the wait: the answer comes there.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn begin_detach(&self, index: u16) -> io::Result<mpsc::Receiver<Option<u16>>> {
+        let (done, answer) = mpsc::channel();
+        self.send(Command::Detach { index, done })?;
+        Ok(answer)
+    }
+
     /// See [`Command::SetKick`].
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod facts;
 mod failures;
 mod fit;
 mod groups;
+mod hand_over;
 pub(crate) mod idle;
 pub(crate) mod jobs;
 pub(crate) mod kind;

@@ -232,6 +232,8 @@ pub struct Counts {
     pub repeated: u64,
     /// Flushes among those that completed.
     pub flushes: u64,
+    /// The longest time in which none completed although some were under way.
+    pub longest_pause: Duration,
 }
 
 /// The guest.
@@ -455,6 +457,7 @@ impl Client {
                 return self.judge().map(|()| true);
             }
             if self.collect(link, adopting)? {
+                self.counts.longest_pause = self.counts.longest_pause.max(progress.elapsed());
                 progress = Instant::now();
                 if work == Work::Load {
                     self.judge()?;

@@ -107,7 +107,21 @@ impl Home {
     /// Starts a daemon and waits for nothing.
     pub fn launch(&self) -> Daemon {
         let mut command = stratablk(["serve"]);
-        command.args(&self.arguments).args(["--log", "warn"]);
+        command.args(&self.arguments).args(["--log", "info"]);
+        Daemon::launch(&mut command, &self.store().join("control.sock"))
+    }
+
+    /// Starts a daemon that takes over from the one that runs, and waits for nothing.
+    pub fn succeed(&self) -> Daemon {
+        self.succeed_with(&[])
+    }
+
+    /// The same with more arguments, which replace those of the same name.
+    pub fn succeed_with(&self, more: &[&str]) -> Daemon {
+        let mut command = stratablk(["serve", "--takeover", "--log", "stratablk=debug"]);
+        let pairs = self.arguments.chunks(2);
+        let replaced = |pair: &&[OsString]| !more.iter().any(|word| pair[0] == *word);
+        command.args(pairs.filter(replaced).flatten()).args(more);
         Daemon::launch(&mut command, &self.store().join("control.sock"))
     }
 

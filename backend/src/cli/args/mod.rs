@@ -160,6 +160,10 @@ pub struct ServeArgs {
     /// The store's directory; created if absent. The control socket is DIR/control.sock unless --control says otherwise
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
+    /// Go on where the daemon is that serves this store: it hands over all that it serves, with its front-ends connected, and
+    /// ends; if this one cannot go on, that one does
+    #[arg(long, requires = "store")]
+    pub takeover: bool,
     /// Serve this raw image as one disk; it is never written, changes go to a store beside it, FILE.strata
     #[arg(long, value_name = "FILE", requires = "disk_socket")]
     pub blk_file: Option<PathBuf>,

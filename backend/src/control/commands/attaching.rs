@@ -207,10 +207,9 @@ impl Commands {
 
     /// Serves every volume that is remembered as attached, except `but`. One that cannot be served is reported and
     /// shown as failed; the others go on.
-    pub fn attach_remembered(&self, but: Option<&str>) {
+    pub fn attach_remembered(&self, but: &[&str]) {
         for info in self.store.volumes() {
-            let Some(remembered) = info.attachment.filter(|_| Some(info.name.as_str()) != but)
-            else {
+            let Some(remembered) = info.attachment.filter(|_| !but.contains(&&*info.name)) else {
                 continue;
             };
             let (queues, read_only) = (remembered.queues, remembered.read_only);

@@ -5,6 +5,7 @@
 //! leaves everything as it was. Once begun it runs to its end, whether or not its client is still there.
 
 mod attaching;
+mod handing;
 mod jobs;
 mod snapshots;
 mod volumes;
@@ -17,6 +18,7 @@ use std::time::Instant;
 use stratablk_layers::store::{self, Store};
 
 pub use self::attaching::check_socket_path;
+pub use self::handing::sole;
 use super::attachments::Attachments;
 use super::convert::{self, path_text};
 use super::error::{ApiError, Result};

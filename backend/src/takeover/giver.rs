@@ -1,0 +1,175 @@
+//! The running daemon's side.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::package::Package;
+use super::wire::{Letter, receive, send, strange, wait};
+use super::{READY_LIMIT, VERSION};
+
+/// How long a new process may take over a letter before anything is handed over, or to read what is.
+const LETTER_LIMIT: Duration = Duration::from_secs(5);
+/// How much longer than the new process the running daemon waits for it to be ready. By then it has ended by itself.
+const MARGIN: Duration = Duration::from_secs(2);
+/// How often somebody is told that the new process does not end.
+const COMPLAINT_PERIOD: Duration = Duration::from_secs(10);
+/// How long to wait for a new process that goes on to have told the service manager.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
+
+/// A new process that wants to take over.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The connection.
+    stream: UnixStream,
+    /// Dropped when this is over: then the next one may come.
+    _turn: mpsc::Sender<()>,
+}
+
+/// Greets new processes that come, on a thread that ends with the process, one after the other.
+///
+/// # Errors
+/// The host has no thread or descriptor left.
+pub fn listen(
+    listener: &UnixListener,
+    store: String,
+) -> io::Result<tokio::sync::mpsc::Receiver<Candidate>> {
+    let listener = listener.try_clone()?;
+    listener.set_nonblocking(false)?;
+    let (found, candidates) = tokio::sync::mpsc::channel(1);
+    thread::Builder::new()
+        .name("takeover".into())
+        .spawn(move || {
+            loop {
+                match listener.accept() {
+                    Ok((stream, _)) => {
+                        let (turn, over) = mpsc::channel();
+                        match greet(&stream, &store) {
+                            Ok(()) => {
+                                let candidate = Candidate {
+                                    stream,
+                                    _turn: turn,
+                                };
+                                if found.blocking_send(candidate).is_err() {
+                                    return;
+                                }
+                                // Nothing is sent there.
+                                let _ = over.recv();
+                            }
+                            Err(error) => tracing::warn!("a process does not take over: {error}"),
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!("the takeover socket cannot accept: {error}");
+                        thread::park_timeout(LETTER_LIMIT);
+                    }
+                }
+            }
+        })?;
+    Ok(candidates)
+}
+
+/// Looks who has come and whether it can be understood.
+fn greet(stream: &UnixStream, store: &str) -> io::Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
+        return Err(strange(format!(
+            "process {} of user {} may not",
+            peer.pid.as_raw_nonzero(),
+            peer.uid.as_raw()
+        )));
+    }
+    stream.set_read_timeout(Some(LETTER_LIMIT))?;
+    stream.set_write_timeout(Some(LETTER_LIMIT))?;
+    let (hello, _) = receive(stream)?;
+    let Letter::Hello { version, program } = hello else {
+        return Err(strange("it did not say hello"));
+    };
+    if version != VERSION {
+        let why = format!(
+            "the running daemon, of version {}, hands over in version {VERSION} of the protocol, and not in version {version}; \
+             stop it and start the new one",
+            env!("CARGO_PKG_VERSION")
+        );
+        send(stream, &Letter::Refused { why }, &[])?;
+        return Err(strange(format!("version {version} of the protocol")));
+    }
+    tracing::info!(pid = %peer.pid.as_raw_nonzero(), %program, "a new process takes over");
+    let welcome = Letter::Welcome {
+        store: store.to_owned(),
+        pid: std::process::id(),
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    send(stream, &welcome, &[])
+}
+
+impl Candidate {
+    /// Sends it away. Nothing has changed.
+    pub fn refuse(self, why: &str) {
+        tracing::warn!("nothing is handed over: {why}");
+        let why = why.to_owned();
+        // It may have gone by itself.
+        let _ = send(&self.stream, &Letter::Refused { why }, &[]);
+    }
+
+    /// Hands everything over. Returns whether all of it is the new process's; if not, that process has gone.
+    pub fn hand_over(&self, package: &Package) -> bool {
+        match self.try_hand_over(package) {
+            Ok(()) => {
+                // What it has to say to the service manager has to come before our end.
+                let _ = wait(&self.stream, FAREWELL_LIMIT);
+                true
+            }
+            Err(error) => {
+                tracing::error!("the new process does not take over: {error}; this one goes on");
+                self.await_end();
+                false
+            }
+        }
+    }
+
+    /// Sends everything, waits until the new process is ready, and says that it is its.
+    fn try_hand_over(&self, package: &Package) -> io::Result<()> {
+        package.send(&self.stream)?;
+        let deadline = Instant::now() + READY_LIMIT + MARGIN;
+        while !wait(
+            &self.stream,
+            deadline.saturating_duration_since(Instant::now()),
+        )? {
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        match receive(&self.stream) {
+            Ok((Letter::Ready, _)) => {}
+            Ok(_) => return Err(strange("it says something else than that it is ready")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(strange("it has ended; its log says why"));
+            }
+            Err(error) => return Err(error),
+        }
+        // One that is gone does not get it, and so has not taken anything from a ring.
+        send(&self.stream, &Letter::Yours, &[])
+    }
+
+    /// Waits until the new process has ended, which it does by itself.
+    fn await_end(&self) {
+        // What it may have said too late.
+        let mut rest = [0; 64];
+        loop {
+            match wait(&self.stream, COMPLAINT_PERIOD) {
+                Ok(false) => tracing::error!(
+                    "the new process neither takes over nor ends, and guests wait: end it (kill -9)"
+                ),
+                Ok(true) => match io::Read::read(&mut &self.stream, &mut rest) {
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Ok(0) | Err(_) => return,
+                },
+                Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The new process's side.
+//!
+//! From the first letter of what is handed over it has a limited time to be ready. Then, and whenever it cannot be, it ends at
+//! once, as by a crash: so nothing of what it was handed is closed in order, no name is removed, and the running daemon,
+//! which has a handle of all of it, sees by the end of the connection that it may go on.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use super::package::Package;
+use super::wire::{Letter, receive, send, strange, wait};
+use super::{VERSION, socket_path};
+use crate::control::socket::connect;
+
+/// How long the running daemon may take over a letter.
+const LETTER_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take to end commands and jobs, and to flush; guests are served meanwhile.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(120);
+
+/// The running daemon, which has handed everything over and waits.
+#[derive(Debug)]
+pub struct Predecessor {
+    /// The connection; closed when nothing has to be said any more.
+    stream: UnixStream,
+    /// Dropped when the time does not count any more.
+    in_time: mpsc::Sender<()>,
+}
+
+/// Asks the daemon of the store in `dir` for everything, and waits for it.
+///
+/// # Errors
+/// There is no daemon, it refuses, or it does not speak as it should. It goes on then.
+pub fn ask(dir: &Path) -> io::Result<(Package, Predecessor)> {
+    let stream = connect(&socket_path(dir)).map_err(|error| {
+        let what = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                "no daemon runs that could hand over; start without --takeover".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        io::Error::new(error.kind(), what)
+    })?;
+    stream.set_write_timeout(Some(LETTER_LIMIT))?;
+    stream.set_read_timeout(Some(LETTER_LIMIT))?;
+    let hello = Letter::Hello {
+        version: VERSION,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    send(&stream, &hello, &[])?;
+    // It may be at work with another one.
+    stream.set_read_timeout(Some(HAND_OVER_LIMIT))?;
+    match receive(&stream).map_err(in_words)? {
+        (Letter::Welcome { pid, program, .. }, _) => {
+            tracing::info!(pid, %program, "taking over");
+        }
+        (Letter::Refused { why }, _) => return Err(io::Error::other(why)),
+        _ => return Err(strange("the running daemon says something strange")),
+    }
+    let (head, descriptors) = receive(&stream).map_err(in_words)?;
+    let limit = match &head {
+        Letter::Head {
+            ready_within_ms, ..
+        } => Duration::from_millis(*ready_within_ms),
+        Letter::Refused { why } => return Err(io::Error::other(why.clone())),
+        _ => return Err(strange("the running daemon says something strange")),
+    };
+    let in_time = watch(limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    let package = Package::receive(&stream, head, descriptors).map_err(in_words)?;
+    Ok((package, Predecessor { stream, in_time }))
+}
+
+/// What the end of the connection means before everything is here.
+fn in_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(
+            error.kind(),
+            "the running daemon ended before it had handed everything over; start without --takeover",
+        ),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the running daemon does not hand over in time, and goes on",
+        ),
+        _ => error,
+    }
+}
+
+/// Ends the process if what is returned is not dropped in time: then it must not go on, since the running daemon does.
+fn watch(limit: Duration) -> io::Result<mpsc::Sender<()>> {
+    let (in_time, late) = mpsc::channel::<()>();
+    thread::Builder::new().name("watch".into()).spawn(move || {
+        if late.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!(
+                "stratablk: not ready after {limit:?}; the running daemon goes on and this one ends"
+            );
+            std::process::abort();
+        }
+    })?;
+    Ok(in_time)
+}
+
+impl Predecessor {
+    /// Says that everything is ready, and waits until everything is ours. The running daemon is told of nothing more when
+    /// what is returned is dropped.
+    ///
+    /// # Errors
+    /// The running daemon says otherwise; the process must end.
+    pub fn relieve(self) -> io::Result<Relieved> {
+        // One that is gone leaves everything to us.
+        let _ = send(&self.stream, &Letter::Ready, &[]);
+        loop {
+            // Bounded by the watch.
+            if !wait(&self.stream, LETTER_LIMIT)? {
+                continue;
+            }
+            match receive(&self.stream) {
+                Ok((Letter::Yours, _)) => break,
+                Err(error) if is_end(&error) => {
+                    tracing::warn!("the daemon before ended before it was told to");
+                    break;
+                }
+                Ok(_) => return Err(strange("the running daemon says something strange")),
+                Err(error) => return Err(error),
+            }
+        }
+        drop(self.in_time);
+        Ok(Relieved {
+            _stream: self.stream,
+        })
+    }
+}
+
+/// Whether an error says that the other process has gone.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+    )
+}
+
+/// The daemon before, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Relieved {
+    /// The connection.
+    _stream: UnixStream,
+}

@@ -1,0 +1,201 @@
+//! Sessions that go from one process to the next while their front-ends stay connected.
+//!
+//! Every wait of a session is between two messages, since nothing is taken from the socket before a message is there as a
+//! whole. So it can be handed over in any of them, and what has arrived stays in the socket.
+//!
+//! Who takes it over is told what the front-end has said ([`Message`]) by way of a pair of sockets; when that is done, the
+//! front-end's connection takes the place of the pair. That is one descriptor that comes to name another socket, so whatever
+//! reads from it has no part in it.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use rustix::event::EventfdFlags;
+use rustix::io::DupFlags;
+use rustix::net::RecvFlags;
+use vhost::vhost_user::BackendReqHandler;
+
+use super::{End, Outside, Patience, Session, run};
+use crate::vhost::handler::Handler;
+use crate::vhost::handler::hand_over::Facts;
+use crate::vhost::message::Message;
+use crate::worker::provider::DiskProvider;
+
+/// A session between two processes.
+#[derive(Debug)]
+pub struct HandedSession {
+    /// The front-end's connection.
+    pub connection: OwnedFd,
+    /// What no message says.
+    pub facts: Facts,
+    /// What the front-end has said.
+    pub messages: Vec<Message>,
+}
+
+/// Up when it is certain who serves what was handed over.
+#[derive(Debug, Default)]
+pub struct Release {
+    /// Whether it is up.
+    up: Mutex<bool>,
+    /// Notified when it goes up.
+    changed: Condvar,
+}
+
+impl Release {
+    /// Puts it up.
+    pub fn raise(&self) {
+        *self.up.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until it is up.
+    pub fn wait(&self) {
+        let up = self.up.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_while(up, |up| !*up);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// How a session fared that is taken over, told before its rings run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adopted {
+    /// It had no rings to run.
+    Idle,
+    /// Its rings are ready to run.
+    Ready,
+    /// It had rings to run, and cannot.
+    Lost,
+}
+
+/// A session to take over.
+#[derive(Debug)]
+pub struct Adoption {
+    /// The session.
+    pub session: HandedSession,
+    /// Two connected sockets of ours, the session's end first.
+    pub pair: (UnixStream, UnixStream),
+    /// Told how it fared.
+    pub told: mpsc::Sender<Adopted>,
+    /// When its rings may run.
+    pub release: Arc<Release>,
+}
+
+/// Serves a front-end whose session somebody else has begun, as [`super::serve`].
+pub fn serve_adopted<P: DiskProvider>(
+    adoption: Adoption,
+    handler: Handler<P>,
+    outside: Outside<'_>,
+    patience: Patience,
+) -> End {
+    let handler = Arc::new(Mutex::new(handler));
+    let serving = !adoption.session.facts.started.is_empty();
+    let told = adoption.told.clone();
+    match take_over(adoption, &handler, outside, patience) {
+        Ok((reader, connection)) => run(reader, &connection, &handler, outside, patience),
+        Err(end) => {
+            // Told already if it came so far; then nobody listens to this.
+            let fared = if serving {
+                Adopted::Lost
+            } else {
+                Adopted::Idle
+            };
+            let _ = told.send(fared);
+            let mut device = handler.lock().unwrap_or_else(PoisonError::into_inner);
+            device.finish();
+            end
+        }
+    }
+}
+
+/// What reads a session's messages.
+type Reader<P> = BackendReqHandler<Mutex<Handler<P>>>;
+
+/// Brings a device into the state that the session was in. Returns what reads the front-end's connection from now on, and a
+/// handle of that.
+fn take_over<P: DiskProvider>(
+    adoption: Adoption,
+    handler: &Arc<Mutex<Handler<P>>>,
+    outside: Outside<'_>,
+    patience: Patience,
+) -> Result<(Reader<P>, UnixStream), End> {
+    let Adoption {
+        session: handed,
+        pair: (ours, feeder),
+        told,
+        release,
+    } = adoption;
+    let device = || handler.lock().unwrap_or_else(PoisonError::into_inner);
+    device().adopt(&handed.facts);
+    let copy = ours.try_clone()?;
+    let mut reader = BackendReqHandler::from_stream(ours, Arc::clone(handler));
+    let mut session = Session {
+        socket: &copy,
+        handler,
+        outside,
+        patience,
+        rival_since: None,
+        began: Instant::now(),
+    };
+    let mut tell = |message: &Message| {
+        message.send(&feeder)?;
+        session.one_message(&mut reader)?;
+        forget_replies(&feeder);
+        Ok::<(), End>(())
+    };
+    let nobodys = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    for message in &handed.messages {
+        if message.is_kick() {
+            tell(&message.with_event(nobodys.as_fd())?)?;
+        } else {
+            tell(message)?;
+        }
+    }
+    if !device().has_all(&handed.facts) {
+        return Err(io::Error::other("not all rings could be set up again").into());
+    }
+    let serving = !handed.facts.started.is_empty();
+    // A receiver less: nobody counts.
+    let _ = told.send(if serving {
+        Adopted::Ready
+    } else {
+        Adopted::Idle
+    });
+    release.wait();
+    for kick in handed.messages.iter().filter(|message| message.is_kick()) {
+        tell(kick)?;
+    }
+    device().release(&handed.facts);
+    let connection = UnixStream::from(handed.connection);
+    // As of any session.
+    connection.set_read_timeout(Some(patience.rival))?;
+    replace(&reader, &connection)?;
+    Ok((reader, connection))
+}
+
+/// Takes what a session answers to messages of ours, which says nothing that it does not say by going on.
+fn forget_replies(feeder: &UnixStream) {
+    let mut bytes = [0; 512];
+    // Nothing there ends it, and so would anything else.
+    while rustix::net::recv(feeder, &mut bytes[..], RecvFlags::DONTWAIT)
+        .is_ok_and(|(_, count)| count == bytes.len())
+    {}
+}
+
+/// Lets the descriptor of the one name the socket of the other.
+fn replace(reader: &impl AsRawFd, connection: &UnixStream) -> io::Result<()> {
+    #[expect(
+        unsafe_code,
+        reason = "the crate lends its descriptor only as a number"
+    )]
+    // SAFETY:
+    // - The descriptor is open for as long as the reader is borrowed, and belongs to it: it is not closed here.
+    // - It stays open throughout: `dup3` makes it name the other socket in one step.
+    let mut descriptor = unsafe { ManuallyDrop::new(OwnedFd::from_raw_fd(reader.as_raw_fd())) };
+    rustix::io::dup3(connection, &mut descriptor, DupFlags::CLOEXEC)?;
+    Ok(())
+}
