@@ -319,7 +319,8 @@ impl Store {
     fn replace_cache(&mut self, place: &Place, sets: usize) -> Result<()> {
         if !self.may_lose_cache() {
             self.maintenance.note(
-                "the cache keeps its size and place, since it holds writes that could not be written yet, or says which failed"
+                "the cache keeps its size and place, since it holds writes that could not be written yet, or what says \
+                 that a volume has failed"
                     .into(),
             );
             return Ok(());
@@ -441,28 +442,6 @@ impl Store {
         let mut notes = self.media.notes();
         notes.extend(self.maintenance.take_notes());
         notes
-    }
-
-    /// Writes the checkpoints that volumes have asked for, and which volumes have failed. Waits for the first; returns `false`
-    /// once the store is closed. The daemon calls it in a loop on a thread of its own.
-    pub fn maintain(&self) -> bool {
-        let Some(volumes) = self.maintenance.wait() else {
-            return false;
-        };
-        // Not behind a command that may take long.
-        self.record_failures();
-        if volumes.is_empty() {
-            return true;
-        }
-        let _command = self.command();
-        for name in volumes {
-            let volume = self.inner().open.get(&name).cloned();
-            if let Some(Err(error)) = volume.map(|volume| self.checkpoint(&volume)) {
-                self.maintenance
-                    .note(format!("volume {name}: no checkpoint: {error}"));
-            }
-        }
-        true
     }
 
     /// Ends the wait of `maintain` and of `run_jobs`.
@@ -608,11 +587,6 @@ impl Store {
             self.remove_cache()?;
         }
         Ok(())
-    }
-
-    /// Whether the cache holds nothing that is nowhere else, but what is dirty of open volumes.
-    fn may_lose_cache(&self) -> bool {
-        self.inner().unsettled.is_empty() && self.only_marked().is_empty()
     }
 
     /// Removes the cache's memory file, which holds nothing that is not in the files. It is forgotten first, so that nobody

@@ -18,6 +18,9 @@ use stratablk_layers::catalog::{
 use stratablk_layers::error::Error;
 use stratablk_layers::format::header::{LayerKind, MapHeader, MapState, RawBase};
 use stratablk_layers::format::journal::{self, Entry, JournalEnd, Seed};
+use stratablk_layers::format::sums::{
+    Extent, SumsHeader, decode_bad, decode_block, encode_bad, encode_block,
+};
 use stratablk_layers::format::{FormatError, Map, checkpoint, decode_map};
 use stratablk_layers::map::record::{MapRecord, RecordKind};
 use stratablk_layers::map::set::SectorSet;
@@ -384,6 +387,82 @@ fn the_bytes_printed_in_the_specification_are_those_of_the_file() {
     assert_eq!(undump(printed, bytes.len()), bytes);
     let read = decode_map(&undump(printed, bytes.len())).unwrap();
     assert_eq!(read.set, set_after(3));
+}
+
+/// What the specification prints of the checksums: three clusters of the sealed layer.
+fn golden_sums() -> (SumsHeader, [u32; 3]) {
+    let mut set = SectorSet::empty();
+    set.apply(&record(RecordKind::Data, 6, 4));
+    set.apply(&record(RecordKind::Data, 800, 8));
+    let header = SumsHeader {
+        store: store(),
+        layer: sealed(),
+        incarnation: 3,
+        extent: Extent::of(&set),
+        taken_ns: 1_700_000_300_000_000_000,
+    };
+    (header, [0x8a91_36aa, 0x62a8_ab43, 0x46dd_794e])
+}
+
+/// What it prints of damage: one of these clusters.
+fn golden_bad() -> SectorSet {
+    let mut bad = SectorSet::empty();
+    bad.apply(&record(RecordKind::Data, 800, 8));
+    bad
+}
+
+/// Which bytes of the files of checksums and of damage are printed: those of the second and third block of hexadecimal digits.
+fn printed(nth: usize, len: usize) -> Vec<u8> {
+    let text = include_str!("../FORMAT.md");
+    let printed = text.split("```hex\n").nth(nth).unwrap();
+    undump(printed.split("```").next().unwrap(), len)
+}
+
+#[test]
+fn checksums_and_damage_are_those_of_the_specification() {
+    let (header, sums) = golden_sums();
+    assert_eq!((header.extent.clusters, header.extent.sectors), (3, 12));
+    let mut bytes = header.encode();
+    bytes.extend(encode_block(sealed(), 0, &sums));
+    assert_eq!(header.extent.file_bytes(), Some(bytes.len() as u64));
+    let bad = encode_bad(store(), sealed(), &golden_bad(), 1_700_000_400_000_000_000);
+    if std::env::var_os("WRITE_GOLDEN").is_some() {
+        println!("{}\n{} bytes\n{}", dump(&bytes), bad.len(), dump(&bad));
+    }
+    assert_eq!(dump(&printed(2, bytes.len())), dump(&bytes));
+    assert_eq!(dump(&printed(3, bad.len())), dump(&bad));
+    assert_eq!(SumsHeader::decode(&bytes), Ok(header));
+    let block = decode_block(sealed(), 0, &bytes[4096..]).unwrap();
+    assert_eq!(block[..3], sums);
+    assert!(block[3..].iter().all(|sum| *sum == 0));
+    assert_eq!(decode_bad(&bad), Ok((store(), sealed(), golden_bad())));
+    // Whatever one bit is flipped, it is noticed; and a block is no other one.
+    for place in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[place] ^= 0x10;
+        let header = SumsHeader::decode(&flipped);
+        let block = decode_block(sealed(), 0, &flipped[4096..]);
+        assert!(header.is_err() || block.is_none(), "{place}");
+        assert!(SumsHeader::decode(&flipped[..place.min(4095)]).is_err());
+    }
+    for place in 0..bad.len() {
+        let mut flipped = bad.clone();
+        flipped[place] ^= 0x10;
+        assert!(decode_bad(&flipped).is_err(), "{place}");
+        assert!(decode_bad(&bad[..place]).is_err(), "{place}");
+    }
+    assert_eq!(decode_block(sealed(), 1, &bytes[4096..]), None);
+    assert_eq!(decode_block(active(), 0, &bytes[4096..]), None);
+    assert_eq!(decode_block(sealed(), 0, &bytes[4097..]), None);
+    for at in [8, 16] {
+        let mut newer = bytes[..4096].to_vec();
+        newer[at] = 9;
+        newer[12..16].fill(0);
+        let crc = crc32c::crc32c(&newer);
+        newer[12..16].copy_from_slice(&crc.to_le_bytes());
+        let error = SumsHeader::decode(&newer).unwrap_err();
+        assert!(matches!(error, FormatError::Unsupported { .. }), "{error}");
+    }
 }
 
 #[test]

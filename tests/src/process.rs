@@ -4,6 +4,65 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Child;
 
+/// What a process has of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holdings {
+    /// Descriptors.
+    pub fds: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Memory, in KiB.
+    pub resident_kib: usize,
+    /// Mappings of the memory of guests of ours.
+    pub guest_mappings: usize,
+}
+
+impl Holdings {
+    /// What it has now.
+    ///
+    /// # Panics
+    /// It does not run.
+    #[track_caller]
+    pub fn of(pid: u32) -> Self {
+        let path = |name| format!("/proc/{pid}/{name}");
+        let count = |name| fs::read_dir(path(name)).expect("it runs").count();
+        let status = fs::read_to_string(path("status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let word = line.and_then(|line| line.split_whitespace().next());
+        let maps = fs::read_to_string(path("maps")).expect("it runs");
+        Self {
+            fds: count("fd"),
+            threads: count("task"),
+            resident_kib: word.and_then(|word| word.parse().ok()).expect("a number"),
+            guest_mappings: maps
+                .lines()
+                .filter(|line| line.contains("/memfd:guest"))
+                .count(),
+        }
+    }
+
+    /// Whether it is no more than that, each by itself.
+    pub const fn fit_in(&self, most: &Self) -> bool {
+        self.fds <= most.fds
+            && self.threads <= most.threads
+            && self.resident_kib <= most.resident_kib
+            && self.guest_mappings <= most.guest_mappings
+    }
+}
+
+impl std::ops::Add for Holdings {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self {
+            fds: self.fds + more.fds,
+            threads: self.threads + more.threads,
+            resident_kib: self.resident_kib + more.resident_kib,
+            guest_mappings: self.guest_mappings + more.guest_mappings,
+        }
+    }
+}
+
 /// A process under watch.
 #[derive(Debug)]
 pub struct Process {

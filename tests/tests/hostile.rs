@@ -11,20 +11,23 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use stratablk_tests::disk::Disk;
 use stratablk_tests::host::Host;
 use stratablk_tests::pattern;
+use stratablk_tests::process::Holdings;
 use stratablk_tests::wait::{PATIENCE, until};
 
 /// Connections that say nothing.
 const CROWD: usize = 1000;
-/// Descriptors that the front-ends who are served at a time may take: eight of them, with a few each.
-const SLACK_FDS: usize = 64;
-/// Threads that it may have besides: one for each of those front-ends, and a worker.
-const SLACK_THREADS: usize = 10;
+/// What those front-ends may take that are served at a time, eight of them: a few descriptors each, a thread and a worker, and
+/// memory.
+const SLACK: Holdings = Holdings {
+    fds: 64,
+    threads: 10,
+    resident_kib: 4096,
+    guest_mappings: 0,
+};
 /// Front-ends that are served at a time.
 const PLACES: usize = 8;
 /// Front-ends that never read: two of them for each place.
 const SLOW: usize = 16;
-/// Memory that it may take meanwhile.
-const SLACK_KIB: u64 = 4096;
 
 /// The header of a qcow2 image that names another file as its backing file.
 #[expect(clippy::big_endian_bytes, reason = "as qcow2 is")]
@@ -87,21 +90,27 @@ fn knock(address: &SocketAddrUnix) -> Option<OwnedFd> {
     rustix::net::connect(&socket, address).ok().map(|()| socket)
 }
 
-/// Descriptors, memory (KiB) and threads of the daemon.
-fn holdings(host: &Host) -> (usize, u64, usize) {
-    let pid = host.daemon.as_ref().expect("it runs").pid();
-    let fds = fs::read_dir(format!("/proc/{pid}/fd"))
-        .expect("it runs")
-        .count();
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let resident = line
-        .and_then(|line| line.split_whitespace().nth(1))
-        .expect("a number");
-    let threads = fs::read_dir(format!("/proc/{pid}/task"))
-        .expect("it runs")
-        .count();
-    (fds, resident.parse().expect("a number"), threads)
+/// What the daemon has of the host.
+fn holdings(host: &Host) -> Holdings {
+    Holdings::of(host.daemon.as_ref().expect("it runs").pid())
+}
+
+/// Checks that the daemon has little more than it had.
+#[track_caller]
+fn assert_little_more(host: &Host, before: Holdings) {
+    let now = holdings(host);
+    assert!(now.fit_in(&(before + SLACK)), "{before:?} became {now:?}");
+}
+
+/// Checks that what front-ends took is given back, once they are gone.
+#[track_caller]
+fn assert_given_back(host: &Host, before: Holdings) {
+    let most = Holdings {
+        resident_kib: before.resident_kib + SLACK.resident_kib,
+        ..before
+    };
+    let good = until(|| holdings(host).fit_in(&most));
+    assert!(good, "{before:?} became {:?}", holdings(host));
 }
 
 /// A thousand front-ends that connect and say nothing cost the daemon nothing: other volumes and the control socket answer,
@@ -116,7 +125,7 @@ fn a_crowd_that_says_nothing_holds_up_nobody_else() {
     let quiet = host.attach("quiet", 1);
     let mut disk = Disk::connect(&quiet.socket);
     disk.write(0, &pattern::base(0, 8));
-    let (fds, memory, threads) = holdings(&host);
+    let before = holdings(&host);
     let address = SocketAddrUnix::new(host.path("crowded.sock")).expect("a short path");
     let mut crowd = Vec::new();
     let mut refused = 0;
@@ -134,26 +143,13 @@ fn a_crowd_that_says_nothing_holds_up_nobody_else() {
     let asked = Instant::now();
     host.line("volume list").ok();
     assert!(asked.elapsed() < PATIENCE, "the control socket answers");
-    let (now_fds, now_memory, now_threads) = holdings(&host);
-    assert!(
-        now_fds <= fds + SLACK_FDS,
-        "{fds} descriptors became {now_fds}"
-    );
-    assert!(
-        now_memory <= memory + SLACK_KIB,
-        "{memory} KiB became {now_memory}"
-    );
-    assert!(
-        now_threads <= threads + SLACK_THREADS,
-        "{threads} threads became {now_threads}"
-    );
+    assert_little_more(&host, before);
     drop(crowd);
     drop(disk);
     let mut disk = Disk::connect(&host.path("crowded.sock"));
     assert_eq!(disk.read(0, 1).len(), 512);
     drop(disk);
-    assert!(until(|| holdings(&host).0 <= fds), "descriptors leaked");
-    assert!(until(|| holdings(&host).2 <= threads), "threads leaked");
+    assert_given_back(&host, before);
     host.finish();
 }
 
@@ -169,7 +165,7 @@ fn front_ends_that_never_read_their_answers_hold_up_nobody_else() {
     let quiet = host.attach("quiet", 1);
     let mut disk = Disk::connect(&quiet.socket);
     disk.write(0, &pattern::base(0, 8));
-    let (fds, memory, threads) = holdings(&host);
+    let before = holdings(&host);
     // GET_FEATURES, as the protocol numbers it: 12 bytes in, 20 out.
     let question: Vec<u8> = [1, 1, 0].into_iter().flat_map(u32::to_le_bytes).collect();
     let mut crowd = Vec::new();
@@ -191,25 +187,12 @@ fn front_ends_that_never_read_their_answers_hold_up_nobody_else() {
         pattern::assert_same(&disk.read(0, 8), &pattern::base(0, 8), "the other volume");
     }
     host.line("volume list").ok();
-    let (now_fds, now_memory, now_threads) = holdings(&host);
-    assert!(
-        now_fds <= fds + SLACK_FDS,
-        "{fds} descriptors became {now_fds}"
-    );
-    assert!(
-        now_memory <= memory + SLACK_KIB,
-        "{memory} KiB became {now_memory}"
-    );
-    assert!(
-        now_threads <= threads + SLACK_THREADS,
-        "{threads} threads became {now_threads}"
-    );
+    assert_little_more(&host, before);
     drop(crowd);
     drop(disk);
     let mut disk = Disk::connect(&host.path("asked.sock"));
     assert_eq!(disk.read(0, 1).len(), 512);
     drop(disk);
-    assert!(until(|| holdings(&host).0 <= fds), "descriptors leaked");
-    assert!(until(|| holdings(&host).2 <= threads), "threads leaked");
+    assert_given_back(&host, before);
     host.finish();
 }

@@ -22,16 +22,21 @@ use stratablk_tests::lifecycle::control::jobs_left;
 use stratablk_tests::lifecycle::rig::{Rig, VOLUMES};
 use stratablk_tests::load::random::Random;
 use stratablk_tests::pattern;
+use stratablk_tests::process::Holdings;
 use stratablk_tests::wait::until;
 
 /// Sectors of a disk: 8 MiB.
 const SECTORS: usize = 16 * 1024;
 /// Requests that the guest must complete to show that it goes on.
 const PROGRESS: u64 = 200;
-/// Descriptors that may be open in passing: what is connected at the moment of the look.
-const SLACK_FDS: usize = 8;
-/// Memory that the daemon may take besides, in KiB: what its allocator keeps.
-const SLACK_KIB: u64 = 16 << 10;
+/// What the daemon may have besides: descriptors of who is connected at the moment of the look, a thread for each command
+/// that may run at once, kept for a while, and what its allocator keeps.
+const SLACK: Holdings = Holdings {
+    fds: 8,
+    threads: 32,
+    resident_kib: 16 << 10,
+    guest_mappings: 0,
+};
 /// Requests of one test.
 const REQUESTS: usize = 10_000;
 /// Commands of each client that changes the tree.
@@ -97,35 +102,16 @@ impl Site {
         open.flatten().filter_map(number).collect()
     }
 
-    /// A number of the daemon's state.
-    fn state(&self, name: &str) -> u64 {
-        let path = format!("/proc/{}/status", self.daemon.pid());
-        let status = fs::read_to_string(path).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let word = line.and_then(|line| line.split_whitespace().next());
-        word.and_then(|word| word.parse().ok()).expect("a number")
-    }
-
     /// What the daemon has of the host.
     fn holdings(&self) -> Holdings {
-        Holdings {
-            fds: self.fds().len(),
-            threads: self.state("Threads:"),
-            resident_kib: self.state("VmRSS:"),
-        }
+        Holdings::of(self.daemon.pid())
     }
 
     /// The daemon has given back what it took meanwhile.
     #[track_caller]
     fn assert_has_no_more_than(&self, before: Holdings) {
-        let mut now = self.holdings();
-        let good = until(|| {
-            now = self.holdings();
-            now.fds <= before.fds + SLACK_FDS
-                && now.threads <= before.threads
-                && now.resident_kib <= before.resident_kib + SLACK_KIB
-        });
-        assert!(good, "{before:?} became {now:?}");
+        let good = until(|| self.holdings().fit_in(&(before + SLACK)));
+        assert!(good, "{before:?} became {:?}", self.holdings());
     }
 
     /// The guest goes on to the end, the daemon stops in order, and its store is sound.
@@ -139,17 +125,6 @@ impl Site {
         assert!(!log.contains("panicked"), "{log}");
         self.rig.check().unwrap_or_else(|what| panic!("{what}"));
     }
-}
-
-/// What a daemon has of the host.
-#[derive(Clone, Copy, Debug)]
-struct Holdings {
-    /// Descriptors.
-    fds: usize,
-    /// Threads.
-    threads: u64,
-    /// Memory.
-    resident_kib: u64,
 }
 
 /// Connects to a control socket. A reply must come in time.

@@ -77,7 +77,7 @@ pub(super) fn found(report: &ScrubReport) -> String {
         let bytes = size::show(bad.bytes);
         lines.push(format!("damaged: layer {}, {bytes}, {over}", bad.layer));
         for range in bad.ranges.iter().take(RANGES_MAX) {
-            let end = range.offset.saturating_add(range.length);
+            let end = range.offset.saturating_add(range.bytes);
             lines.push(format!("  bytes {} to {end}", range.offset));
         }
         if bad.ranges.len() > RANGES_MAX {
@@ -120,7 +120,7 @@ mod tests {
                 bytes: 4096,
                 ranges: vec![ByteRange {
                     offset: 8192,
-                    length: 4096,
+                    bytes: 4096,
                 }],
             }],
             damaged_checksums: vec!["M".into()],

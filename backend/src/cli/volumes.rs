@@ -171,7 +171,7 @@ fn recovered(report: &Recovered) -> String {
             "{bytes} cannot be read, and the guest gets errors there until it writes to them:\n"
         );
         for range in &report.unreadable {
-            text += &format!("  {} bytes at byte {}\n", range.length, range.offset);
+            text += &format!("  {} bytes at byte {}\n", range.bytes, range.offset);
         }
     }
     text +=

@@ -252,7 +252,7 @@ fn scrub(report: lifecycle::ScrubReport) -> ScrubReport {
         ranges: (bad.ranges.iter())
             .map(|range| ByteRange {
                 offset: range.start.0.saturating_mul(SECTOR_BYTES),
-                length: range.count.saturating_mul(SECTOR_BYTES),
+                bytes: range.count.saturating_mul(SECTOR_BYTES),
             })
             .collect(),
     });

@@ -98,6 +98,10 @@ pub trait File: Send + Sync + std::fmt::Debug {
     fn drop_cached(&self) -> io::Result<()> {
         Ok(())
     }
+    /// Which file it is, whatever its names are now. `None`: nobody knows.
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        Ok(None)
+    }
     /// Locks the file for as long as it is open here, against everybody who opens it anew: together with others, or alone, each
     /// in the place of the other. Advisory: known to who asks for such a lock as well. `false`: the file system has none.
     ///

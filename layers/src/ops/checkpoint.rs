@@ -12,6 +12,28 @@ use crate::store::Store;
 use crate::volume::Volume;
 
 impl Store {
+    /// Writes the checkpoints that volumes have asked for, and to the catalog which volumes have failed. Waits for something to
+    /// do; returns `false` once the store is closed. The daemon calls it in a loop on a thread of its own.
+    pub fn maintain(&self) -> bool {
+        let Some(volumes) = self.maintenance.wait() else {
+            return false;
+        };
+        // Not behind a command that may take long.
+        self.record_failures();
+        if volumes.is_empty() {
+            return true;
+        }
+        let _command = self.command();
+        for name in volumes {
+            let volume = self.inner().open.get(&name).cloned();
+            if let Some(Err(error)) = volume.map(|volume| self.checkpoint(&volume)) {
+                self.maintenance
+                    .note(format!("volume {name}: no checkpoint: {error}"));
+            }
+        }
+        true
+    }
+
     /// Writes a checkpoint of the active layer of a volume, so that its journal starts anew. The daemon does it by itself
     /// when a journal has grown long.
     ///

@@ -7,7 +7,9 @@
 //! before that leaves nothing to be forgotten: what is read afterwards is what the medium holds.
 //!
 //! DURABILITY, of a recovery, for each layer that takes writes, oldest first:
-//! 1. all that its map says it holds is written again, from the cache where that has it, else from what the host reads;
+//! 1. all that its map's file says it holds, and what is dirty in the cache, is written again, from the cache where that has
+//!    it, else from what the host reads. The map in memory would not do: it speaks of data that a job has brought and not
+//!    committed, which may be lost here and is still where it came from;
 //! 2. the data is synced;
 //! 3. its map is replaced by one checkpoint of all that, synced; only then its frames are clean.
 //!
@@ -16,14 +18,15 @@
 use std::collections::BTreeSet;
 
 use crate::cache::access::Clean;
+use crate::cache::runs;
 use crate::cache::set::FrameKey;
 use crate::cache::staging::Page;
 use crate::catalog::{Catalog, CatalogState, Change, LayerRow, LayerState, VolumeRow};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, LayerMap};
 use crate::lifecycle::RecoverReport;
-use crate::map::SectorSet;
-use crate::mapfile::{MapFile, data_path, map_path};
+use crate::map::{MapRecord, RecordKind, SectorSet};
+use crate::mapfile::{MapFile, data_path};
 use crate::store::Store;
 use crate::units::{Cluster, LayerId, SECTOR_BYTES, Sector, SectorMask, SectorRange};
 use crate::volume::Volume;
@@ -92,6 +95,11 @@ impl Store {
         rows.filter(|row| unsealed(state, row).any(|layer| marked.contains(&layer)))
             .map(|row| row.name.clone())
             .collect()
+    }
+
+    /// Whether the cache holds nothing that is nowhere else, but what is dirty of open volumes.
+    pub(crate) fn may_lose_cache(&self) -> bool {
+        self.inner().unsettled.is_empty() && self.only_marked().is_empty()
     }
 
     /// Why a volume has failed that is not open.
@@ -219,6 +227,9 @@ impl Store {
         self.commit_idle(&[name], &[set_failed(name, None)], &[])?;
         for layer in &layers {
             if let Some(number) = self.cache.arena().numbers().find(*layer) {
+                // Frames may hold what a job had brought and the host has lost: its next try writes to the file.
+                let dirty = self.cache.sets().drop_layer(number);
+                self.cache.cleaned(dirty);
                 self.cache.set_failed(number, false)?;
             }
         }
@@ -235,7 +246,14 @@ impl Store {
             let LayerMap::Active(map) = &*map else {
                 continue;
             };
-            let set = map.to_set();
+            let mut set = MapFile::read(&self.media, layer.id())?.set;
+            let dirty = self.dirty_in(layer, &map.to_set());
+            for range in &dirty {
+                set.apply(&MapRecord {
+                    kind: RecordKind::Data,
+                    range: *range,
+                });
+            }
             for run in set.data_runs() {
                 self.write_run_again(layer, run, report)?;
             }
@@ -248,6 +266,21 @@ impl Store {
             self.clean_frames(layer, &set)?;
         }
         Ok(())
+    }
+
+    /// The dirty sectors of a layer that holds these.
+    fn dirty_in(&self, layer: &Layer, held: &SectorSet) -> Vec<SectorRange> {
+        let mut page = Page::zeroed();
+        let mut found = Vec::new();
+        for cluster in clusters_of(held) {
+            let key = FrameKey::new(layer.number(), cluster);
+            let copied = self.cache.copy_dirty(key, &mut page);
+            for run in copied.into_iter().flat_map(|copied| runs(copied.dirty)) {
+                let start = Sector(cluster.first_sector().0 + u64::from(run.first));
+                found.extend(SectorRange::new(start, u64::from(run.count)));
+            }
+        }
+        found
     }
 
     /// Step 1 for some sectors.
@@ -285,25 +318,27 @@ impl Store {
     /// Step 3, second half: all that is dirty of a layer is in its file and map.
     fn clean_frames(&self, layer: &Layer, set: &SectorSet) -> Result<()> {
         let mut page = Page::zeroed();
-        for run in set.data_runs() {
-            let last = Sector(run.end().0.saturating_sub(1)).cluster();
-            for cluster in (run.start.cluster().0..=last.0).map(Cluster) {
-                let key = FrameKey::new(layer.number(), cluster);
-                let Some(copied) = self.cache.copy_dirty(key, &mut page) else {
-                    continue;
-                };
-                if self.cache.clean(&copied) == Clean::Changed {
-                    return Err(Error::Busy {
-                        what: format!(
-                            "{} was written to meanwhile",
-                            self.media.display_path(&map_path(layer.id())).display()
-                        ),
-                    });
-                }
+        for cluster in clusters_of(set) {
+            let key = FrameKey::new(layer.number(), cluster);
+            let Some(copied) = self.cache.copy_dirty(key, &mut page) else {
+                continue;
+            };
+            if self.cache.clean(&copied) == Clean::Changed {
+                return Err(Error::Busy {
+                    what: format!("layer {} was written to meanwhile", layer.id()),
+                });
             }
         }
         Ok(())
     }
+}
+
+/// The clusters that data of a set lies in; one may come up twice.
+fn clusters_of(set: &SectorSet) -> impl Iterator<Item = Cluster> {
+    set.data_runs().flat_map(|run| {
+        let last = Sector(run.end().0.saturating_sub(1)).cluster();
+        (run.start.cluster().0..=last.0).map(Cluster)
+    })
 }
 
 /// Some sectors of a layer, as far as they are known.

@@ -170,7 +170,7 @@ impl Commands {
         });
         let unreadable = report.unreadable.iter().map(|range| ByteRange {
             offset: range.start.0.saturating_mul(SECTOR_BYTES),
-            length: range.count.saturating_mul(SECTOR_BYTES),
+            bytes: range.count.saturating_mul(SECTOR_BYTES),
         });
         Ok(Recovered {
             volume: name.to_owned(),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::super::timestamp::Timestamp;
+use super::volumes::ByteRange;
 
 /// What a job is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -168,15 +169,6 @@ pub struct BadLayer {
     pub bytes: u64,
     /// Where these are: at most 1,000 runs.
     pub ranges: Vec<ByteRange>,
-}
-
-/// A run of bytes of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct ByteRange {
-    /// The first.
-    pub offset: u64,
-    /// How many.
-    pub length: u64,
 }
 
 /// A layer that could not be looked at.

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::super::timestamp::Timestamp;
-use super::jobs::ByteRange;
 use super::snapshots::SnapshotRef;
 
 /// How many virtqueues an attachment offers unless told otherwise. A front-end may use fewer but never more, and QEMU
@@ -319,6 +318,15 @@ pub struct Recovered {
     pub unreadable_bytes: u64,
     /// Where these are; not more than a thousand places.
     pub unreadable: Vec<ByteRange>,
+}
+
+/// A part of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ByteRange {
+    /// The first byte.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
 }
 
 /// All volumes of the store, by name.

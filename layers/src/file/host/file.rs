@@ -12,7 +12,7 @@ use super::direct::{self, DirectFile, DirectFiles};
 use super::open::Direct;
 use super::transfer::segment_of;
 use super::uninterrupted;
-use crate::file::{DATA_RANGES_MAX, File, FileToken, IoOp, posix};
+use crate::file::{DATA_RANGES_MAX, File, FileIdentity, FileToken, IoOp, posix};
 use crate::units::SECTOR_BYTES;
 
 /// See the module's text.
@@ -129,6 +129,14 @@ impl File for HostFile {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        let stat = uninterrupted(|| rustix::fs::fstat(&self.fd))?;
+        Ok(Some(FileIdentity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        }))
     }
 
     fn lock(&self, alone: bool) -> io::Result<bool> {

@@ -19,6 +19,12 @@ pub enum FaultPoint {
     Create,
     /// A rename; named by its target.
     Rename,
+    /// Opening a file that is there.
+    Open,
+    /// Setting a file's length.
+    SetLen,
+    /// Removing a file, or a directory with all in it.
+    Remove,
 }
 
 /// How an operation fails.
@@ -57,6 +63,8 @@ pub(super) struct Plan {
     faults: Vec<Fault>,
     /// Operations that failed by plan.
     pub hits: u64,
+    /// The name of the last file or directory with which that happened.
+    pub last: Option<String>,
 }
 
 impl Plan {
@@ -85,7 +93,10 @@ impl Plan {
                 effect = Some(fault.effect);
             }
         }
-        self.hits += u64::from(effect.is_some());
+        if effect.is_some() {
+            self.hits += 1;
+            self.last = Some(name.to_owned());
+        }
         effect
     }
 }

@@ -190,6 +190,11 @@ impl SimMedia {
         self.world().plan.hits
     }
 
+    /// The name of the file or directory with which that happened last.
+    pub fn last_fault(&self) -> Option<String> {
+        self.world().plan.last.clone()
+    }
+
     /// Puts a file that is durable at once, with the directories that lead to it: a raw base, or a fixture. Replaces a file
     /// of that name.
     ///

@@ -102,6 +102,9 @@ impl World {
         if self.names.is_directory(inode) {
             return Err(errno(libc::EISDIR));
         }
+        if !created {
+            self.fail_by_plan(FaultPoint::Open, &path_text(path))?;
+        }
         let token = self.next_token;
         self.next_token += 1;
         self.open.insert(
@@ -242,6 +245,7 @@ impl World {
         let path = self.path(token);
         let result = self.writable(token).and_then(|()| {
             in_range(0, len)?;
+            self.fail_by_plan(FaultPoint::SetLen, &path)?;
             let now = self.tick();
             let disk = self.disk_mut(token)?;
             disk.mtime_ns = now;
@@ -354,6 +358,7 @@ impl World {
         if self.names.is_directory(inode) {
             return Err(errno(libc::EISDIR));
         }
+        self.fail_by_plan(FaultPoint::Remove, &path_text(path))?;
         self.names.remove(directory, name);
         Ok(())
     }
@@ -368,6 +373,7 @@ impl World {
         if !self.names.is_directory(inode) {
             return Err(errno(libc::ENOTDIR));
         }
+        self.fail_by_plan(FaultPoint::Remove, &path_text(path))?;
         self.names.remove_all(directory, name, inode);
         Ok(())
     }

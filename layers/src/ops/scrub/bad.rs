@@ -104,8 +104,7 @@ impl Store {
         Err(Error::Corrupt {
             path: self.media.display_path(&data_path(layer)),
             what: format!(
-                "{} bytes of it are known to be; restore the file from a backup, scrub it (stratablk scrub), then \
-                 resume the job",
+                "{} bytes of it are known to be; restore them from a backup, scrub it (stratablk scrub), then resume the job",
                 bad.data_sectors() * SECTOR_BYTES
             ),
         })

@@ -5,12 +5,12 @@
 //! still the one that was read.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crate::catalog::{JobId, LayerState};
 use crate::error::{Error, Result};
-use crate::file::OpenMode;
+use crate::file::{File, OpenMode};
 use crate::format::sums::{Extent, SumsHeader};
 use crate::lifecycle::{BadLayer, Phase, ScrubReport};
 use crate::map::SectorSet;
@@ -425,6 +425,7 @@ impl Store {
         };
         let (file, direct) = verify::open_uncached(&self.media, layer)
             .map_err(self.io("open", &data_path(layer)))?;
+        self.check_same_file(layer, &file)?;
         self.report(of, |report| report.through_page_cache |= !direct);
         let verify = Verify {
             verification: Verification::new(file, set, sums),
@@ -441,6 +442,25 @@ impl Store {
             begins,
             kind: Kind::Verify(Box::new(verify)),
         }))
+    }
+
+    /// What is looked at must be the file that readers have open: one that took its name meanwhile says nothing of it.
+    fn check_same_file(&self, layer: LayerId, file: &Arc<dyn File>) -> Result<()> {
+        let path = data_path(layer);
+        let known = self.inner().layers.get(&layer).and_then(Weak::upgrade);
+        let Some(known) = known else {
+            return Ok(());
+        };
+        let of = |file: &Arc<dyn File>| file.identity().map_err(self.io("stat", &path));
+        if of(known.data())? == of(file)? {
+            return Ok(());
+        }
+        Err(Error::Busy {
+            what: format!(
+                "{} was replaced by another file while it is in use; restart the daemon, or write into the file instead",
+                self.media.display_path(&path).display()
+            ),
+        })
     }
 
     /// The checksums of a layer, if they are those of its map.
