@@ -253,6 +253,8 @@ impl Machine {
         given.extend(near(input, offset).to_le_bytes());
         given.extend(cut(near(input, queues)));
         given.extend(cut(near(input, entries)));
+        // As a structure in C ends.
+        given.extend([0; 4]);
         // Bytes anywhere.
         for _ in 0..input.u8() & 7 {
             let place = u64::from(input.u16()) % FILE;
@@ -443,6 +445,19 @@ impl Machine {
         }
     }
 
+    /// Checks how often each head was carried out, over all sessions so far.
+    fn judge_writes(&self, writes: &Writes) {
+        for (sector, count) in lock(writes).iter() {
+            let head = usize::try_from(*sector).expect("64-bit host");
+            let offered = self.offered.get(head);
+            let offered = offered.unwrap_or_else(|| panic!("head {head} does not exist"));
+            assert!(
+                *count <= 1 + offered,
+                "head {head}: {count} times, offered {offered} times"
+            );
+        }
+    }
+
     /// Where the regions lie as the message says.
     fn told(&self) -> Option<std::ops::Range<usize>> {
         let number = |place, len| {
@@ -526,27 +541,18 @@ fn play(bytes: &[u8]) {
     let writes = Writes::default();
     let end = machine.live(base, &writes, &meddle);
     machine.judge(&memory, &file);
-    for (sector, count) in std::mem::take(&mut *lock(&writes)) {
-        let offered = usize::try_from(sector)
-            .ok()
-            .and_then(|head| machine.offered.get(head));
-        let offered = offered.unwrap_or_else(|| panic!("head {sector} does not exist"));
-        assert!(
-            count <= 1 + offered,
-            "head {sector}: {count} times, offered {offered} times"
-        );
-    }
-    let Some(end) = end.filter(|_| !machine.wild) else {
+    machine.judge_writes(&writes);
+    if end.is_none() || machine.wild {
         return;
-    };
-    // Nothing new is offered, and nothing was left.
-    put(&machine.memory, AVAILABLE + 2, &end.to_le_bytes());
+    }
+    // Nothing new is offered, and nothing was left: the ring goes on where the guest has seen it end.
+    let mut used = [0; 2];
+    let read = machine.memory.read_exact_at(&mut used, USED + 2);
+    read.expect("a memfd");
+    put(&machine.memory, AVAILABLE + 2, &used);
     let (memory, file) = (contents(&machine.memory), contents(&machine.buffer));
-    machine.live(end, &writes, &[]);
+    machine.live(u16::from_le_bytes(used), &writes, &[]);
     machine.judge(&memory, &file);
-    let again = lock(&writes);
-    assert!(
-        again.is_empty(),
-        "carried out again in the next session: {again:?}"
-    );
+    // A ring that broke in the first session may have left heads under way, but none that were carried out.
+    machine.judge_writes(&writes);
 }

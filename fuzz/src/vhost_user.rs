@@ -333,6 +333,8 @@ fn message(input: &mut Input<'_>) -> Message {
             body.extend(near(input, 0).to_le_bytes());
             body.extend_from_slice(&near(input, u64::from(QUEUES)).to_le_bytes()[..2]);
             body.extend_from_slice(&near(input, 16).to_le_bytes()[..2]);
+            // As a structure in C ends.
+            body.extend([0; 4]);
             if code == 32 {
                 descriptors.push(3);
             }
