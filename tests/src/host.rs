@@ -190,12 +190,22 @@ impl Host {
     /// Lets another daemon take over, and returns its log.
     #[track_caller]
     pub fn succeed(&mut self) -> String {
+        self.try_succeed().unwrap_or_else(|log| panic!("{log}"))
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// The log of one that could not.
+    #[track_caller]
+    pub fn try_succeed(&mut self) -> Result<String, String> {
         let store = self.store();
         let arguments = ["--takeover", "--store", store.to_str().unwrap()];
-        let next = Daemon::start(arguments, &store.join("control.sock"));
+        let next = Daemon::try_start(arguments, &store.join("control.sock"));
+        let next = next.map_err(|ran| ran.stderr)?;
         let (status, log) = self.daemon.replace(next).unwrap().ended();
         assert!(status.success(), "{status}; log of the daemon:\n{log}");
-        self.daemon.as_ref().unwrap().log()
+        Ok(self.daemon.as_ref().unwrap().log())
     }
 
     /// Ends the daemon as a crash does.

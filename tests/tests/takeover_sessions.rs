@@ -223,3 +223,37 @@ fn a_machine_with_an_inflight_buffer_goes_on_and_is_told_nothing_anew() {
     drop(disk);
     host.finish();
 }
+
+/// A front-end that cannot be served any more, since its memory is gone, loses its connection, and holds up nobody. Where it is
+/// the only one, the new process takes it for its own fault and leaves it to the one before.
+#[test]
+fn a_front_end_without_memory_holds_up_nobody() {
+    let (mut host, socket) = host();
+    host.line("volume create other --size 1M").ok();
+    host.attach("other", 1);
+    let cut = |socket: &std::path::Path| {
+        let disk = Disk::connect(socket);
+        for region in disk.guest.memory.regions() {
+            region.shrink();
+        }
+        disk
+    };
+    let lost = cut(&socket);
+    let mut disk = Disk::connect(&host.path("other.sock"));
+    disk.write(0, &stamped(5, 0, 1));
+    host.succeed();
+    assert_eq!(disk.read(0, 1), stamped(5, 0, 1));
+    assert!(lost.guest.front_end.is_closed());
+    assert_eq!(Disk::connect(&socket).read(0, 1).len(), 512, "served again");
+    drop((disk, lost));
+
+    let lost = cut(&socket);
+    let refused = host.try_succeed().unwrap_err();
+    assert!(refused.contains("could be served"), "{refused}");
+    assert!(lost.guest.front_end.is_closed());
+    assert_eq!(Disk::connect(&socket).read(0, 1).len(), 512, "served again");
+    assert!(host.line("volume list").ok().contains("other"));
+    drop(lost);
+    host.succeed();
+    host.finish();
+}

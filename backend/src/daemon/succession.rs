@@ -17,7 +17,7 @@ use crate::config::{ServeConfig, Target};
 use crate::control::commands::sole;
 use crate::control::gate::Gate;
 use crate::takeover::giver::{self, Candidate};
-use crate::takeover::package::Package;
+use crate::takeover::package::{HandedVolume, Package};
 use crate::takeover::taker::{self, Relieved};
 use crate::takeover::{READY_LIMIT, now_ns, socket_path};
 use crate::vhost::session::adopt::{Adopted, Release};
@@ -101,10 +101,6 @@ impl Drop for NoWayOut {
 ///
 /// # Errors
 /// It hands nothing over. Once it has, an error ends the process at once.
-#[expect(
-    clippy::exit,
-    reason = "an orderly end would close what another process goes on with"
-)]
 pub(super) fn succeed(
     config: &ServeConfig,
     socket_group: Option<u32>,
@@ -147,11 +143,18 @@ pub(super) fn succeed(
             Ok(Began::After(relieved))
         })
     };
-    set_up().map_err(|error| {
-        // As by a crash: the running daemon goes on with all that an orderly end would close.
-        eprintln!("stratablk: {error}");
-        std::process::exit(1)
-    })
+    set_up().map_err(|error| give_up(&error))
+}
+
+/// Ends the process as by a crash: of what it was handed nothing may be closed in order, since another process may go on with
+/// it, and threads that wait to know whether they may serve wait still.
+#[expect(
+    clippy::exit,
+    reason = "an orderly end would close what another process goes on with"
+)]
+fn give_up(error: &DaemonError) -> ! {
+    eprintln!("stratablk: {error}");
+    std::process::exit(1)
 }
 
 /// Goes on with what another process was handed and could not serve.
@@ -209,26 +212,20 @@ fn begin(
     commands.start_opener().map_err(host("start a thread"))?;
 
     let release = Arc::new(Release::default());
-    let (told, fared) = mpsc::channel();
-    let mut names = Vec::new();
-    for volume in package.volumes {
-        let name = volume.name.clone();
-        match commands.adopt(volume, &told, &release) {
-            Ok(()) => names.push(name),
-            Err(error) => return Err(host("serve a volume that was handed over")(error)),
-        }
-    }
-    drop(told);
-    let (lost, ready) = count(&fared, sessions)?;
-    let prepared = began.elapsed();
-    let began = decide(lost, ready)?;
+    let adopted = adopt(&commands, package.volumes, sessions, &release);
+    let adopted = adopted.and_then(|(names, lost, ready)| {
+        let prepared = began.elapsed();
+        tracing::debug!(?opened, ?prepared, "the parts of that in this process");
+        Ok((names, lost, decide(lost, ready)?))
+    });
+    // While the threads are there that wait.
+    let (names, lost, began) = adopted.unwrap_or_else(|error| give_up(&error));
     release.raise();
     let waited_ms = now_ns().saturating_sub(package.since_ns) / 1_000_000;
     tracing::info!(
         "took over {} volumes, {sessions} connections; guests waited {waited_ms} ms",
         names.len()
     );
-    tracing::debug!(?opened, ?prepared, "the parts of that in this process");
     if lost > 0 {
         tracing::error!("{lost} front-ends could not be served any more, and have to connect anew");
     }
@@ -247,6 +244,30 @@ fn begin(
         },
         listener,
     ))
+}
+
+/// Has volumes served that were handed over with so many sessions, whose rings run when `release` is up. Returns the names, how
+/// many sessions cannot run their rings, and how many can.
+fn adopt(
+    commands: &Commands,
+    volumes: Vec<HandedVolume>,
+    sessions: usize,
+    release: &Arc<Release>,
+) -> Result<(Vec<String>, usize, usize), DaemonError> {
+    let (told, fared) = mpsc::channel();
+    let mut names = Vec::new();
+    for volume in volumes {
+        names.push(volume.name.clone());
+        commands
+            .adopt(volume, &told, release)
+            .map_err(|source| DaemonError::Host {
+                op: "serve a volume that was handed over",
+                source,
+            })?;
+    }
+    drop(told);
+    let (lost, ready) = count(&fared, sessions)?;
+    Ok((names, lost, ready))
 }
 
 /// Waits until so many sessions have been told what there was to tell. Returns how many cannot run their rings, and how many
