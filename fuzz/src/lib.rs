@@ -10,6 +10,7 @@ pub mod chains;
 pub mod checkpoint;
 pub mod control;
 pub mod host;
+pub mod inflight;
 pub mod input;
 pub mod map_journal;
 pub mod memory;

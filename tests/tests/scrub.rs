@@ -1,5 +1,5 @@
-//! Bits that rot on the medium below a running daemon: a scrub finds them, guests never get them, other disks go on, and
-//! what is good in the cache mends the medium.
+//! Bits that rot on the medium below a running daemon: a scrub finds them, guests never get them, other disks go on, and what
+//! is good in the cache mends the medium.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::fs::{self, File};

@@ -8,6 +8,7 @@
 //! other job can go on (`turn`).
 
 mod bad;
+mod layer;
 mod turn;
 
 use std::collections::{BTreeMap, VecDeque};
