@@ -137,7 +137,8 @@ pub(super) fn succeed(
         begin(&kept, package, places, |lost, ready| {
             if lost > 0 && ready == 0 {
                 let what = format!("none of {lost} front-ends with running disks could be served");
-                return Err(DaemonError::Takeover(io::Error::other(what)));
+                // Here, where the connection is open still: by its end the running daemon knows that nothing is in use.
+                give_up(&DaemonError::Takeover(io::Error::other(what)));
             }
             let relieved = predecessor.relieve().map_err(DaemonError::Takeover)?;
             Ok(Began::After(relieved))
