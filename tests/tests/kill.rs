@@ -4,7 +4,7 @@
 //! `STRATABLK_KILLS` says how often to kill (200), `STRATABLK_KILL_SEED` repeats a run, as far as the instants of the kills
 //! allow.
 
-use stratablk_tests::kill::client::{Fault, Mix};
+use stratablk_tests::kill::client::{Fault, Life, Mix};
 use stratablk_tests::kill::home::Cache;
 use stratablk_tests::kill::rival::{self, BackEnd, Tally};
 use stratablk_tests::kill::run::{After, Failure, Plan, Summary, run};
@@ -72,7 +72,7 @@ fn kills_lose_nothing(in_memory: bool) {
             Mix::Transfers
         },
         overwrites_only: !cached,
-        tracked: false,
+        life: Life::Anew,
     };
     run_all(plan).unwrap_or_else(|failure| panic!("{failure}"));
 }
@@ -89,21 +89,30 @@ fn kills_lose_nothing_of_a_store_in_memory() {
 
 /// A machine with an inflight buffer goes from daemon to daemon with 32 requests under way on each queue: each of them comes
 /// back once, from one daemon or the next, and nothing is submitted again.
-#[test]
-fn a_tracked_machine_gets_each_request_back_once() {
+fn each_comes_back_once(life: Life, seed: u64) {
     for in_memory in [false, true] {
         let plan = Plan {
-            seed: 5_001_000 + 1_000_000 * u64::from(in_memory),
+            seed: seed + 1_000_000 * u64::from(in_memory),
             kills: kills().div_ceil(4),
             after: After::Kill,
             in_memory,
             cache: Cache::LARGE,
             mix: Mix::Everything,
             overwrites_only: false,
-            tracked: true,
+            life,
         };
         run_all(plan).unwrap_or_else(|failure| panic!("{failure}"));
     }
+}
+
+#[test]
+fn a_tracked_machine_gets_each_request_back_once() {
+    each_comes_back_once(Life::Lasting, 5_001_000);
+}
+
+#[test]
+fn the_independent_driver_gets_each_request_back_once() {
+    each_comes_back_once(Life::Relayed, 7_001_000);
 }
 
 #[test]
@@ -116,7 +125,7 @@ fn a_reboot_loses_only_what_was_not_flushed() {
         cache: Cache::LARGE,
         mix: Mix::Everything,
         overwrites_only: false,
-        tracked: false,
+        life: Life::Anew,
     };
     run_all(plan).unwrap_or_else(|failure| panic!("{failure}"));
 }
@@ -132,7 +141,7 @@ fn canary_a_lost_cache_is_noticed() {
         cache: Cache::LARGE,
         mix: Mix::Unflushed,
         overwrites_only: false,
-        tracked: false,
+        life: Life::Anew,
     };
     match run(plan) {
         Err(failure) if matches!(failure.fault, Fault::Wrong(..)) => println!("noticed: {failure}"),

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use stratablk_tests::daemon::Daemon;
-use stratablk_tests::kill::client::{Client, Link, Mix};
+use stratablk_tests::kill::client::{Client, Life, Link, Mix};
 use stratablk_tests::kill::home::Cache;
 use stratablk_tests::kill::rig::{Killer, Rig, VOLUME};
 use stratablk_tests::lifecycle::gaps::Load;
@@ -24,6 +24,14 @@ const LOAD_MAX_MS: u64 = 200;
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+}
+
+/// With an inflight buffer or without.
+fn life(tracked: bool) -> Life {
+    match tracked {
+        true => Life::Lasting,
+        false => Life::Anew,
+    }
 }
 
 /// Lets this much time pass.
@@ -86,7 +94,7 @@ struct Measured {
 /// Takeovers under a load of two queues that is checked all the time. The session goes on through all of them.
 fn takeovers_under_load(seed: u64, tracked: bool, cache: Cache) -> Measured {
     let seed = number("STRATABLK_TAKEOVER_SEED").unwrap_or(seed);
-    let mut client = Client::new(seed, SECTORS, Mix::Everything).tracked(tracked);
+    let mut client = Client::new(seed, SECTORS, Mix::Everything).living(life(tracked));
     let rig = Rig::new(&client.oracle, false, cache);
     let mut daemon = rig.launch();
     assert!(daemon.await_ready(), "{}", daemon.log());
@@ -303,7 +311,7 @@ fn a_kill_in_the_midst_loses_nothing() {
     let seed = number("STRATABLK_TAKEOVER_SEED").unwrap_or(9_020);
     let kills = number("STRATABLK_TAKEOVER_KILLS").unwrap_or(50);
     for tracked in [false, true] {
-        let client = Client::new(seed, SECTORS, Mix::Everything).tracked(tracked);
+        let client = Client::new(seed, SECTORS, Mix::Everything).living(life(tracked));
         let rig = Rig::new(&client.oracle, false, Cache::LARGE);
         let mut daemon = rig.launch();
         assert!(daemon.await_ready(), "{}", daemon.log());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::lasting::{Base, LastingDriver};
 use super::oracle::{Oracle, SECTOR_BYTES, Value, Wrong};
+use super::relay::Relay;
 use super::rig::QUEUES;
 use crate::daemon::DEADLINE;
 use crate::load::driver::{Done, Driver, DriverError, Options, Request, Wait};
@@ -36,6 +37,17 @@ pub enum Mix {
     Unflushed,
     /// Reads, writes and flushes.
     Transfers,
+}
+
+/// How the guest lives through the death of a daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It connects with rings and memory of its own making each time, and submits again what was cut off.
+    Anew,
+    /// As one machine with an inflight buffer, to which each request comes back once, over all kills.
+    Lasting,
+    /// The same, with rings and requests of the independent driver.
+    Relayed,
 }
 
 /// What went wrong.
@@ -122,13 +134,15 @@ enum AnyDriver {
     Fresh(Box<Driver>),
     /// With memory and rings that go from daemon to daemon.
     Lasting(Box<LastingDriver>),
+    /// The same of the first kind, by a relay.
+    Relayed(Box<Driver>, Relay),
 }
 
 impl AnyDriver {
     /// Bytes of the disk.
     fn capacity_bytes(&self) -> u64 {
         match self {
-            Self::Fresh(driver) => driver.capacity_bytes(),
+            Self::Fresh(driver) | Self::Relayed(driver, _) => driver.capacity_bytes(),
             Self::Lasting(driver) => driver.capacity_bytes(),
         }
     }
@@ -136,7 +150,7 @@ impl AnyDriver {
     /// Requests under way.
     fn under_way(&self) -> usize {
         match self {
-            Self::Fresh(driver) => driver.under_way(),
+            Self::Fresh(driver) | Self::Relayed(driver, _) => driver.under_way(),
             Self::Lasting(driver) => driver.under_way(),
         }
     }
@@ -144,7 +158,7 @@ impl AnyDriver {
     /// The buffer of an idle slot.
     fn buffer(&self, queue: usize, slot: usize) -> &[u8] {
         match self {
-            Self::Fresh(driver) => driver.buffer(queue, slot),
+            Self::Fresh(driver) | Self::Relayed(driver, _) => driver.buffer(queue, slot),
             Self::Lasting(driver) => driver.buffer(queue, slot),
         }
     }
@@ -152,7 +166,7 @@ impl AnyDriver {
     /// The same, to fill.
     fn buffer_mut(&mut self, queue: usize, slot: usize) -> &mut [u8] {
         match self {
-            Self::Fresh(driver) => driver.buffer_mut(queue, slot),
+            Self::Fresh(driver) | Self::Relayed(driver, _) => driver.buffer_mut(queue, slot),
             Self::Lasting(driver) => driver.buffer_mut(queue, slot),
         }
     }
@@ -160,7 +174,7 @@ impl AnyDriver {
     /// Submits a request.
     fn submit(&mut self, queue: usize, slot: usize, request: Request) -> Result<(), DriverError> {
         match self {
-            Self::Fresh(driver) => driver.submit(queue, slot, request),
+            Self::Fresh(driver) | Self::Relayed(driver, _) => driver.submit(queue, slot, request),
             Self::Lasting(driver) => {
                 driver.submit(queue, slot, request);
                 Ok(())
@@ -171,7 +185,7 @@ impl AnyDriver {
     /// Tells the daemon of what was submitted.
     fn kick(&mut self, queue: usize) -> Result<(), DriverError> {
         match self {
-            Self::Fresh(driver) => driver.kick(queue),
+            Self::Fresh(driver) | Self::Relayed(driver, _) => driver.kick(queue),
             Self::Lasting(driver) => {
                 driver.kick(queue);
                 Ok(())
@@ -183,6 +197,13 @@ impl AnyDriver {
     fn poll(&mut self, queue: usize, done: &mut Vec<Done>) -> Result<(), DriverError> {
         match self {
             Self::Fresh(driver) => driver.poll(queue, done),
+            Self::Relayed(driver, relay) => {
+                driver.poll(queue, done)?;
+                match driver.under_way() == 0 && !relay.is_even() {
+                    true => Err(DriverError::Bogus { queue }),
+                    false => Ok(()),
+                }
+            }
             Self::Lasting(driver) => driver.poll(queue, done),
         }
     }
@@ -190,13 +211,51 @@ impl AnyDriver {
     /// Waits for something to complete, for a short time.
     fn wait(&mut self) -> Result<(), DriverError> {
         match self {
-            Self::Fresh(driver) => driver.wait(),
+            Self::Fresh(driver) | Self::Relayed(driver, _) => driver.wait(),
             Self::Lasting(driver) => {
                 driver.wait(LOOK);
                 Ok(())
             }
         }
     }
+
+    /// Connects to another daemon what goes from one to the next.
+    fn reconnect(&mut self, socket: &Path, base: Base) -> Result<(), DriverError> {
+        match self {
+            Self::Fresh(_) => Ok(()),
+            Self::Lasting(driver) => driver.connect(socket, base),
+            Self::Relayed(_, relay) => {
+                relay
+                    .reconnect(socket, base)
+                    .map_err(|source| DriverError::Connect {
+                        socket: socket.to_path_buf(),
+                        source,
+                    })
+            }
+        }
+    }
+
+    /// Lets a daemon go. Returns whether this can be connected to another one.
+    fn disconnect(&mut self) -> bool {
+        match self {
+            Self::Fresh(_) => return false,
+            Self::Lasting(driver) => driver.disconnect(),
+            Self::Relayed(_, relay) => relay.disconnect(),
+        }
+        true
+    }
+}
+
+/// The independent driver, connected.
+fn fresh(socket: &Path, depth: usize, buffer_bytes: usize) -> Result<Driver, DriverError> {
+    Driver::connect(Options {
+        queues: QUEUES,
+        depth,
+        buffer_bytes,
+        wait: Wait::Sleep,
+        patience: LOOK,
+        ..Options::new(socket)
+    })
 }
 
 /// A session with a daemon.
@@ -251,8 +310,8 @@ pub struct Client {
     flush_percent: u64,
     /// What was cut off.
     interrupted: VecDeque<Job>,
-    /// Whether it is one machine, with an inflight buffer, over all kills.
-    tracked: bool,
+    /// How it lives through them.
+    life: Life,
     /// That machine, while it has no daemon.
     machine: Option<Link>,
     /// Sectors that held what they must not.
@@ -271,16 +330,16 @@ impl Client {
             mix,
             flush_percent: 0,
             interrupted: VecDeque::new(),
-            tracked: false,
+            life: Life::Anew,
             machine: None,
             wrong: Vec::new(),
             wrong_count: 0,
         }
     }
 
-    /// The guest, as one machine with an inflight buffer.
-    pub fn tracked(self, tracked: bool) -> Self {
-        Self { tracked, ..self }
+    /// The guest, with another life.
+    pub fn living(self, life: Life) -> Self {
+        Self { life, ..self }
     }
 
     /// Starts a session of random depth and with more or fewer flushes, down to none. Everything about it is new but the
@@ -296,18 +355,12 @@ impl Client {
             Mix::Everything | Mix::Transfers => [0, 0, 1, 4, 25][flushes],
         };
         let transfer = usize::try_from(TRANSFER_SECTORS_MAX).expect("small") * SECTOR_BYTES;
-        let link = if self.tracked {
-            self.reconnect(socket, transfer)?
-        } else {
-            let driver = Driver::connect(Options {
-                queues: QUEUES,
-                depth,
-                buffer_bytes: transfer,
-                wait: Wait::Sleep,
-                patience: LOOK,
-                ..Options::new(socket)
-            })?;
-            Link::new(AnyDriver::Fresh(Box::new(driver)), depth)
+        let link = match self.life {
+            Life::Anew => {
+                let driver = fresh(socket, depth, transfer)?;
+                Link::new(AnyDriver::Fresh(Box::new(driver)), depth)
+            }
+            Life::Lasting | Life::Relayed => self.reconnect(socket, transfer)?,
         };
         let bytes = self.oracle.len() * SECTOR_BYTES;
         if link.driver.capacity_bytes() != bytes as u64 {
@@ -320,15 +373,24 @@ impl Client {
     /// Connects the machine, which is started if it was not.
     fn reconnect(&mut self, socket: &Path, buffer_bytes: usize) -> Result<Link, Fault> {
         let base = [Base::Used, Base::Available][usize::from(self.random.below(2) == 1)];
-        let mut link = self.machine.take().unwrap_or_else(|| {
-            let driver = LastingDriver::new(DEPTH_MAX, buffer_bytes);
-            Link::new(AnyDriver::Lasting(Box::new(driver)), DEPTH_MAX)
-        });
-        let connected = match &mut link.driver {
-            AnyDriver::Lasting(driver) => driver.connect(socket, base),
-            AnyDriver::Fresh(_) => Ok(()),
+        let mut link = match (self.machine.take(), self.life) {
+            (Some(link), _) => link,
+            (None, Life::Relayed) => {
+                let failed = |source| DriverError::Connect {
+                    socket: socket.to_path_buf(),
+                    source,
+                };
+                let relay = Relay::start(socket).map_err(failed)?;
+                let driver = fresh(relay.socket(), DEPTH_MAX, buffer_bytes)?;
+                let driver = AnyDriver::Relayed(Box::new(driver), relay);
+                return Ok(Link::new(driver, DEPTH_MAX));
+            }
+            (None, _) => {
+                let driver = LastingDriver::new(DEPTH_MAX, buffer_bytes);
+                Link::new(AnyDriver::Lasting(Box::new(driver)), DEPTH_MAX)
+            }
         };
-        match connected {
+        match link.driver.reconnect(socket, base) {
             Ok(()) => Ok(link),
             Err(error) => {
                 self.machine = Some(link);
@@ -339,8 +401,7 @@ impl Client {
 
     /// Ends the session of a daemon that lives, with nothing under way.
     pub fn leave(&mut self, mut link: Link) {
-        if let AnyDriver::Lasting(driver) = &mut link.driver {
-            driver.disconnect();
+        if link.driver.disconnect() {
             self.machine = Some(link);
         }
     }
@@ -414,9 +475,8 @@ impl Client {
     /// What a read that completed must not have returned.
     pub fn bury(&mut self, mut link: Link) -> Result<(), Fault> {
         self.collect(&mut link, false)?;
-        if let AnyDriver::Lasting(driver) = &mut link.driver {
-            driver.disconnect();
-            self.counts.repeated += driver.under_way() as u64;
+        if link.driver.disconnect() {
+            self.counts.repeated += link.driver.under_way() as u64;
             self.machine = Some(link);
             return self.judge();
         }

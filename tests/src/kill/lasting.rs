@@ -410,18 +410,18 @@ impl LastingDriver {
 }
 
 /// The daemon is gone.
-fn gone() -> io::Error {
+pub(super) fn gone() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, "the daemon hung up")
 }
 
 /// Asks for something.
-fn ask(wire: &Wire, request: u32, payload: &[u8]) -> io::Result<Message> {
+pub(super) fn ask(wire: &Wire, request: u32, payload: &[u8]) -> io::Result<Message> {
     wire.send(request, VERSION, payload, &[])?;
     wire.receive()?.ok_or_else(gone)
 }
 
 /// Tells something, and waits until it was taken.
-fn tell(
+pub(super) fn tell(
     wire: &Wire,
     request: u32,
     payload: &[u8],

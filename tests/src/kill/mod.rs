@@ -9,8 +9,8 @@
 //!
 //! The client plays a guest that survives the daemon: it keeps what was not completed, connects again to the same socket with
 //! rings and memory of its own making, and submits that again. Or it is a machine with an inflight buffer, whose rings and
-//! memory go from daemon to daemon ([`lasting`]); then it submits nothing again, and each request comes back once. [`run`] puts
-//! it all together, for a daemon that is killed and for a host that loses power ([`run::After`]). [`rival`] counts, by the same
+//! memory go from daemon to daemon ([`lasting`]); then it submits nothing again, and each request comes back once. The same is
+//! done with rings and requests of the independent driver, behind a [`relay`]. [`run`] puts it all together, for a daemon that is killed and for a host that loses power ([`run::After`]). [`rival`] counts, by the same
 //! oracle, what another back-end loses.
 
 pub mod background;
@@ -18,6 +18,7 @@ pub mod client;
 pub mod home;
 pub mod lasting;
 pub mod oracle;
+pub mod relay;
 pub mod rig;
 pub mod rival;
 pub mod run;

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::process::Signal;
 
-use super::client::{Client, Counts, Fault, Link, Mix};
+use super::client::{Client, Counts, Fault, Life, Link, Mix};
 use super::home::Cache;
 use super::rig::{Killer, Rig, VOLUME};
 use crate::daemon::{Daemon, run as command};
@@ -51,8 +51,8 @@ pub struct Plan {
     /// Whether all of the disk is written and flushed at first, and no snapshot is taken: then every write finds its sectors in
     /// the map, and needs no cache to survive.
     pub overwrites_only: bool,
-    /// Whether the guest is one machine with an inflight buffer, to which each request comes back once, over all kills.
-    pub tracked: bool,
+    /// How the guest lives through the kills.
+    pub life: Life,
 }
 
 /// What was done.
@@ -136,7 +136,7 @@ type Snapshot = JoinHandle<Option<String>>;
 /// # Panics
 /// The host refuses what a test needs.
 pub fn run(plan: Plan) -> Result<Summary, Box<Failure>> {
-    let client = Client::new(plan.seed, SECTORS, plan.mix).tracked(plan.tracked);
+    let client = Client::new(plan.seed, SECTORS, plan.mix).living(plan.life);
     let rig = Rig::new(&client.oracle, plan.in_memory, plan.cache);
     let mut rounds = Rounds {
         plan,
