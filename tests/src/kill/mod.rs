@@ -9,9 +9,10 @@
 //!
 //! The client plays a guest that survives the daemon: it keeps what was not completed, connects again to the same socket with
 //! rings and memory of its own making, and submits that again. Or it is a machine with an inflight buffer, whose rings and
-//! memory go from daemon to daemon ([`lasting`]); then it submits nothing again, and each request comes back once. The same is
-//! done with rings and requests of the independent driver, behind a [`relay`]. [`run`] puts it all together, for a daemon that is killed and for a host that loses power ([`run::After`]). [`rival`] counts, by the same
-//! oracle, what another back-end loses.
+//! memory go from daemon to daemon ([`lasting`]); then it submits nothing again, and each request comes back once. The
+//! same is done with rings and requests of the independent driver, behind a [`relay`]. [`run`] puts it all together, for a
+//! daemon that is killed and for a host that loses power ([`run::After`]). [`rival`] counts, by the same oracle, what
+//! another back-end loses.
 
 pub mod background;
 pub mod client;
