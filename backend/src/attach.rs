@@ -395,10 +395,14 @@ impl<P: DiskProvider> Server<P> {
         let mut threads = Vec::new();
         if let Some(begun) = begun {
             for session in begun.sessions {
+                let told = session.told.clone();
                 match self.start_session(Coming::Adopted(Box::new(session))) {
                     Ok(thread) => threads.push(thread),
-                    // Who waits to be told is told by the end of all that could.
-                    Err(error) => tracing::error!(socket = %place, %error, "a front-end is lost"),
+                    Err(error) => {
+                        tracing::error!(socket = %place, %error, "a front-end is lost");
+                        // A receiver less: it is known already that not all can be served.
+                        let _ = told.send(Adopted::Lost);
+                    }
                 }
             }
             begun.release.wait();

@@ -195,7 +195,13 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
                 }
                 Ended::Back(package) => {
                     spare = Spare::new();
-                    (daemon, listener) = succession::back(kept.clone(), package).await?;
+                    (daemon, listener) = tokio::select! {
+                        name = signals.next() => {
+                            tracing::info!("{name} before anything was served again");
+                            return Ok(());
+                        }
+                        back = succession::back(kept.clone(), package) => back?,
+                    };
                 }
             }
         }

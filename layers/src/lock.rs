@@ -82,12 +82,12 @@ impl StoreLock {
         Self::named(file).map_err(fail("write"))
     }
 
-    /// Writes our pid into the file, which is locked.
+    /// Writes our pid into the file, which is locked: over the one before, which needs no space on a full disk.
     fn named(mut file: File) -> io::Result<Self> {
         let pid = format!("{}\n", std::process::id());
-        file.set_len(0)?;
         file.rewind()?;
         file.write_all(pid.as_bytes())?;
+        file.set_len(pid.len() as u64)?;
         Ok(Self { file })
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::cache::access::Sets;
 use crate::cache::arena::{Arena, Place, last};
 use crate::cache::writeback::WriteBack;
 use crate::cache::{Cache, CacheOptions, CacheStats};
@@ -276,14 +277,15 @@ impl Store {
             Some(shared) => Some(Place::new(dir, id, Some(shared.clone()))?),
             None => None,
         };
-        let (arena, adopted, loss) = match &place {
-            None => (private_arena(wanted)?, false, None),
+        let (arena, adopted, notes) = match &place {
+            None => (private_arena(wanted)?, false, Vec::new()),
             Some(place) => {
                 let recorded = last::read(dir)?;
                 // Before a new one takes its name.
                 let loss = last::loss(recorded.as_deref(), last_boot(dir)?, place);
-                let (arena, adopted) = find_arena(recorded.as_deref(), place, wanted)?;
-                (arena, adopted, loss)
+                let (arena, adopted, aside) = find_arena(recorded.as_deref(), place, wanted)?;
+                let loss = loss.filter(|_| !adopted);
+                (arena, adopted, loss.into_iter().chain(aside).collect())
             }
         };
         let mut store = Self::with_parts(
@@ -294,8 +296,8 @@ impl Store {
             arena,
             adopted,
         )?;
-        if let Some(loss) = loss.filter(|_| !adopted) {
-            store.maintenance.note(loss);
+        for note in notes {
+            store.maintenance.note(note);
         }
         store.arm_after_boot(dir)?;
         if let Some(place) = &place {
@@ -687,21 +689,47 @@ impl Store {
 }
 
 /// The arena of a store, and whether it was taken over: the one that the store used last, wherever it is, or a new one. What
-/// lies in the wanted place and was not used last is never taken over: its writes are older than the files.
-fn find_arena(recorded: Option<&Path>, place: &Place, sets: usize) -> Result<(Arena, bool)> {
+/// lies in the wanted place and was not used last is never taken over, since its writes are older than the files; where it has
+/// some it is put aside, and the third of what is returned tells of it.
+fn find_arena(
+    recorded: Option<&Path>,
+    place: &Place,
+    sets: usize,
+) -> Result<(Arena, bool, Option<String>)> {
     let last = match last::elsewhere(recorded, place) {
         Some(elsewhere) => Arena::adopt(&elsewhere)?,
         None => None,
     };
     if let Some(arena) = last {
-        return Ok((arena, true));
+        return Ok((arena, true, None));
     }
-    match Arena::adopt(place)? {
-        Some(arena) if recorded == Some(&place.path()) => return Ok((arena, true)),
-        Some(stale) => stale.remove()?,
-        None => {}
+    let aside = match Arena::adopt(place)? {
+        Some(arena) if recorded == Some(&place.path()) => return Ok((arena, true, None)),
+        Some(stale) => put_aside(&stale, &place.path())?,
+        None => None,
+    };
+    Ok((Arena::create(place, sets)?, false, aside))
+}
+
+/// Removes an arena that was not used last, or renames it if it has writes: they are older than what the files have, unless
+/// somebody has changed the store's files by hand.
+fn put_aside(stale: &Arena, path: &Path) -> Result<Option<String>> {
+    let (_, dirty) = Sets::new(stale.all(), 0).count();
+    if dirty == 0 {
+        stale.remove()?;
+        return Ok(None);
     }
-    Ok((Arena::create(place, sets)?, false))
+    let aside = path.with_extension("stale");
+    std::fs::rename(path, &aside).map_err(|source| Error::Io {
+        op: "rename",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Some(format!(
+        "a cache with {dirty} clusters that are in no file was not the one that this store used last; it is {} now, and is not \
+         used: remove it",
+        aside.display()
+    )))
 }
 
 /// Memory for a cache that dies with the process.

@@ -186,4 +186,41 @@ fn a_cache_of_before_another_one_was_used_brings_nothing_old_back() {
     let store = open("a");
     let values = queue(&store, "v").read_all(7, 8).unwrap();
     assert_eq!(values, [Value::Stamp(2); 8], "flushed");
+    // Thrown away is nothing that nobody has looked at.
+    let aside = arena.with_extension("stale");
+    assert!(aside.exists());
+    let told = aside.display().to_string();
+    let notes = store.notes();
+    assert!(notes.iter().any(|note| note.contains(&told)), "{notes:?}");
+}
+
+#[test]
+fn a_cache_is_found_however_its_directory_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("a")).unwrap();
+    fs::create_dir(dir.path().join("b")).unwrap();
+    let open = |cache: &str| {
+        let cache = CacheOptions {
+            bytes: 1 << 20,
+            place: Some(dir.path().join(cache)),
+            ..CacheOptions::default()
+        };
+        let options = StoreOptions {
+            cache,
+            ..StoreOptions::default()
+        };
+        Store::open(&dir.path().join("store"), options).unwrap()
+    };
+    let store = open("a");
+    store
+        .create_volume("v", &VolumeSource::Size(1 << 20))
+        .unwrap();
+    let mut v = queue(&store, "v");
+    write(&mut v, 0, 8, 1);
+    // Written and not flushed: the next one finds it in the cache only, as after a kill.
+    drop(v);
+    drop(store);
+    let store = open("b/../a");
+    let values = queue(&store, "v").read_all(7, 8).unwrap();
+    assert_eq!(values, [Value::Stamp(1); 8]);
 }

@@ -70,10 +70,19 @@ impl Rig {
 }
 
 fn start(dir: &Path) -> Daemon {
+    serve(dir, &[])
+}
+
+/// One that takes over from the one that runs.
+fn succeed(dir: &Path) -> Daemon {
+    serve(dir, &["--takeover"])
+}
+
+fn serve(dir: &Path, more: &[&str]) -> Daemon {
     let (store, control) = (dir.join("store"), dir.join("control.sock"));
     let mut command = Command::new(binary());
     command.arg("serve").arg("--store").arg(store);
-    command.arg("--control").arg(&control);
+    command.arg("--control").arg(&control).args(more);
     Daemon::spawn(&mut command, &control).unwrap()
 }
 
@@ -127,6 +136,16 @@ fn a_failure_outlives_the_daemon_and_a_recovery_ends_it() {
         assert!(web.read(BEHIND, PIECE_SECTORS) == content(1), "{end}");
         assert_eq!(rig.failure("db"), None, "{end}");
     }
+    // Taken over: what can still be read goes on to be read, over the same connection.
+    let mut web = rig.disk("web");
+    assert!(web.read(0, PIECE_SECTORS) == content(0));
+    let old = std::mem::replace(&mut rig.daemon, succeed(rig.dir.path()));
+    let (status, log) = old.ended();
+    assert!(status.success(), "{log}");
+    assert_eq!(rig.failure("web").as_deref(), Some(&*cause));
+    assert_eq!(web.try_flush(), S_IOERR);
+    assert!(web.read(BEHIND, PIECE_SECTORS) == content(1));
+    drop(web);
     rig.line("volume detach web");
     let sound = rig.daemon.line("volume recover db").refused();
     assert!(sound.contains("has not failed"), "{sound}");

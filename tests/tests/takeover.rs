@@ -17,6 +17,8 @@ use stratablk_tests::wait::{event, readable, until};
 
 /// Sectors of the disk: 8 MiB.
 const SECTORS: usize = 16 * 1024;
+/// More than a guest may notice, on however slow a host: it would say that its disk hangs.
+const PAUSE_MAX: Duration = Duration::from_secs(3);
 /// The longest load between two takeovers.
 const LOAD_MAX_MS: u64 = 200;
 
@@ -162,6 +164,7 @@ fn a_guest_goes_on_through_many_takeovers() {
              at most",
             measured.waits_ms
         );
+        assert!(longest_pause < PAUSE_MAX, "{longest_pause:?}");
     }
 }
 
@@ -197,6 +200,7 @@ fn a_paced_guest_waits_no_longer_than_that() {
         took.len()
     );
     assert!(took.len() > 1000, "{}", took.len());
+    assert!(*longest[0] < PAUSE_MAX, "{longest:?}");
 }
 
 /// Which of the two is killed.
@@ -348,6 +352,9 @@ fn a_kill_in_the_midst_loses_nothing() {
             };
         }
         println!("tracked: {tracked}; [new, old] killed: [crashed, went on] {counts:?}");
+        // Both ways were gone, or the kills came at the wrong times.
+        let [[_, back], [crashed, _]] = counts;
+        assert!(back > 0 && crashed > 0, "{counts:?}");
         guest.verify(&rig, daemon);
     }
 }

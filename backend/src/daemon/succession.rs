@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stratablk_layers::store::{Store, StoreOptions};
 use tokio::sync::oneshot;
@@ -21,6 +21,11 @@ use crate::takeover::package::{HandedVolume, Package};
 use crate::takeover::taker::{self, Relieved};
 use crate::takeover::{READY_LIMIT, now_ns, socket_path};
 use crate::vhost::session::adopt::{Adopted, Release};
+
+/// How long what is dirty may take to be written before anything is handed over; commands wait meanwhile.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait before the store is opened once more, when there is no other process to serve it.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Processes that want to take over.
 pub(super) type Candidates = tokio::sync::mpsc::Receiver<Candidate>;
@@ -134,15 +139,27 @@ pub(super) fn succeed(
                 vec![],
             );
         };
-        begin(&kept, package, places, |lost, ready| {
-            if lost > 0 && ready == 0 {
-                let what = format!("none of {lost} front-ends with running disks could be served");
-                // Here, where the connection is open still: by its end the running daemon knows that nothing is in use.
-                give_up(&DaemonError::Takeover(io::Error::other(what)));
-            }
-            let relieved = predecessor.relieve().map_err(DaemonError::Takeover)?;
-            Ok(Began::After(relieved))
-        })
+        let deadline = Instant::now() + READY_LIMIT;
+        let lock = package.lock.try_clone();
+        let lock = lock.map_err(DaemonError::Takeover)?;
+        let store = open(&kept, lock)?;
+        begin(
+            &kept,
+            package,
+            store,
+            Some(deadline),
+            places,
+            |lost, ready| {
+                if lost > 0 && ready == 0 {
+                    let what =
+                        format!("none of {lost} front-ends with running disks could be served");
+                    // Here, where the connection is open still: by its end the running daemon knows that nothing is in use.
+                    give_up(&DaemonError::Takeover(io::Error::other(what)));
+                }
+                let relieved = predecessor.relieve().map_err(DaemonError::Takeover)?;
+                Ok(Began::After(relieved))
+            },
+        )
     };
     set_up().map_err(|error| give_up(&error))
 }
@@ -164,9 +181,36 @@ pub(super) async fn back(
     package: Box<Package>,
 ) -> Result<(Daemon, UnixListener), DaemonError> {
     on_a_thread("set-up", move || {
-        begin(&kept, *package, |_| {}, |_, _| Ok(Began::Back))
+        let lock = package.lock.try_clone();
+        let mut lock = lock.map_err(|source| DaemonError::Host {
+            op: "copy the descriptor of the store's lock",
+            source,
+        })?;
+        // Nobody else can serve the guests that wait, so until the host lets it be opened.
+        let store = loop {
+            let next = lock.try_clone();
+            match open(&kept, lock) {
+                Ok(store) => break store,
+                Err(error) => tracing::error!("guests wait: {error}"),
+            }
+            thread::park_timeout(AGAIN_AFTER);
+            lock = next.map_err(|source| DaemonError::Host {
+                op: "copy the descriptor of the store's lock",
+                source,
+            })?;
+        };
+        begin(&kept, *package, store, None, |_| {}, |_, _| Ok(Began::Back))
     })
     .await?
+}
+
+/// Opens a store that was handed over.
+fn open(kept: &Kept, lock: OwnedFd) -> Result<Store, DaemonError> {
+    let store = Store::open_handed_over(&kept.dir, kept.store_options.clone(), lock);
+    store.map_err(|error| DaemonError::Store {
+        dir: kept.dir.clone(),
+        source: error.into(),
+    })
 }
 
 /// Does something that may block.
@@ -189,23 +233,20 @@ async fn on_a_thread<T: Send + 'static>(
     result.await.map_err(|error| host(io::Error::other(error)))
 }
 
-/// Serves what was handed over. `places` says where files lie, before anything is confined to them. `decide` is told how many
-/// front-ends with running rings are lost and how many are ready, and returns when all is ours.
+/// Serves what was handed over of a store that was just opened. `places` says where files lie, before anything is confined to
+/// them. `decide` is told how many front-ends with running rings are lost and how many are ready, and returns when all is ours.
+/// All this has to be done by the deadline, if there is one.
 fn begin(
     kept: &Kept,
     package: Package,
+    store: Store,
+    deadline: Option<Instant>,
     places: impl FnOnce(&Commands),
     decide: impl FnOnce(usize, usize) -> Result<Began, DaemonError>,
 ) -> Result<(Daemon, UnixListener), DaemonError> {
     let host = |op| move |source| DaemonError::Host { op, source };
     let began = Instant::now();
     let sessions = package.sessions();
-    let store = Store::open_handed_over(&kept.dir, kept.store_options.clone(), package.lock);
-    let store = store.map_err(|error| DaemonError::Store {
-        dir: kept.dir.clone(),
-        source: error.into(),
-    })?;
-    let opened = began.elapsed();
     let commands =
         Commands::new(store, kept.dir.clone(), kept.workers).with_socket_group(kept.socket_group);
     commands.log_notes();
@@ -213,10 +254,10 @@ fn begin(
     commands.start_opener().map_err(host("start a thread"))?;
 
     let release = Arc::new(Release::default());
-    let adopted = adopt(&commands, package.volumes, sessions, &release);
+    let adopted = adopt(&commands, package.volumes, sessions, &release, deadline);
     let adopted = adopted.and_then(|(names, lost, ready)| {
         let prepared = began.elapsed();
-        tracing::debug!(?opened, ?prepared, "the parts of that in this process");
+        tracing::debug!(?prepared, "the parts of that in this process");
         Ok((names, lost, decide(lost, ready)?))
     });
     // While the threads are there that wait.
@@ -254,6 +295,7 @@ fn adopt(
     volumes: Vec<HandedVolume>,
     sessions: usize,
     release: &Arc<Release>,
+    deadline: Option<Instant>,
 ) -> Result<(Vec<String>, usize, usize), DaemonError> {
     let (told, fared) = mpsc::channel();
     let mut names = Vec::new();
@@ -267,25 +309,34 @@ fn adopt(
             })?;
     }
     drop(told);
-    let (lost, ready) = count(&fared, sessions)?;
+    let (lost, ready) = count(&fared, sessions, deadline)?;
     Ok((names, lost, ready))
 }
 
 /// Waits until so many sessions have been told what there was to tell. Returns how many cannot run their rings, and how many
 /// can.
-fn count(fared: &mpsc::Receiver<Adopted>, sessions: usize) -> Result<(usize, usize), DaemonError> {
-    let deadline = Instant::now() + READY_LIMIT;
+fn count(
+    fared: &mpsc::Receiver<Adopted>,
+    sessions: usize,
+    deadline: Option<Instant>,
+) -> Result<(usize, usize), DaemonError> {
+    let late = |what: &str| DaemonError::Takeover(io::Error::other(what.to_owned()));
     let (mut lost, mut ready) = (0, 0);
     for _ in 0..sessions {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match fared.recv_timeout(left) {
-            Ok(Adopted::Idle) => {}
-            Ok(Adopted::Ready) => ready += 1,
-            Ok(Adopted::Lost) => lost += 1,
-            Err(_) => {
-                let what = "not all front-ends could be served in time";
-                return Err(DaemonError::Takeover(io::Error::other(what)));
+        let next = match deadline {
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let next = fared.recv_timeout(left);
+                next.map_err(|_| late("not all front-ends could be served in time"))?
             }
+            None => fared
+                .recv()
+                .map_err(|_| late("a front-end is not served, and did not say so"))?,
+        };
+        match next {
+            Adopted::Idle => {}
+            Adopted::Ready => ready += 1,
+            Adopted::Lost => lost += 1,
         }
     }
     Ok((lost, ready))
@@ -307,7 +358,14 @@ impl Daemon {
             candidate.refuse("commands are at work; try again");
             return None;
         };
-        match self.commands.lock_to_hand_over() {
+        let commands = Arc::clone(&self.commands);
+        let flushed = on_a_thread("flush", move || commands.flush_before());
+        let flushed = match tokio::time::timeout(FLUSH_PATIENCE, flushed).await {
+            Ok(Ok(flushed)) => flushed,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("what is dirty takes long to be written; try again".to_owned()),
+        };
+        match flushed.and_then(|()| self.commands.lock_to_hand_over()) {
             Ok(lock) => {
                 held.forget();
                 Some(Leaving { candidate, lock })
@@ -355,7 +413,10 @@ impl Daemon {
             return Err(DaemonError::Takeover(io::Error::other(what)));
         };
         let commands = sole(commands, "the control side");
-        commands.flush_before();
+        // Little: it was done a moment ago.
+        if let Err(why) = commands.flush_before() {
+            tracing::warn!("{why}");
+        }
         // If the other process has gone meanwhile, guests wait for a moment that nobody needed. There is no other way back.
         let since_ns = now_ns();
         let volumes = commands.hand_over();

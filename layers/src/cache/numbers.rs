@@ -315,15 +315,17 @@ impl Numbers {
     /// `Io`: it does not outlive the process.
     pub fn set_failed(&self, number: LayerNumber, failed: bool) -> Result<()> {
         let mut index = self.index();
-        let changed = if failed {
-            index.failed.insert(number)
-        } else {
-            index.failed.remove(&number)
-        };
-        match &self.table {
-            Some(table) if changed => table.mark(number, failed),
-            _ => Ok(()),
+        if failed {
+            // In this process at least.
+            index.failed.insert(number);
         }
+        if let Some(table) = &self.table {
+            table.mark(number, failed)?;
+        }
+        if !failed {
+            index.failed.remove(&number);
+        }
+        Ok(())
     }
 
     /// The layers that are marked so.

@@ -40,12 +40,21 @@ impl Commands {
         self.await_jobs_idle();
     }
 
-    /// Writes what is dirty, while guests are served, so that there is little to be written while they wait. A failure shows
-    /// where it counts.
-    pub fn flush_before(&self) {
-        if let Err(error) = self.store.flush_all() {
+    /// Writes what is dirty, while guests are served, so that there is little to be written while they wait. May block for as
+    /// long as the host does.
+    ///
+    /// # Errors
+    /// Why nothing is to be handed over, in words: what there is no space for now, the next process could not write either, and
+    /// would not serve. A volume that has failed is marked as such, and will be served as it is.
+    pub fn flush_before(&self) -> Result<(), String> {
+        let flushed = self.store.flush_all();
+        if let Some(volume) = self.store.waits_for_space() {
+            return Err(format!("volume {volume:?} waits for space on the host"));
+        }
+        if let Err(error) = flushed {
             tracing::warn!("not everything could be flushed: {error}");
         }
+        Ok(())
     }
 
     /// Ends everything for another process to go on with it: rings when what is under way has completed, and the store as a

@@ -37,11 +37,14 @@ pub fn read(dir: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Says that the store in `dir` uses this arena now.
+/// Says that the store in `dir` uses this arena now. Needs no space where that is said already: a store on a full disk opens.
 ///
 /// # Errors
 /// `Io`.
 pub fn write(dir: &Path, arena: &Path) -> Result<()> {
+    if read(dir)?.as_deref() == Some(arena) {
+        return Ok(());
+    }
     let (path, new) = (dir.join(NAME), dir.join("cache.last.new"));
     std::fs::write(&new, arena.as_os_str().as_bytes())
         .and_then(|()| std::fs::rename(&new, &path))

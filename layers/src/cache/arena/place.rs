@@ -45,8 +45,10 @@ impl Place {
             path: store_dir.to_owned(),
             source: errno.into(),
         })?;
+        let dir = dir.unwrap_or_else(|| DEFAULT_DIR.into());
         Ok(Self {
-            dir: dir.unwrap_or_else(|| DEFAULT_DIR.into()),
+            // However it is written: the path is remembered and compared.
+            dir: std::fs::canonicalize(&dir).unwrap_or(dir),
             store,
             store_dir: DirId {
                 dev: stat.st_dev,

@@ -258,6 +258,12 @@ impl Store {
 
     /// Moves a piece.
     fn gather_move(&self, row: &JobRow, gather: &mut Gather, patience: Patience) -> Result<Step> {
+        if !self.damage.is_none() {
+            // A scrub may have found it since the job was taken up.
+            for layer in &gather.chain {
+                self.check_undamaged(*layer)?;
+            }
+        }
         let active = matches!(gather.into, Into::Active(_));
         let bytes = of_rate(if active { LED_BYTES } else { SEALED_BYTES }, row.rate);
         let step_bytes = self.jobs.board().step_bytes;
