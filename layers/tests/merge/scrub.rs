@@ -7,7 +7,7 @@ use std::sync::Arc;
 use stratablk_layers::catalog::{JobId, JobKind, LayerState, Way};
 use stratablk_layers::check::{CheckOptions, Severity, check_against};
 use stratablk_layers::file::{Media, OpenMode};
-use stratablk_layers::lifecycle::{JobInfo, Phase, ScrubReport};
+use stratablk_layers::lifecycle::{DeleteOptions, JobInfo, Phase, ScrubReport};
 use stratablk_layers::mapfile::{MapFile, data_path, map_path};
 use stratablk_layers::store::Store;
 use stratablk_layers::units::{
@@ -17,7 +17,7 @@ use stratablk_layers::volume::Operation;
 
 use crate::disk::Queue;
 use crate::world::{SECTORS, World};
-use crate::{WAYS, crash, tree};
+use crate::{WAYS, clone_of, crash, tree};
 
 /// A file of a layer.
 fn file_of(layer: LayerId, name: &str) -> PathBuf {
@@ -419,6 +419,48 @@ fn a_damaged_layer_is_not_merged_before_it_is_put_right() {
             world.check();
         }
     }
+}
+
+#[test]
+fn layers_of_a_copy_that_was_cancelled_get_checksums_too() {
+    let mut cancelled = 0;
+    for seed in 0..10 {
+        for steps in 1..6 {
+            let mut world = tree(seed);
+            world.create("c", &clone_of("b"));
+            world.scribble("c", 4);
+            world.snapshot("c", "x");
+            run_all(world.store());
+            let options = DeleteOptions {
+                push_down: true,
+                ..DeleteOptions::default()
+            };
+            let jobs = world.delete_with("v", "b", options);
+            for _ in 0..steps {
+                world.store().job_step();
+            }
+            let gone = jobs
+                .into_iter()
+                .filter(|job| world.store().cancel_job(*job).is_ok())
+                .count();
+            run_all(world.store());
+            // One that is only stopped may go on at any moment.
+            if gone == 0 || !world.durable.state().jobs.is_empty() {
+                continue;
+            }
+            cancelled += gone;
+            for layer in sealed(&world) {
+                let dir = data_path(layer);
+                let names = world.media.list(dir.parent().unwrap()).unwrap();
+                assert!(
+                    names.iter().any(|name| name == "sums"),
+                    "{layer}: {names:?}"
+                );
+            }
+            world.check();
+        }
+    }
+    assert!(cancelled > 0);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::catalog::{JobId, JobRow, JobState};
+use crate::catalog::{JobId, JobKind, JobRow, JobState};
 use crate::lifecycle::{JobInfo, Phase};
 use crate::store::now_ns;
 use crate::units::LayerId;
@@ -206,6 +206,10 @@ impl Board {
 
     /// Keeps a job that has ended, and forgets the oldest one.
     fn remember(&mut self, row: &JobRow, progress: Option<Progress>, phase: Phase) {
+        // However it ended: what it has changed, or was to change, may need checksums, and so may what it kept from them.
+        if row.kind != JobKind::Scrub {
+            self.scrubs.sealed.extend([row.source, row.target]);
+        }
         let mut info = describe(row, progress.as_ref(), None);
         info.phase = phase;
         info.ended_ns = Some(now_ns());

@@ -31,6 +31,8 @@ pub(crate) struct Scrubber {
     looked: bool,
     /// Layers that need checksums.
     missing: BTreeSet<LayerId>,
+    /// Those of them that a job has changed and works on still. Looked at again when a job has ended.
+    blocked: BTreeSet<LayerId>,
     /// The layer at work.
     work: Option<Work>,
     /// Keeps it to its rate.
@@ -59,12 +61,16 @@ impl Store {
             self.look_at_all(scrubber);
         }
         let sealed = std::mem::take(&mut self.jobs.board().scrubs.sealed);
+        if !sealed.is_empty() {
+            scrubber.missing.append(&mut scrubber.blocked);
+        }
         scrubber.missing.extend(sealed);
         let (turn, bytes, rate) = self.scrub_piece(scrubber);
         scrubber.due = Some(now + scrubber.bucket.took(bytes, rate, now));
         let at_work = scrubber.work.as_ref();
         let at_work = at_work.is_some_and(|work| matches!(work.kind, Kind::Take(..)));
-        self.jobs.board().scrubs.waiting = scrubber.missing.len() + usize::from(at_work);
+        self.jobs.board().scrubs.waiting =
+            scrubber.missing.len() + scrubber.blocked.len() + usize::from(at_work);
         turn
     }
 
@@ -236,8 +242,10 @@ impl Store {
             self.show_progress(id, layer);
         }
         match self.obstacle(layer) {
-            // Whoever ends the job says that it needs checksums.
-            Some(Obstacle::Job(_)) if of.is_none() => Err(()),
+            Some(Obstacle::Job(_)) if of.is_none() => {
+                scrubber.blocked.insert(layer);
+                Err(())
+            }
             Some(Obstacle::Job(job)) => {
                 let what = format!("job {} works on it", job.0);
                 self.left_out(layer, of, &what);
