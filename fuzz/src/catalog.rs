@@ -50,6 +50,7 @@ const TABLES: [(&str, &[&str]); 6] = [
             "kind",
             "armed",
             "attached_from",
+            "failed",
         ],
     ),
     (
@@ -144,17 +145,17 @@ fn write(path: &Path, rows: &Rows, plain: bool) -> rusqlite::Result<()> {
     db.pragma_update(None, "foreign_keys", false)?;
     let transaction = db.transaction()?;
     for ((table, columns), rows) in TABLES.iter().zip(rows) {
+        let (names, marks) = (columns.join(", "), vec!["?"; columns.len()].join(", "));
         if plain {
             transaction.execute_batch(&format!(
-                "DROP TABLE {table}; CREATE TABLE {table} ({});",
-                columns.join(", ")
+                "DROP TABLE {table}; CREATE TABLE {table} ({names});"
             ))?;
         } else {
             transaction.execute(&format!("DELETE FROM {table}"), [])?;
         }
-        let marks = vec!["?"; columns.len()].join(", ");
-        let mut insert =
-            transaction.prepare(&format!("INSERT OR IGNORE INTO {table} VALUES ({marks})"))?;
+        let mut insert = transaction.prepare(&format!(
+            "INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})"
+        ))?;
         for row in rows {
             // A value of a type that the table does not take.
             let _ = insert.execute(params_from_iter(row));
