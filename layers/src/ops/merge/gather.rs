@@ -40,7 +40,7 @@ const LED_BYTES: u64 = 64 << 10;
 /// Runs of clusters that are handed over while flushes of a volume wait.
 const LED_RUNS: usize = 1 << 6;
 /// Runs that may be handed over before they are committed: the next flush of the volume does that with all of them.
-const LED_RUNS_UNCOMMITTED: usize = 1 << 11;
+const LED_RUNS_UNCOMMITTED: usize = 1 << 8;
 /// Bytes that are copied at once between sealed layers.
 const SEALED_BYTES: u64 = 4 << 20;
 /// Bytes that are copied at once however low the rate.
