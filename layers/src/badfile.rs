@@ -4,7 +4,7 @@
 //! when nothing is damaged any more.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use crate::file::{Media, OpenMode};
 use crate::format::FormatError;
 use crate::format::sums::{decode_bad, encode_bad};
 use crate::map::SectorSet;
-use crate::mapfile::layer_dir;
+use crate::mapfile::{io_error, layer_dir, remove_file};
 use crate::units::{LayerId, StoreId};
 
 /// The name of the file in its layer's directory.
@@ -25,19 +25,6 @@ const BYTES_MAX: u64 = 1 << 30;
 /// The file of a layer, relative to the store.
 pub fn bad_path(layer: LayerId) -> PathBuf {
     layer_dir(layer).join(BAD_NAME)
-}
-
-/// Adds the operation and the file to the host's answer.
-fn io_error<'a>(
-    media: &'a Arc<dyn Media>,
-    op: &'static str,
-    path: &'a Path,
-) -> impl Fn(io::Error) -> Error + 'a {
-    move |source| Error::Io {
-        op,
-        path: media.display_path(path),
-        source,
-    }
 }
 
 /// What is known to be damaged of a layer; `None`: nothing.
@@ -88,16 +75,10 @@ pub fn write(
 ) -> Result<()> {
     let (path, dir) = (bad_path(layer), layer_dir(layer));
     let new = dir.join(NEW_NAME);
-    for leftover in [Some(&new), (bad.data_sectors() == 0).then_some(&path)] {
-        let Some(leftover) = leftover else { continue };
-        match media.remove(leftover) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error(media, "remove", leftover)(error));
-            }
-            _ => {}
-        }
-    }
-    if bad.data_sectors() > 0 {
+    remove_file(media, &new)?;
+    if bad.data_sectors() == 0 {
+        remove_file(media, &path)?;
+    } else {
         let bytes = encode_bad(store, layer, bad, found_ns);
         media
             .open(&new, OpenMode::CreateNew, false)

@@ -183,12 +183,7 @@ impl MapFile {
         media: &Arc<dyn Media>,
         layer: LayerId,
     ) -> Result<(Self, MapHeader, SectorSet, Recovery)> {
-        let leftover = new_map_path(layer);
-        match media.remove(&leftover) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io_error(media, "remove", &leftover)(error)),
-        }
+        remove_file(media, &new_map_path(layer))?;
         let path = map_path(layer);
         let (mut file, header) = open_header(media, layer, OpenMode::ReadOnly)?;
         let active = header.map.state == MapState::Active;
@@ -364,8 +359,20 @@ fn group_bytes(records: usize) -> usize {
     records.saturating_add(1).saturating_mul(RECORD_BYTES)
 }
 
+/// Removes a file, which need not be there. Returns whether it was.
+///
+/// # Errors
+/// `Io`.
+pub(crate) fn remove_file(media: &Arc<dyn Media>, path: &Path) -> Result<bool> {
+    match media.remove(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io_error(media, "remove", path)(error)),
+    }
+}
+
 /// Adds the operation and the file to the host's answer.
-fn io_error<'a>(
+pub(crate) fn io_error<'a>(
     media: &'a Arc<dyn Media>,
     op: &'static str,
     path: &'a Path,
@@ -481,11 +488,7 @@ fn write_new(
             field: "map header",
             what: error.to_string(),
         })?;
-    match media.remove(&new) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(io_error(media, "remove", &new)(error)),
-    }
+    remove_file(media, &new)?;
     let write = || -> Result<Arc<dyn File>> {
         let file = media
             .open(&new, OpenMode::CreateNew, false)

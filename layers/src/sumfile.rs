@@ -5,14 +5,14 @@
 //! there always belong to the data.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::file::{File, Media, OpenMode};
 use crate::format::FormatError;
 use crate::format::sums::{self, BLOCK_BYTES, SUMS_PER_BLOCK, SumsHeader};
-use crate::mapfile::layer_dir;
+use crate::mapfile::{io_error, layer_dir, remove_file};
 use crate::units::{LayerId, SECTOR_BYTES};
 
 /// The name of the checksums in their layer's directory.
@@ -28,28 +28,6 @@ pub fn sums_path(layer: LayerId) -> PathBuf {
 /// The same while they are taken.
 pub fn new_sums_path(layer: LayerId) -> PathBuf {
     layer_dir(layer).join(NEW_NAME)
-}
-
-/// Adds the operation and the file to the host's answer.
-fn io_error<'a>(
-    media: &'a Arc<dyn Media>,
-    op: &'static str,
-    path: &'a Path,
-) -> impl Fn(io::Error) -> Error + 'a {
-    move |source| Error::Io {
-        op,
-        path: media.display_path(path),
-        source,
-    }
-}
-
-/// Removes a file, which need not be there. Returns whether it was.
-fn remove_file(media: &Arc<dyn Media>, path: &Path) -> Result<bool> {
-    match media.remove(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(io_error(media, "remove", path)(error)),
-    }
 }
 
 /// Removes a layer's checksums for good, finished or not.

@@ -210,9 +210,15 @@ impl Volume {
     /// `Failed` if this or an earlier flush or write failed.
     pub fn flush_blocking(&self) -> Result<()> {
         self.lead_blocking();
-        let result = self.lead_flush();
+        self.end_lead(|| Ok(()))
+    }
+
+    /// Flushes, does something while nobody else writes to the files of the active layer or appends to its map, and gives
+    /// the lead back. By a caller who has it.
+    pub(crate) fn end_lead<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let done = self.lead_flush().and_then(|()| act());
         self.flushes.finish_blocking();
-        result
+        done
     }
 
     /// Waits for the lead of the flushes, for the control plane.

@@ -16,6 +16,7 @@ mod disk;
 mod oracle;
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use disk::Queue;
@@ -144,23 +145,27 @@ fn a_volume_that_has_failed_takes_no_frames_from_others() {
         .unwrap();
 }
 
+/// A store on real files in a directory, with its cache in another one in there.
+fn on_files(dir: &Path, cache: &str) -> Store {
+    let cache = CacheOptions {
+        bytes: 1 << 20,
+        place: Some(dir.join(cache)),
+        ..CacheOptions::default()
+    };
+    let options = StoreOptions {
+        cache,
+        ..StoreOptions::default()
+    };
+    Store::open(&dir.join("store"), options).unwrap()
+}
+
 #[test]
 fn a_cache_of_before_another_one_was_used_brings_nothing_old_back() {
     let dir = tempfile::tempdir().unwrap();
-    let open = |cache: &str| {
-        let place = dir.path().join(cache);
-        fs::create_dir_all(&place).unwrap();
-        let cache = CacheOptions {
-            bytes: 1 << 20,
-            place: Some(place),
-            ..CacheOptions::default()
-        };
-        let options = StoreOptions {
-            cache,
-            ..StoreOptions::default()
-        };
-        Store::open(&dir.path().join("store"), options).unwrap()
-    };
+    for name in ["a", "b"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    let open = |cache: &str| on_files(dir.path(), cache);
     let store = open("a");
     store
         .create_volume("v", &VolumeSource::Size(1 << 20))
@@ -197,20 +202,10 @@ fn a_cache_of_before_another_one_was_used_brings_nothing_old_back() {
 #[test]
 fn a_cache_is_found_however_its_directory_is_written() {
     let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("a")).unwrap();
-    fs::create_dir(dir.path().join("b")).unwrap();
-    let open = |cache: &str| {
-        let cache = CacheOptions {
-            bytes: 1 << 20,
-            place: Some(dir.path().join(cache)),
-            ..CacheOptions::default()
-        };
-        let options = StoreOptions {
-            cache,
-            ..StoreOptions::default()
-        };
-        Store::open(&dir.path().join("store"), options).unwrap()
-    };
+    for name in ["a", "b"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    let open = |cache: &str| on_files(dir.path(), cache);
     let store = open("a");
     store
         .create_volume("v", &VolumeSource::Size(1 << 20))

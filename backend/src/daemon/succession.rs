@@ -140,9 +140,7 @@ pub(super) fn succeed(
             );
         };
         let deadline = Instant::now() + READY_LIMIT;
-        let lock = package.lock.try_clone();
-        let lock = lock.map_err(DaemonError::Takeover)?;
-        let store = open(&kept, lock)?;
+        let store = open(&kept, &package.lock)?;
         begin(
             &kept,
             package,
@@ -181,31 +179,25 @@ pub(super) async fn back(
     package: Box<Package>,
 ) -> Result<(Daemon, UnixListener), DaemonError> {
     on_a_thread("set-up", move || {
-        let lock = package.lock.try_clone();
-        let mut lock = lock.map_err(|source| DaemonError::Host {
-            op: "copy the descriptor of the store's lock",
-            source,
-        })?;
         // Nobody else can serve the guests that wait, so until the host lets it be opened.
         let store = loop {
-            let next = lock.try_clone();
-            match open(&kept, lock) {
+            match open(&kept, &package.lock) {
                 Ok(store) => break store,
                 Err(error) => tracing::error!("guests wait: {error}"),
             }
             thread::park_timeout(AGAIN_AFTER);
-            lock = next.map_err(|source| DaemonError::Host {
-                op: "copy the descriptor of the store's lock",
-                source,
-            })?;
         };
         begin(&kept, *package, store, None, |_| {}, |_, _| Ok(Began::Back))
     })
     .await?
 }
 
-/// Opens a store that was handed over.
-fn open(kept: &Kept, lock: OwnedFd) -> Result<Store, DaemonError> {
+/// Opens a store that was handed over with its lock.
+fn open(kept: &Kept, lock: &OwnedFd) -> Result<Store, DaemonError> {
+    let lock = lock.try_clone().map_err(|source| DaemonError::Host {
+        op: "copy the descriptor of the store's lock",
+        source,
+    })?;
     let store = Store::open_handed_over(&kept.dir, kept.store_options.clone(), lock);
     store.map_err(|error| DaemonError::Store {
         dir: kept.dir.clone(),

@@ -509,35 +509,6 @@ impl Cache {
         self.sets().abandon(ticket);
     }
 
-    /// Copies the sectors of a cluster that have a frame to their places in a page, and says which these are. For who has the
-    /// layer to himself.
-    pub fn copy_valid(&self, key: FrameKey, page: &mut Page) -> SectorMask {
-        let valid = self.sets().valid(key);
-        if valid == SectorMask::NONE {
-            return valid;
-        }
-        let read = self
-            .sets()
-            .read(key, valid, &mut Tally::default(), |index| {
-                let frame = self.arena.frame(index.set, index.way);
-                for run in runs(valid) {
-                    #[expect(unsafe_code, reason = "reads a frame")]
-                    // SAFETY: the run lies inside both; pages and frames are apart.
-                    unsafe {
-                        copy::copy(
-                            page.0.as_mut_ptr().wrapping_add(run.offset()),
-                            frame.wrapping_add(run.offset()),
-                            run.bytes(),
-                        );
-                    }
-                }
-            });
-        match read {
-            Read::Hit => valid,
-            Read::Miss | Read::Busy => SectorMask::NONE,
-        }
-    }
-
     /// Copies the dirty sectors of a cluster to their places in a page.
     pub fn copy_dirty(&self, key: FrameKey, page: &mut Page) -> Option<Copied> {
         self.sets().copy_dirty(key, |index, dirty| {

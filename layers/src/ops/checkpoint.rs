@@ -63,9 +63,7 @@ impl Store {
     /// was written before is in them.
     pub(crate) fn led<T>(&self, volume: &Volume, act: impl FnOnce() -> Result<T>) -> Result<T> {
         volume.lead_blocking();
-        let done = volume.lead_flush().and_then(|()| act());
-        volume.flushes().finish_blocking();
-        done
+        volume.end_lead(act)
     }
 
     /// Gives an active layer the map that was written for it, with what was appended to the one in force since and then

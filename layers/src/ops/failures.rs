@@ -382,7 +382,7 @@ impl Chunk {
             if last != Some(cluster) {
                 last = Some(cluster);
                 let key = FrameKey::new(layer.number(), cluster);
-                valid = store.cache.copy_valid(key, &mut page);
+                valid = store.cache.copy_frame(key, &mut page);
             }
             let within = at.index_in_cluster();
             let mask = SectorMask::span(within, 1);

@@ -17,7 +17,7 @@ const LOOK_PERIOD: Duration = Duration::from_micros(50);
 const COMPLAINT_PERIOD: Duration = Duration::from_secs(5);
 
 impl Commands {
-    /// The lock of the store, if everything can be handed over now.
+    /// The lock of the store, if everything can be handed over now that was flushed.
     ///
     /// # Errors
     /// Why it cannot, in words.
@@ -25,9 +25,6 @@ impl Commands {
         if let Some(volume) = self.attachments.transferring() {
             let what = "the state of its machine is being transferred";
             return Err(format!("volume {volume:?}: {what}; try again"));
-        }
-        if let Some(volume) = self.store.waits_for_space() {
-            return Err(format!("volume {volume:?} waits for space on the host"));
         }
         let lock = self.store.lock_descriptor();
         let lock = lock.map_err(|error| error.to_string())?;

@@ -124,31 +124,21 @@ impl Store {
         header: MapHeader,
         patience: Patience,
     ) -> Result<bool> {
-        if !patience.lead(volume) {
+        let Some(mark) = patience.led(volume, || mark(target))? else {
             return Ok(false);
-        }
-        let mark = volume.lead_flush().and_then(|()| mark(target));
-        volume.flushes().finish_blocking();
-        let next = Successor::write(&self.media, &header, mark?)?;
-        if !patience.lead(volume) {
-            return Ok(false);
-        }
+        };
+        let next = Successor::write(&self.media, &header, mark)?;
         // By itself, so that flushes of guests come in between and little is left for the last one.
-        let flushed = volume.lead_flush();
-        volume.flushes().finish_blocking();
-        flushed?;
-        if !patience.lead(volume) {
+        if patience.led(volume, || Ok(()))?.is_none() {
             return Ok(false);
         }
-        let renewed = volume.lead_flush().and_then(|()| {
+        let renewed = patience.led(volume, || {
             let why = "the end of a merge failed";
-            self.put_in_force(volume, target, next, std::iter::empty(), why)
-        });
-        if renewed.is_ok() {
+            self.put_in_force(volume, target, next, std::iter::empty(), why)?;
             target.set_header(header);
-        }
-        volume.flushes().finish_blocking();
-        renewed.map(|()| true)
+            Ok(())
+        })?;
+        Ok(renewed.is_some())
     }
 
     /// Takes layers out of all chains of open volumes over a layer that holds what they hold.

@@ -261,7 +261,7 @@ impl Store {
         if !self.damage.is_none() {
             // A scrub may have found it since the job was taken up.
             for layer in &gather.chain {
-                self.check_undamaged(*layer)?;
+                self.check_still_undamaged(*layer)?;
             }
         }
         let active = matches!(gather.into, Into::Active(_));
@@ -382,12 +382,9 @@ impl Store {
                 let Some(volume) = gather.volume() else {
                     return Ok(Step::Again);
                 };
-                if !patience.lead(&volume) {
+                if patience.led(&volume, || Ok(()))?.is_none() {
                     return Ok(Step::Waits);
                 }
-                let flushed = volume.lead_flush();
-                volume.flushes().finish_blocking();
-                flushed?;
             }
             Into::Sealed(sealed) if sealed.records.is_empty() => {}
             Into::Sealed(sealed) => {

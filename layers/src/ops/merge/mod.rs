@@ -62,6 +62,14 @@ impl Patience {
             Self::Try => volume.flushes().try_lead(),
         }
     }
+
+    /// Flushes a volume and does something while it leads; `None` if it could not.
+    fn led<T>(self, volume: &Volume, act: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+        match self.lead(volume) {
+            true => volume.end_lead(act).map(Some),
+            false => Ok(None),
+        }
+    }
 }
 
 /// What whoever carries out jobs knows from one turn to the next.

@@ -98,7 +98,13 @@ impl Store {
     /// Refuses to move data out of a layer, or over it, of which some is known to be damaged: what is moved would pass for
     /// good.
     pub(crate) fn check_undamaged(&self, layer: LayerId) -> Result<()> {
-        let Some(bad) = self.look_for_bad(layer) else {
+        self.look_for_bad(layer);
+        self.check_still_undamaged(layer)
+    }
+
+    /// The same of a layer whose file was looked at: what was found since is in memory.
+    pub(crate) fn check_still_undamaged(&self, layer: LayerId) -> Result<()> {
+        let Some(bad) = self.damage.of(layer) else {
             return Ok(());
         };
         Err(Error::Corrupt {
