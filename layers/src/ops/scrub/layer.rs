@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Weak};
 
+use crate::badfile::bad_path;
 use crate::catalog::JobId;
 use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
@@ -83,16 +84,12 @@ impl Store {
         let contents = MapFile::read(&self.media, layer)?;
         let (set, incarnation) = (Arc::new(contents.set), contents.incarnation);
         let extent = Extent::of(&set);
-        let before = self.look_for_bad(layer);
+        let before = self.look_for_bad(layer)?;
         let sums = match self.usable_sums(layer, of, incarnation, &extent)? {
             Usable::Sums(sums) => sums,
             Usable::Leave => return Ok(None),
             Usable::Take if before.is_some() => {
-                return Err(Error::Corrupt {
-                    path: self.media.display_path(&data_path(layer)),
-                    what: "some of it is known to be, and its checksums are lost: restore the layer's directory from a backup"
-                        .into(),
-                });
+                return Err(self.cannot_be_told(layer));
             }
             Usable::Take => {
                 let header = SumsHeader {
@@ -151,6 +148,23 @@ impl Store {
         }))
     }
 
+    /// Some of a layer's data is damaged, or may be, and there is nothing to hold it against.
+    fn cannot_be_told(&self, layer: LayerId) -> Error {
+        if self.damage.is_lost(layer) {
+            return Error::Corrupt {
+                path: self.media.display_path(&bad_path(layer)),
+                what: "it says what is damaged of its layer, whose checksums are lost too: restore the layer's directory from \
+                       a backup, or remove this file, to take the data as it is, and restart the daemon"
+                    .into(),
+            };
+        }
+        Error::Corrupt {
+            path: self.media.display_path(&data_path(layer)),
+            what: "some of it is known to be, and its checksums are lost: restore the layer's directory from a backup"
+                .into(),
+        }
+    }
+
     /// What is looked at must be the file that readers have open: one that took its name meanwhile says nothing of it.
     fn check_same_file(&self, layer: LayerId, file: &Arc<dyn File>) -> Result<()> {
         let path = data_path(layer);
@@ -204,7 +218,7 @@ impl Store {
                 ));
                 Usable::Take
             }
-            Found::Sums(_) if of.is_none() => Usable::Leave,
+            Found::Sums(_) if of.is_none() && !self.damage.is_lost(layer) => Usable::Leave,
             Found::Sums(sums) => Usable::Sums(sums),
         })
     }
@@ -345,7 +359,10 @@ impl Store {
             None => verify.found.clone(),
         };
         self.trim_bad(layer, &fresh);
-        if let Err(error) = self.set_bad(layer, &all) {
+        // Of what is lost nothing is served anyhow, and that is remembered until all of it was looked at.
+        if !self.damage.is_lost(layer)
+            && let Err(error) = self.set_bad(layer, &all)
+        {
             self.maintenance.note(format!(
                 "layer {layer}: that it is damaged is not remembered over a restart: {error}"
             ));
@@ -382,12 +399,16 @@ impl Store {
                 bad = before.within(first, count).over(&bad);
             }
         }
-        let was = self.look_for_bad(layer);
-        if was.as_deref().map_or(0, SectorSet::data_sectors) != 0 || bad.data_sectors() > 0 {
+        let lost = self.damage.is_lost(layer);
+        if self.look_for_bad(layer)?.is_some() || bad.data_sectors() > 0 {
             self.set_bad(layer, &bad)?;
         }
         if bad.data_sectors() > 0 {
             self.say_bad(layer, of, &bad);
+        } else if lost {
+            self.maintenance.note(format!(
+                "layer {layer}: a scrub found nothing damaged; it is served again"
+            ));
         }
         if verify.verification.sums.damaged_blocks > 0 {
             let blocks = verify.verification.sums.damaged_blocks;

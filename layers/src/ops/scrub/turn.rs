@@ -29,7 +29,7 @@ const BEGINS_MAX: u32 = 3;
 pub(crate) struct Scrubber {
     /// Whether all layers were looked at once.
     looked: bool,
-    /// Layers that need checksums.
+    /// Layers that need checksums, or to be held against theirs since what was damaged of them is not known any more.
     missing: BTreeSet<LayerId>,
     /// Those of them that a job has changed and works on still. Looked at again when a job has ended.
     blocked: BTreeSet<LayerId>,
@@ -47,6 +47,16 @@ pub(super) enum Obstacle {
     Gone,
     /// A job works on it.
     Job(JobId),
+}
+
+impl Scrubber {
+    /// The next layer that nobody asked for: first of those of which nothing is served until then.
+    fn next_missing(&mut self, lost: &BTreeSet<LayerId>) -> Option<LayerId> {
+        let first = self.missing.intersection(lost).next();
+        let next = *first.or_else(|| self.missing.first())?;
+        self.missing.remove(&next);
+        Some(next)
+    }
 }
 
 impl Store {
@@ -69,8 +79,10 @@ impl Store {
         scrubber.due = Some(now + scrubber.bucket.took(bytes, rate, now));
         let at_work = scrubber.work.as_ref();
         let at_work = at_work.is_some_and(|work| matches!(work.kind, Kind::Take(..)));
-        self.jobs.board().scrubs.waiting =
-            scrubber.missing.len() + scrubber.blocked.len() + usize::from(at_work);
+        let waiting = scrubber.missing.union(&scrubber.blocked);
+        let lost = self.damage.lost();
+        let waiting = waiting.filter(|layer| !lost.contains(*layer)).count();
+        self.jobs.board().scrubs.waiting = waiting + usize::from(at_work);
         turn
     }
 
@@ -147,7 +159,11 @@ impl Store {
                 .collect()
         };
         for layer in layers {
-            self.look_for_bad(layer);
+            if let Err(error) = self.look_for_bad(layer) {
+                self.maintenance.note(format!(
+                    "layer {layer}: what an earlier scrub found damaged cannot be known now: {error}"
+                ));
+            }
             if !sumfile::exists(&self.media, layer) {
                 scrubber.missing.insert(layer);
             }
@@ -192,7 +208,7 @@ impl Store {
 
     /// A layer that cannot go on now is looked at from its beginning later.
     fn put_back(&self, scrubber: &mut Scrubber, work: Work) {
-        if let Kind::Take(..) = work.kind {
+        if work.of.is_none() || matches!(work.kind, Kind::Take(..)) {
             // What was begun is removed when it is begun anew; if it never is, `check` names it.
             scrubber.missing.insert(work.layer);
         }
@@ -233,7 +249,7 @@ impl Store {
                 self.end_of_scrub(id);
                 return Err(());
             }
-            None => match scrubber.missing.pop_first() {
+            None => match scrubber.next_missing(&self.damage.lost()) {
                 Some(layer) => (layer, None),
                 None => return Ok(None),
             },
@@ -306,6 +322,9 @@ impl Store {
             return;
         }
         match of {
+            None if self.damage.is_lost(layer) => self.maintenance.note(format!(
+                "layer {layer}: all reads of it fail until it was scrubbed, which was not possible: {why}"
+            )),
             None => self.maintenance.note(format!(
                 "layer {layer}: its checksums are not taken until it is scrubbed: {why}"
             )),

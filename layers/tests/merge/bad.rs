@@ -1,0 +1,226 @@
+//! What was found damaged stays known: where the file that says so is damaged itself.
+
+use std::path::PathBuf;
+
+use stratablk_layers::catalog::Way;
+use stratablk_layers::check::{CheckOptions, Severity, check_against};
+use stratablk_layers::file::Media;
+use stratablk_layers::file::sim::{Fault, FaultEffect, FaultPoint};
+use stratablk_layers::lifecycle::Phase;
+use stratablk_layers::mapfile::data_path;
+use stratablk_layers::units::{CLUSTER_BYTES, Cluster, LayerId, SECTOR_BYTES};
+
+use crate::scrub::{
+    bytes_of, failing, file_of, files, flip, held, put, reads, run_all, scrub, scrub_clean, sealed,
+};
+use crate::world::World;
+use crate::{WAYS, tree};
+
+/// A store in which one bit of what `v` reads is damaged, and known to be.
+struct Rotten {
+    world: World,
+    /// Where: the layer, the cluster, the byte of the layer's data.
+    layer: LayerId,
+    cluster: Cluster,
+    offset: u64,
+}
+
+impl Rotten {
+    /// `None` if `v` reads nothing of the layer of that snapshot.
+    fn new(seed: u64, snapshot: &str) -> Option<Self> {
+        let mut world = tree(seed);
+        world.run_jobs_alone();
+        // Nothing of it is in the cache.
+        world.restart();
+        let state = world.durable.state();
+        let layer = state.snapshot("v", snapshot).unwrap().layer;
+        let mut clusters = held(&world, layer).into_iter().rev();
+        let (cluster, mask) = clusters.find(|(cluster, _)| reads(&world, "v", layer, *cluster))?;
+        let offset = cluster.0 * CLUSTER_BYTES + u64::from(mask.0.trailing_zeros()) * SECTOR_BYTES;
+        flip(&world, &data_path(layer), offset);
+        let rotten = Self {
+            world,
+            layer,
+            cluster,
+            offset,
+        };
+        assert_eq!(scrub(&rotten.world).phase, Phase::Failed);
+        assert_eq!(rotten.failing(), [cluster]);
+        Some(rotten)
+    }
+
+    /// What remembers it.
+    fn bad(&self) -> PathBuf {
+        file_of(self.layer, "bad")
+    }
+
+    /// What of `v` cannot be read.
+    fn failing(&self) -> Vec<Cluster> {
+        failing(&self.world, "v")
+    }
+
+    /// The clusters of `v` that lie in the layer.
+    fn all(&self) -> Vec<Cluster> {
+        let clusters = held(&self.world, self.layer).into_iter();
+        clusters
+            .map(|(cluster, _)| cluster)
+            .filter(|cluster| reads(&self.world, "v", self.layer, *cluster))
+            .collect()
+    }
+
+    /// Puts the data right.
+    fn put_right(&self) {
+        flip(&self.world, &data_path(self.layer), self.offset);
+    }
+}
+
+#[test]
+fn where_it_is_not_known_what_is_damaged_nothing_is_served_until_a_scrub_knows() {
+    let mut tried = 0;
+    for seed in 0..6 {
+        for (snapshot, way) in WAYS {
+            let Some(mut rotten) = Rotten::new(seed, snapshot) else {
+                continue;
+            };
+            let (bad, all) = (rotten.bad(), rotten.all());
+            let len = bytes_of(&rotten.world, &bad).len() as u64;
+            // Magic, version, checksum, features, store, layer, length, time, nothing, bitmap.
+            let places = [0, 8, 12, 16, 24, 33, 50, 64, 72, 100, 128, len - 1];
+            let place = places[rotten.world.random.index(places.len())];
+            let (case, damaged) = match tried % 4 {
+                0 => (
+                    "cut",
+                    bytes_of(&rotten.world, &bad)[..place as usize].to_vec(),
+                ),
+                1 => ("empty", Vec::new()),
+                _ => {
+                    flip(&rotten.world, &bad, place);
+                    ("flipped", bytes_of(&rotten.world, &bad))
+                }
+            };
+            put(&rotten.world, &bad, &damaged);
+            let what = format!("seed {seed}, {snapshot}, {way:?}, {case} at {place}");
+            tried += 1;
+            assert_eq!(
+                rotten.failing(),
+                [rotten.cluster],
+                "{what}: it is in memory still"
+            );
+            rotten.world.restart();
+            // Before anybody has looked.
+            assert_eq!(rotten.failing(), all, "{what}");
+            let found = check_against(
+                &rotten.world.durable.state(),
+                &files(&rotten.world),
+                CheckOptions::default(),
+            );
+            let found = found.unwrap().findings;
+            assert!(
+                found
+                    .iter()
+                    .any(|finding| finding.layer == Some(rotten.layer)
+                        && finding.severity == Severity::Error
+                        && finding.what.contains("is lost")),
+                "{what}: {found:?}"
+            );
+            let jobs = rotten.world.delete("v", snapshot, Some(way));
+            rotten.world.store().job_step();
+            let job = rotten.world.store().job(jobs[0]).unwrap();
+            assert_eq!(job.phase, Phase::Failed, "{what}");
+            let error = job.error.unwrap();
+            assert!(
+                error.contains("scrub") && error.contains(&rotten.layer.to_string()),
+                "{error}"
+            );
+            // A restart does not forget it.
+            rotten.world.restart();
+            assert_eq!(rotten.failing(), all, "{what}");
+            let mended = seed % 2 == 0;
+            if mended {
+                rotten.put_right();
+            }
+            run_all(rotten.world.store());
+            let notes = rotten.world.store().notes();
+            let told = notes.iter().any(|note| {
+                note.contains(&rotten.layer.to_string())
+                    && note.contains("all reads of it fail until")
+            });
+            assert!(told, "{what}: {notes:?}");
+            assert_eq!(rotten.world.store().layers_without_sums(), 0);
+            if mended {
+                assert_eq!(rotten.failing(), [], "{what}");
+                assert!(
+                    rotten.world.media.stat(&bad).is_err(),
+                    "{what}: not looked at"
+                );
+            } else {
+                assert_eq!(rotten.failing(), [rotten.cluster], "{what}");
+                rotten.world.restart();
+                assert_eq!(rotten.failing(), [rotten.cluster], "{what}: again");
+                rotten.put_right();
+                scrub_clean(&rotten.world);
+            }
+            rotten.world.store().resume_job(jobs[0]).unwrap();
+            run_all(rotten.world.store());
+            assert_eq!(
+                rotten.world.store().job(jobs[0]).unwrap().phase,
+                Phase::Done,
+                "{what}"
+            );
+            rotten.world.check();
+        }
+    }
+    assert!(tried > 10, "{tried}");
+}
+
+#[test]
+fn a_file_that_says_what_is_damaged_and_cannot_be_read_counts_as_damaged() {
+    let mut rotten = (0..).find_map(|seed| Rotten::new(seed, "b")).unwrap();
+    let fault = |point| Fault {
+        point,
+        name: Some("bad".into()),
+        after: 0,
+        times: 1,
+        effect: FaultEffect::Error,
+    };
+    rotten.world.restart();
+    rotten.world.media.inject(fault(FaultPoint::Read));
+    assert_eq!(rotten.failing(), rotten.all());
+    run_all(rotten.world.store());
+    assert_eq!(rotten.failing(), [rotten.cluster]);
+    // One that cannot be opened now may be opened later.
+    rotten.world.restart();
+    rotten.world.media.inject(fault(FaultPoint::Open));
+    assert!(rotten.world.store().open_volume("v").is_err());
+    assert_eq!(rotten.failing(), [rotten.cluster]);
+}
+
+#[test]
+fn without_checksums_only_the_operator_can_say_that_data_is_good() {
+    let mut rotten = (0..).find_map(|seed| Rotten::new(seed, "b")).unwrap();
+    let bad = rotten.bad();
+    flip(&rotten.world, &bad, 64);
+    rotten
+        .world
+        .media
+        .remove(&file_of(rotten.layer, "sums"))
+        .unwrap();
+    rotten.put_right();
+    for _ in 0..2 {
+        rotten.world.restart();
+        run_all(rotten.world.store());
+        assert_eq!(scrub(&rotten.world).phase, Phase::Failed);
+        assert_eq!(rotten.failing(), rotten.all());
+        let notes = rotten.world.store().notes();
+        assert!(
+            notes.iter().any(|note| note.contains("remove this file")),
+            "{notes:?}"
+        );
+    }
+    rotten.world.media.remove(&bad).unwrap();
+    rotten.world.restart();
+    assert_eq!(rotten.failing(), []);
+    run_all(rotten.world.store());
+    scrub_clean(&rotten.world);
+    rotten.world.check();
+}
