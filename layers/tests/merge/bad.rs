@@ -1,20 +1,23 @@
-//! What was found damaged stays known: where the file that says so is damaged itself.
+//! What was found damaged stays known: where the file that says so is damaged itself, while jobs copy, and when a map takes
+//! another's place.
 
 use std::path::PathBuf;
 
-use stratablk_layers::catalog::Way;
+use stratablk_layers::catalog::{JobId, Way};
 use stratablk_layers::check::{CheckOptions, Severity, check_against};
 use stratablk_layers::file::Media;
 use stratablk_layers::file::sim::{Fault, FaultEffect, FaultPoint};
-use stratablk_layers::lifecycle::Phase;
+use stratablk_layers::lifecycle::{DeleteOptions, Phase};
 use stratablk_layers::mapfile::data_path;
-use stratablk_layers::units::{CLUSTER_BYTES, Cluster, LayerId, SECTOR_BYTES};
+use stratablk_layers::units::{CLUSTER_BYTES, Cluster, LayerId, SECTOR_BYTES, Sector};
+use stratablk_layers::volume::{Durability, Operation};
 
+use crate::disk::Queue;
 use crate::scrub::{
     bytes_of, failing, file_of, files, flip, held, put, reads, run_all, scrub, scrub_clean, sealed,
 };
 use crate::world::World;
-use crate::{WAYS, tree};
+use crate::{WAYS, clone_of, tree};
 
 /// A store in which one bit of what `v` reads is damaged, and known to be.
 struct Rotten {
@@ -223,4 +226,118 @@ fn without_checksums_only_the_operator_can_say_that_data_is_good() {
     run_all(rotten.world.store());
     scrub_clean(&rotten.world);
     rotten.world.check();
+}
+
+/// Where a volume reads last what a job copies: the layer, the cluster, a byte of the layer's data.
+fn last_source(world: &World, reader: &str, job: JobId) -> Option<(LayerId, Cluster, u64)> {
+    let state = world.durable.state();
+    let sealed = sealed(world);
+    let chain = state.chain(state.volumes[reader].active);
+    let chain: Vec<LayerId> = chain.iter().map(|row| row.id).collect();
+    let at = |layer| chain.iter().position(|id| *id == layer).unwrap();
+    // Unless it has ended.
+    let job = state.jobs.get(&job)?;
+    let (target, source) = (at(job.target), at(job.source));
+    let below = chain[target + 1..=source].iter().copied();
+    let places = below.filter(|id| sealed.contains(id)).flat_map(|layer| {
+        let held = held(world, layer).into_iter();
+        held.map(move |(cluster, mask)| (layer, cluster, mask))
+    });
+    let (layer, cluster, mask) = places
+        .filter(|(layer, cluster, _)| reads(world, reader, *layer, *cluster))
+        .max_by_key(|(_, cluster, _)| *cluster)?;
+    let offset = cluster.0 * CLUSTER_BYTES + u64::from(mask.0.trailing_zeros()) * SECTOR_BYTES;
+    Some((layer, cluster, offset))
+}
+
+#[test]
+fn a_copy_goes_no_further_when_a_scrub_between_two_turns_finds_damage() {
+    let mut found = [0, 0];
+    for seed in 0..60 {
+        // Copied into a layer that takes writes, or into a sealed one.
+        let into_sealed = seed % 2 == 1;
+        let mut world = tree(seed);
+        world.create("c", &clone_of("b"));
+        world.scribble("c", 4);
+        world.snapshot("c", "x");
+        world.run_jobs_alone();
+        world.restart();
+        world.set_step(4096);
+        let job = if into_sealed {
+            let options = DeleteOptions {
+                push_down: true,
+                ..DeleteOptions::default()
+            };
+            world.delete_with("v", "b", options)[0]
+        } else {
+            world.store().flatten("v").unwrap().id
+        };
+        let state = world.durable.state();
+        let target = state.jobs[&job].target;
+        let is_over = |name: &&str| {
+            let chain = state.chain(state.volumes[*name].active);
+            chain.iter().any(|row| row.id == target)
+        };
+        let reader = ["v", "c"].into_iter().find(is_over).unwrap();
+        for _ in 0..100 {
+            if world.store().job(job).unwrap().bytes_done > 0 {
+                break;
+            }
+            world.store().job_step();
+        }
+        // A request under way: the job waits for its end, and whoever scrubs has the turn meanwhile.
+        let volume = world.store().open_volume(reader).unwrap();
+        let mut queue = Queue::new(volume.context(false).unwrap());
+        queue.context().begin_batch();
+        let memory = vec![0; SECTOR_BYTES as usize];
+        queue.submit(
+            Operation::Read(Sector(0)),
+            Durability::AfterFlush,
+            memory,
+            &[],
+            1,
+        );
+        for _ in 0..50 {
+            world.store().job_step();
+        }
+        let last = last_source(&world, reader, job);
+        if let Some((layer, _, offset)) = last {
+            flip(&world, &data_path(layer), offset);
+            world.store().scrub(None, None).unwrap();
+            for _ in 0..200 {
+                if !world.store().bad_layers().is_empty() {
+                    break;
+                }
+                world.store().job_step();
+            }
+        }
+        let meanwhile = !world.store().bad_layers().is_empty();
+        let running = world.store().job(job).unwrap().ended_ns.is_none();
+        queue.context().kick();
+        while queue.poll().is_empty() {
+            world.store().write_back_step(4);
+        }
+        drop((queue, volume));
+        let Some((layer, cluster, offset)) = last.filter(|_| meanwhile && running) else {
+            continue;
+        };
+        found[usize::from(into_sealed)] += 1;
+        run_all(world.store());
+        let ended = world.store().job(job).unwrap();
+        assert_eq!(ended.phase, Phase::Failed, "seed {seed}");
+        let error = ended.error.unwrap();
+        assert!(error.contains(&layer.to_string()), "seed {seed}: {error}");
+        for _ in 0..2 {
+            assert_eq!(failing(&world, reader), [cluster], "seed {seed}");
+            world.restart();
+        }
+        flip(&world, &data_path(layer), offset);
+        scrub_clean(&world);
+        world.store().resume_job(job).unwrap();
+        run_all(world.store());
+        assert_eq!(world.store().job(job).unwrap().phase, Phase::Done);
+        world.check();
+    }
+    println!("{found:?} of 30 each");
+    assert!(found.iter().all(|found| *found > 5), "{found:?}");
 }
