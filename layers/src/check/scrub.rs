@@ -72,12 +72,8 @@ pub(super) fn check(
         }
         Err(error) => return report.add(Severity::Error, layer, error.to_string(), FIX_RESTORE),
     };
-    let says = (
-        sums.header.store,
-        sums.header.incarnation,
-        sums.header.extent,
-    );
-    if says != (header.store, incarnation, Extent::of(set)) {
+    let said = &sums.header;
+    if said.store != header.store || !said.belongs_to(incarnation, &Extent::of(set)) {
         let what = "its checksums are those of another map, so its data cannot be verified";
         return report.add(Severity::Warning, layer, what, FIX_TAKE);
     }

@@ -2,11 +2,12 @@
 //! another's place.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use stratablk_layers::catalog::{JobId, Way};
 use stratablk_layers::check::{CheckOptions, Severity, check_against};
 use stratablk_layers::file::Media;
-use stratablk_layers::file::sim::{Fault, FaultEffect, FaultPoint};
+use stratablk_layers::file::sim::{Fault, FaultEffect, FaultPoint, Random};
 use stratablk_layers::lifecycle::{DeleteOptions, Phase};
 use stratablk_layers::mapfile::data_path;
 use stratablk_layers::units::{CLUSTER_BYTES, Cluster, LayerId, SECTOR_BYTES, Sector};
@@ -14,7 +15,8 @@ use stratablk_layers::volume::{Durability, Operation};
 
 use crate::disk::Queue;
 use crate::scrub::{
-    bytes_of, failing, file_of, files, flip, held, put, reads, run_all, scrub, scrub_clean, sealed,
+    bytes_of, failing, file_of, files, flip, held, look_at_sums, put, reads, report, run_all,
+    scrub, scrub_clean, sealed,
 };
 use crate::world::World;
 use crate::{WAYS, clone_of, tree};
@@ -340,4 +342,48 @@ fn a_copy_goes_no_further_when_a_scrub_between_two_turns_finds_damage() {
     }
     println!("{found:?} of 30 each");
     assert!(found.iter().all(|found| *found > 5), "{found:?}");
+}
+
+#[test]
+fn a_crash_while_a_map_gets_another_name_makes_no_checksums_worthless() {
+    let mut images = 0;
+    for seed in 0..8 {
+        let Some(rotten) = Rotten::new(seed, "b") else {
+            continue;
+        };
+        let layer = rotten.layer;
+        let mut world = rotten.world;
+        // Its layer stays, without a name.
+        world.create("c", &clone_of("b"));
+        run_all(world.store());
+        let (catalog, mut random) = (world.durable.clone(), Random::new(seed));
+        let wrong = Arc::new(Mutex::new((0, Vec::new())));
+        let results = Arc::clone(&wrong);
+        world.media.set_observer(Box::new(move |media, point| {
+            let media: Arc<dyn Media> = Arc::new(match random.chance(128) {
+                true => media.kill_image(random.number()),
+                false => media.crash_image(random.number()),
+            });
+            let mut results = results.lock().unwrap();
+            results.0 += 1;
+            let found = look_at_sums(&catalog.crash_image().state(), &media, true);
+            let as_before = found.as_ref().is_some_and(|what| {
+                what.contains(&layer.to_string()) && what.contains("of its data are not what")
+            });
+            if !as_before {
+                results
+                    .1
+                    .push(format!("{:?} {}: {found:?}", point.event, point.path));
+            }
+        }));
+        assert_eq!(world.delete("v", "b", None), []);
+        world.media.clear_observer();
+        let wrong = wrong.lock().unwrap();
+        assert!(wrong.1.is_empty(), "seed {seed}: {:#?}", wrong.1);
+        images += wrong.0;
+        let job = scrub(&world);
+        assert_eq!(report(&job).bad.len(), 1, "seed {seed}: {job:?}");
+        assert_eq!(report(&job).taken, 0, "seed {seed}: {job:?}");
+    }
+    assert!(images > 20, "{images}");
 }

@@ -96,6 +96,7 @@ impl Store {
                     store: self.id(),
                     layer,
                     incarnation,
+                    successor: 0,
                     extent,
                     taken_ns: now_ns(),
                 };
@@ -210,9 +211,7 @@ impl Store {
                 self.sums_damaged(layer, of, "they are those of another store");
                 Usable::Take
             }
-            Found::Sums(sums)
-                if (sums.header.incarnation, &sums.header.extent) != (incarnation, extent) =>
-            {
+            Found::Sums(sums) if !sums.header.belongs_to(incarnation, extent) => {
                 self.maintenance.note(format!(
                     "layer {layer}: its checksums are those of an earlier map, and are taken anew"
                 ));
