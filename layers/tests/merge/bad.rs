@@ -19,7 +19,7 @@ use crate::scrub::{
     scrub, scrub_clean, sealed,
 };
 use crate::world::World;
-use crate::{WAYS, clone_of, tree};
+use crate::{WAYS, clone_of, crash, tree};
 
 /// A store in which one bit of what `v` reads is damaged, and known to be.
 struct Rotten {
@@ -386,4 +386,95 @@ fn a_crash_while_a_map_gets_another_name_makes_no_checksums_worthless() {
         assert_eq!(report(&job).taken, 0, "seed {seed}: {job:?}");
     }
     assert!(images > 20, "{images}");
+}
+
+/// Whether all sealed layers have checksums, and these are right.
+#[track_caller]
+fn assert_sums(world: &World, what: &str) {
+    let found = look_at_sums(&world.durable.state(), &files(world), true);
+    assert_eq!(found, None, "{what}");
+    assert_eq!(world.store().layers_without_sums(), 0, "{what}");
+}
+
+#[test]
+fn layers_of_a_job_that_has_stopped_get_checksums_until_it_goes_on() {
+    let mut stopped = [0, 0];
+    for seed in 0..16 {
+        for (snapshot, way) in WAYS {
+            let mut world = tree(seed);
+            world.set_step(4096);
+            world.run_jobs_alone();
+            world.attach("v");
+            let watched = crash::watch(&world, seed, 40);
+            let job = world.delete("v", snapshot, Some(way))[0];
+            for _ in 0..world.random.below(12) {
+                world.step();
+            }
+            let what = format!("seed {seed}, {snapshot}, {way:?}");
+            let by_error = seed % 2 == 0;
+            if by_error {
+                world.media.clear_observer();
+                world.media.inject(Fault {
+                    point: FaultPoint::Punch,
+                    name: Some("data".into()),
+                    after: 0,
+                    times: 1,
+                    effect: FaultEffect::Error,
+                });
+            } else if world.store().cancel_job(job).is_err() {
+                // Ended, or not to be left half done.
+                world.media.clear_observer();
+                world.settle_guests();
+                continue;
+            }
+            for _ in 0..200 {
+                world.step();
+            }
+            world.media.clear_faults();
+            world.settle_guests();
+            run_all(world.store());
+            let phase = world.store().job(job).unwrap().phase;
+            let row = world.durable.state().jobs.get(&job).cloned();
+            let state = world.durable.state();
+            let in_place = row.as_ref().is_some_and(|row| {
+                row.way == Way::InPlace && state.layers[&row.target].parent != Some(row.source)
+            });
+            if row.is_some() && !in_place {
+                assert!(
+                    matches!(phase, Phase::Failed | Phase::Cancelled),
+                    "{what}: {phase:?}"
+                );
+                stopped[usize::from(by_error)] += 1;
+                assert_sums(&world, &what);
+                if phase == Phase::Failed {
+                    // Also after a restart.
+                    world.restart();
+                    run_all(world.store());
+                    assert_sums(&world, &what);
+                    world.attach("v");
+                }
+                world.store().resume_job(job).unwrap();
+                for _ in 0..20_000 {
+                    if !world.step() {
+                        break;
+                    }
+                }
+                world.settle_guests();
+                run_all(world.store());
+                assert_eq!(world.store().job(job).unwrap().phase, Phase::Done, "{what}");
+                assert_sums(&world, &what);
+            }
+            world.media.clear_observer();
+            let seen = watched.lock().unwrap();
+            assert!(
+                seen.violations.is_empty(),
+                "{what}: {}",
+                seen.violations.join("\n")
+            );
+            drop(seen);
+            world.check();
+        }
+    }
+    println!("{stopped:?} stopped, by hand and by errors");
+    assert!(stopped.iter().all(|stopped| *stopped > 5), "{stopped:?}");
 }

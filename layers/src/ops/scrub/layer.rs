@@ -106,6 +106,9 @@ impl Store {
                     .media
                     .open(&path, OpenMode::ReadOnly, false)
                     .map_err(self.io("open", &path))?;
+                // DURABILITY: what a job that has stopped has written where this layer is hidden, or given back of it, must not
+                // be undone by a power cut when checksums say what is there now.
+                file.sync_data().map_err(self.io("sync", &path))?;
                 let command = self.command();
                 if let Some(job) = self.job_on(layer) {
                     if of.is_some() {

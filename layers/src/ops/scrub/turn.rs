@@ -5,9 +5,10 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use crate::catalog::{JobId, LayerState};
+use crate::catalog::{JobId, JobRow, JobState, LayerState};
 use crate::lifecycle::{Phase, ScrubReport};
 use crate::ops::collect::jobs_on;
+use crate::ops::jobs::is_begun_in_place;
 use crate::ops::jobs::rate::Bucket;
 use crate::ops::merge::{Patience, Turn};
 use crate::store::Store;
@@ -31,7 +32,7 @@ pub(crate) struct Scrubber {
     looked: bool,
     /// Layers that need checksums, or to be held against theirs since what was damaged of them is not known any more.
     missing: BTreeSet<LayerId>,
-    /// Those of them that a job has changed and works on still. Looked at again when a job has ended.
+    /// Those of them that a job has changed and works on still. Looked at again when a job has ended or stopped.
     blocked: BTreeSet<LayerId>,
     /// The layer at work.
     work: Option<Work>,
@@ -185,25 +186,27 @@ impl Store {
     /// What keeps a layer from being looked at. A job that has not begun to change it, or only copies from it, does not: as
     /// long as there are checksums, they are those of the data.
     pub(super) fn obstacle(&self, layer: LayerId) -> Option<Obstacle> {
-        let job = {
+        let fits = {
             let inner = self.inner();
-            let state = inner.catalog.state();
-            let row = state.layers.get(&layer);
-            let fits = row.is_some_and(|row| row.state == LayerState::Sealed && row.base.is_none());
-            if !fits {
-                return Some(Obstacle::Gone);
-            }
-            jobs_on(state, layer).first().map(|job| job.id)
+            let row = inner.catalog.state().layers.get(&layer);
+            row.is_some_and(|row| row.state == LayerState::Sealed && row.base.is_none())
         };
+        if !fits {
+            return Some(Obstacle::Gone);
+        }
+        let job = self.job_on(layer);
         let job = job.filter(|_| !sumfile::exists(&self.media, layer));
         job.map(Obstacle::Job)
     }
 
-    /// A job that works on a layer, or is to.
+    /// A job that moves data of a layer, or may begin to at any moment. One that has stopped does not: before it goes on it
+    /// removes checksums. But where its target has its source's file guests write to that.
     pub(super) fn job_on(&self, layer: LayerId) -> Option<JobId> {
         let inner = self.inner();
-        let jobs = jobs_on(inner.catalog.state(), layer);
-        jobs.first().map(|job| job.id)
+        let state = inner.catalog.state();
+        let moves = |job: &&JobRow| job.state != JobState::Stopped || is_begun_in_place(state, job);
+        let mut jobs = jobs_on(state, layer).into_iter();
+        jobs.find(moves).map(|job| job.id)
     }
 
     /// A layer that cannot go on now is looked at from its beginning later.
