@@ -4,6 +4,7 @@
 use uuid::Uuid;
 
 use super::{Encoder, FormatError, field, field_u32, field_u64};
+use crate::canary::{self, Canary};
 use crate::map::set::SectorSet;
 use crate::units::{LayerId, StoreId};
 
@@ -263,7 +264,8 @@ pub fn decode_block(layer: LayerId, number: u64, bytes: &[u8]) -> Option<Vec<u32
         .get(..BLOCK_BYTES)?
         .split_first_chunk::<4>()
         .map(|(crc, held)| (u32::from_le_bytes(*crc), held))?;
-    if crc != block_crc(layer, number, held) {
+    let believed = canary::is_set(Canary::BelieveBlock);
+    if crc != block_crc(layer, number, held) && !believed {
         return None;
     }
     let (sums, _) = held.as_chunks::<4>();
