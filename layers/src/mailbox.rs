@@ -131,15 +131,15 @@ impl<E: Event> Notice<E> {
 
     /// Something was put there.
     fn give(&self) {
-        // ORDERING: Release, after what was put there; pairs with the swap in `take`. Before the event: who is woken by it has the
-        // CPU at once, often this thread's own, and would find nothing, be woken again, and so on until this thread is
-        // given a CPU again: milliseconds.
+        // ORDERING: Release, after what was put there; pairs with the swap in `take`. Before the event: who is woken by it has
+        // a CPU at once, often this thread's own, and would find nothing, be woken again, and so on until this thread is
+        // given one again: milliseconds.
         if !fault::planted(Fault::WakeBeforeFlag) {
             self.flag.store(true, Ordering::Release);
         }
         self.event.set();
-        // ORDERING: Release, as above. Once more: an owner who took it in between, since it was at work, has the event set behind it
-        // and the flag clear, and would be woken for ever. It looks once for nothing instead.
+        // ORDERING: Release, as above. Once more: an owner who took it in between, since it was at work, has the event set
+        // behind it and the flag clear, and would be woken for ever. It looks once for nothing instead.
         if !fault::planted(Fault::FlagOnlyBeforeWake) {
             self.flag.store(true, Ordering::Release);
         }
@@ -147,8 +147,8 @@ impl<E: Event> Notice<E> {
 
     /// Whether there may be something.
     fn take(&self) -> bool {
-        // ORDERING: the plain load only saves work: what it misses has also set the event, which stays so until a call that sees
-        // the flag, and so makes the owner look again. The swap is Acquire; pairs with the Releases in `give`.
+        // ORDERING: the plain load only saves work: what it misses has also set the event, which stays so until a call that
+        // sees the flag, and so makes the owner look again. The swap is Acquire; pairs with the Releases in `give`.
         if !self.flag.load(Ordering::Relaxed) || !self.flag.swap(false, Ordering::Acquire) {
             return false;
         }
@@ -207,7 +207,7 @@ mod scenarios {
             assert!(found || taken, "woken for something that it cannot see");
             taken |= found;
         }
-        giver.join().unwrap();
+        giver.join().expect("the giver");
         while notice.event.is_set() {
             assert!(notice.take(), "woken for ever");
             taken = true;
