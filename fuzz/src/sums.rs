@@ -183,8 +183,8 @@ fn checksums(input: Input<'_>, bits: u8, spared: u8) {
     }
 }
 
-/// Reads all checksums, which must be those of the file where their block is whole, and none where it is not. Returns those, and
-/// how many blocks are damaged.
+/// Reads all checksums, which must be those of the file where their block is whole, and none where it is not. Returns those,
+/// and how many blocks are damaged.
 fn read_all(reader: &mut SumsReader, file: &[u8]) -> (Vec<u32>, u64) {
     let blocks: Vec<&[u8]> = file.chunks_exact(BLOCK_BYTES).skip(1).collect();
     let mut sums = Vec::new();
@@ -244,7 +244,10 @@ fn damage(mut input: Input<'_>, bits: u8) {
     let again = decode_bad(&encode_bad(store, layer, &set, 1));
     assert_eq!(again, Ok((store, layer, set.clone())));
     let other = StoreId(Uuid::from_u128(!store.0.as_u128()));
-    assert!(badfile::read(&media, other, LAYER).is_err(), "another store's");
+    assert!(
+        badfile::read(&media, other, LAYER).is_err(),
+        "another store's"
+    );
     let same = badfile::read(&media, store, LAYER);
     if layer != LAYER {
         assert!(same.is_err(), "another layer's");

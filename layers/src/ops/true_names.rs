@@ -4,8 +4,8 @@
 //! does no harm while the layer is whole. Before anything is taken out of it, and before its volume's name may mean another
 //! volume, the map must say what the catalog says.
 //!
-//! DURABILITY: the layer's checksums are told of the map that is to come, then that replaces the old one as a whole, by a rename.
-//! A crash leaves the old names or the new ones, and checksums that belong to either.
+//! DURABILITY: the layer's checksums are told of the map that is to come, then that replaces the old one as a whole, by a
+//! rename. A crash leaves the old names or the new ones, and checksums that belong to either.
 
 use uuid::Uuid;
 
