@@ -16,4 +16,5 @@ pub mod map_journal;
 pub mod memory;
 pub mod scratch;
 pub mod store;
+pub mod sums;
 pub mod vhost_user;

@@ -30,7 +30,7 @@ pub fn bad_path(layer: LayerId) -> PathBuf {
 /// What is known to be damaged of a layer; `None`: nothing.
 ///
 /// # Errors
-/// `Corrupt`, `Unsupported`, `Io`.
+/// `Corrupt`, also if the host cannot read it, and `Unsupported`: what it said is lost. `Io`: it cannot be opened now.
 pub fn read(media: &Arc<dyn Media>, store: StoreId, layer: LayerId) -> Result<Option<SectorSet>> {
     let path = bad_path(layer);
     let file = match media.open(&path, OpenMode::ReadOnly, false) {
@@ -46,7 +46,7 @@ pub fn read(media: &Arc<dyn Media>, store: StoreId, layer: LayerId) -> Result<Op
     let len = usize::try_from(len).ok().filter(|_| len <= BYTES_MAX);
     let mut bytes = vec![0; len.ok_or_else(|| corrupt("it is too long".into()))?];
     file.read_at(&mut bytes, 0)
-        .map_err(io_error(media, "read", &path))?;
+        .map_err(|error| corrupt(format!("it cannot be read: {error}")))?;
     let (of_store, of_layer, bad) = decode_bad(&bytes).map_err(|error| match error {
         FormatError::Corrupt { .. } => corrupt(error.to_string()),
         FormatError::Unsupported { .. } => Error::Unsupported {

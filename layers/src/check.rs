@@ -409,9 +409,12 @@ fn check_layer(
         LayerKind::RawBase(_) if under_way.writes_base => {}
         LayerKind::RawBase(base) => check_base(media, layer, base, report),
     }
+    let sealed = header.state == MapState::Sealed && header.kind == LayerKind::Differencing;
+    if sealed {
+        scrub::known_bad(media, &header, report);
+    }
     if let Some((set, recovery, incarnation)) = &contents {
         check_recovery(layer, recovery, report);
-        let sealed = header.state == MapState::Sealed && header.kind == LayerKind::Differencing;
         if options.scrub && sealed {
             scrub::check(media, &header, set, *incarnation, report);
         }

@@ -9,7 +9,7 @@
 //! plane, [`volume::Volume`] and [`volume::QueueContext`] are the facade of the data plane. The bytes on disk are
 //! specified in `FORMAT.md`, the lock-free parts in `CONCURRENCY.md`.
 
-mod badfile;
+pub mod badfile;
 pub mod cache;
 pub mod canary;
 pub mod catalog;
@@ -34,7 +34,7 @@ mod resolve;
 pub mod saved;
 mod segments;
 pub mod store;
-mod sumfile;
+pub mod sumfile;
 pub(crate) mod sync;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]

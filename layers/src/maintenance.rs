@@ -4,9 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Lines kept until somebody asks for them.
 const NOTES_MAX: usize = 1000;
+/// When that is tried again which failed.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What waits for the control plane.
 #[derive(Debug, Default)]
@@ -28,6 +31,8 @@ struct Pending {
     checkpoints: BTreeSet<String>,
     /// Whether a volume has failed since the last look.
     failed: bool,
+    /// When failures are to be looked at again that could not be recorded.
+    again: Option<Instant>,
     /// Nobody will ask any more.
     closed: bool,
 }
@@ -50,6 +55,13 @@ impl Maintenance {
         self.more.notify_all();
     }
 
+    /// Failures could not be recorded, which is to be tried again, or they were. Returns whether that is news.
+    pub fn recorded(&self, recorded: bool) -> bool {
+        let again = (!recorded).then(|| Instant::now() + AGAIN);
+        let before = std::mem::replace(&mut self.lock().again, again);
+        before.is_none() != recorded
+    }
+
     /// A volume's journal has grown long.
     pub fn want_checkpoint(&self, volume: &str) {
         self.lock().checkpoints.insert(volume.to_owned());
@@ -67,14 +79,16 @@ impl Maintenance {
         notes
     }
 
-    /// Waits for volumes that want a checkpoint, or that have failed; returns the former, `None` once closed.
+    /// Waits for volumes that want a checkpoint, or that have failed, also those of which that could not be recorded before;
+    /// returns the former, `None` once closed.
     pub fn wait(&self) -> Option<Vec<String>> {
         let mut pending = self.lock();
         loop {
             if pending.closed {
                 return None;
             }
-            let failed = std::mem::take(&mut pending.failed);
+            let left = (pending.again).map(|at| at.saturating_duration_since(Instant::now()));
+            let failed = std::mem::take(&mut pending.failed) || left == Some(Duration::ZERO);
             if failed || !pending.checkpoints.is_empty() {
                 return Some(
                     std::mem::take(&mut pending.checkpoints)
@@ -82,10 +96,16 @@ impl Maintenance {
                         .collect(),
                 );
             }
-            pending = self
-                .more
-                .wait(pending)
-                .unwrap_or_else(PoisonError::into_inner);
+            pending = match left {
+                None => {
+                    let waited = self.more.wait(pending);
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+                Some(left) => {
+                    let waited = self.more.wait_timeout(pending, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! DURABILITY: the file is written as `sums.new` and synced, then renamed to `sums`, and the directory is synced. Before
 //! anything moves data into a sealed layer or out of it, `sums` is removed and the directory synced, so that checksums that are
-//! there always belong to the data.
+//! there always belong to the data. Where a map says the same under another number they are told before (`foresee`).
 
 use std::io;
 use std::path::PathBuf;
@@ -56,20 +56,23 @@ pub fn exists(media: &Arc<dyn Media>, layer: LayerId) -> bool {
     media.stat(&sums_path(layer)).is_ok()
 }
 
-/// Lets checksums belong to a map that says the same as the one before: the file is rewritten where it says so, one sector.
-/// Others than those of the map before are left alone.
+/// Lets checksums belong to the map that is about to take the place of the one with this number and says the same, and still to
+/// that one: the file is rewritten where it says so, one sector. Those of other maps are left alone.
+///
+/// DURABILITY: before the map takes its place, so that a crash between the two leaves them good.
 ///
 /// # Errors
 /// `Io`.
-pub fn follow(media: &Arc<dyn Media>, layer: LayerId, before: u64, after: u64) -> Result<()> {
+pub fn foresee(media: &Arc<dyn Media>, layer: LayerId, before: u64) -> Result<()> {
     let Found::Sums(sums) = open(media, layer)? else {
         return Ok(());
     };
-    if sums.header.incarnation != before {
+    if !sums.header.is_of(before) {
         return Ok(());
     }
     let header = SumsHeader {
-        incarnation: after,
+        incarnation: before,
+        successor: before.saturating_add(1),
         ..sums.header
     };
     let path = sums_path(layer);

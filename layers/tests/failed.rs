@@ -202,6 +202,38 @@ fn a_failure_outlives_the_daemon_however_that_ends() {
 }
 
 #[test]
+fn a_failure_that_could_not_be_written_down_is_tried_again_by_upkeep() {
+    let sim = Sim::new();
+    sim.fail();
+    let written = || sim.catalog.state().volumes["v"].failed.is_some();
+    for tries in 1..=2 {
+        sim.catalog.fail_next_commit();
+        assert!(maintain(&sim), "try {tries}");
+        assert!(!written(), "that commit failed");
+    }
+    assert!(maintain(&sim), "it was not tried again");
+    assert!(written());
+    let notes = sim.store().notes();
+    let told = notes.iter().filter(|note| note.contains("tried again"));
+    assert_eq!(told.count(), 1, "{notes:?}");
+    sim.cut().assert_failed("written down, a power cut");
+}
+
+/// A turn of upkeep. Returns whether it came.
+fn maintain(sim: &Sim) -> bool {
+    std::thread::scope(|scope| {
+        let (done, came) = std::sync::mpsc::channel();
+        scope.spawn(move || done.send(sim.store().maintain()).unwrap());
+        let came = came.recv_timeout(std::time::Duration::from_secs(20));
+        if came.is_err() {
+            // Lets the thread end.
+            sim.store().close();
+        }
+        came == Ok(true)
+    })
+}
+
+#[test]
 fn a_recovery_writes_again_what_the_cache_and_the_host_have() {
     let sim = Sim::new();
     sim.fail();

@@ -398,6 +398,7 @@ fn golden_sums() -> (SumsHeader, [u32; 3]) {
         store: store(),
         layer: sealed(),
         incarnation: 3,
+        successor: 0,
         extent: Extent::of(&set),
         taken_ns: 1_700_000_300_000_000_000,
     };
@@ -409,6 +410,39 @@ fn golden_bad() -> SectorSet {
     let mut bad = SectorSet::empty();
     bad.apply(&record(RecordKind::Data, 800, 8));
     bad
+}
+
+#[test]
+fn checksums_belong_to_a_map_and_to_the_next_one_at_most() {
+    let (header, _) = golden_sums();
+    let foreseen = SumsHeader {
+        successor: 4,
+        ..header.clone()
+    };
+    assert_eq!(SumsHeader::decode(&foreseen.encode()), Ok(foreseen.clone()));
+    let of = |header: &SumsHeader| {
+        (0..6)
+            .map(|number| header.is_of(number))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of(&header), [false, false, false, true, false, false]);
+    assert_eq!(of(&foreseen), [false, false, false, true, true, false]);
+    let other = Extent::of(&golden_bad());
+    assert!(foreseen.belongs_to(4, &header.extent));
+    assert!(!foreseen.belongs_to(4, &other) && !foreseen.belongs_to(3, &other));
+    for successor in [1, 3, 5, u64::MAX] {
+        let odd = SumsHeader {
+            successor,
+            ..header.clone()
+        };
+        assert!(SumsHeader::decode(&odd.encode()).is_err(), "{successor}");
+    }
+    let last = SumsHeader {
+        incarnation: u64::MAX,
+        successor: 1,
+        ..header
+    };
+    assert!(SumsHeader::decode(&last.encode()).is_err());
 }
 
 /// Which bytes of the files of checksums and of damage are printed: those of the second and third block of hexadecimal digits.

@@ -1,5 +1,5 @@
-//! How commands get from the control thread to a thread that may block: a bounded number at once, none after closing,
-//! and each to its end even if its client leaves.
+//! How commands get from the control thread to a thread that may block: a bounded number at once, a bounded number that waits,
+//! none after closing, and each to its end even if its client leaves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,9 +9,16 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::commands::Commands;
 use super::error::{ApiError, Result};
+use super::events::LISTENERS_MAX;
+use super::server::CONNECTIONS_MAX;
 
 /// Commands that run at once; more wait for their turn. Each has a thread while it runs.
 pub const COMMANDS_MAX: u32 = 32;
+/// The most that wait for their turn. Each has a connection that no newcomer gets: together with those that run and with
+/// listeners they are fewer than there may be.
+pub const WAITING_MAX: usize = 96;
+
+const _: () = assert!(COMMANDS_MAX as usize + WAITING_MAX + LISTENERS_MAX < CONNECTIONS_MAX);
 
 /// The way to the commands.
 #[derive(Debug)]
@@ -20,6 +27,8 @@ pub struct Gate {
     commands: Arc<Commands>,
     /// One permit a running command.
     permits: Arc<Semaphore>,
+    /// One permit a client whose command runs or waits.
+    places: Semaphore,
     /// Whether the daemon is about to exit.
     closing: AtomicBool,
 }
@@ -31,6 +40,7 @@ impl Gate {
         Self {
             commands,
             permits,
+            places: Semaphore::new(COMMANDS_MAX as usize + WAITING_MAX),
             closing: AtomicBool::new(false),
         }
     }
@@ -43,7 +53,8 @@ impl Gate {
     /// Runs a command on a thread that may block, and waits for it. Dropping the future does not stop the command.
     ///
     /// # Errors
-    /// Those of the command; `Unavailable` once the gate is closed; `Internal` if the command panicked.
+    /// Those of the command; `Unavailable` if too many wait already, or once the gate is closed; `Internal` if the command
+    /// panicked.
     pub async fn run<T, F>(&self, command: F) -> Result<T>
     where
         F: FnOnce(&Commands) -> Result<T> + Send + 'static,
@@ -54,6 +65,11 @@ impl Gate {
         if self.closing.load(Ordering::Relaxed) {
             return Err(leaving());
         }
+        let _place = self.places.try_acquire().map_err(|_| {
+            ApiError::unavailable(format!(
+                "{COMMANDS_MAX} commands run and {WAITING_MAX} wait for their turn; try again when some of them have ended"
+            ))
+        })?;
         let permit = Arc::clone(&self.permits)
             .acquire_owned()
             .await

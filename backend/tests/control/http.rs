@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use stratablk::control::{events, routes, server};
+use stratablk::control::{events, gate, routes, server};
 
 use crate::Server;
 
@@ -236,6 +236,40 @@ fn who_is_served_keeps_the_place() {
             text += &String::from_utf8_lossy(&bytes[..count]);
         }
     }
+}
+
+#[test]
+fn commands_that_wait_are_bounded_and_keep_others_off_no_connection() {
+    const MORE: usize = 8;
+    let s = Server::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let held = runtime.unwrap().block_on(s.gate.hold(Duration::MAX));
+    assert!(held.is_some());
+    let places = gate::COMMANDS_MAX as usize + gate::WAITING_MAX;
+    std::thread::scope(|scope| {
+        let (tell, told) = std::sync::mpsc::channel();
+        for _ in 0..places + MORE {
+            let tell = tell.clone();
+            let s = &s;
+            scope.spawn(move || tell.send(s.ask("GET", "/v1/status", "")).unwrap());
+        }
+        drop(tell);
+        for _ in 0..MORE {
+            let (status, body) = told.recv().unwrap();
+            assert_eq!(status, 503, "{body}");
+            assert_eq!(body["error"]["kind"], "unavailable");
+            let message = body["error"]["message"].as_str().unwrap();
+            assert!(message.contains("try again"), "{message}");
+        }
+        // What needs no command goes on, and so do newcomers.
+        assert_eq!(s.ask("GET", "/v1/openapi.json", "").0, 200);
+        drop(held);
+        for _ in 0..places {
+            assert_eq!(told.recv().unwrap().0, 200);
+        }
+    });
 }
 
 #[test]

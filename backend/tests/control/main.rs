@@ -37,6 +37,8 @@ struct Server {
     threads: Vec<JoinHandle<()>>,
     /// The store behind it.
     commands: Arc<Commands>,
+    /// The way to it.
+    gate: Arc<Gate>,
     /// Everything lies in here.
     dir: TempDir,
 }
@@ -53,7 +55,8 @@ impl Server {
         let commands = Arc::new(Commands::new(store, store_dir, 1));
         let work = Arc::clone(&commands);
         let jobs = thread::spawn(move || work.run_jobs());
-        let gate = Gate::new(Arc::clone(&commands));
+        let gate = Arc::new(Gate::new(Arc::clone(&commands)));
+        let way = Arc::clone(&gate);
         let serve = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -61,7 +64,7 @@ impl Server {
             runtime.unwrap().block_on(async {
                 listener.set_nonblocking(true).unwrap();
                 let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                let router = routes::router(Arc::new(gate));
+                let router = routes::router(way);
                 serve(listener, Spare::new(), router, stopped).await;
             });
             drop(socket);
@@ -71,6 +74,7 @@ impl Server {
             stop,
             threads: vec![serve, jobs],
             commands,
+            gate,
             dir,
         }
     }

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 
 use super::{FIX_RESTORE, Report, Severity};
+use crate::badfile;
+use crate::error::Error;
 use crate::file::Media;
 use crate::format::sums::Extent;
 use crate::map::set::SectorSet;
@@ -19,6 +21,31 @@ const NAMED_MAX: usize = 20;
 
 /// What becomes of checksums that cannot be used.
 const FIX_TAKE: &str = "nothing; they are taken when the daemon next scrubs the layer";
+
+/// Tells what an earlier scrub found damaged of a sealed layer.
+pub(super) fn known_bad(media: &Arc<dyn Media>, header: &MapHeader, report: &mut Report) {
+    let (what, fix) = match badfile::read(media, header.store, header.layer) {
+        Ok(None) => return,
+        Ok(Some(bad)) => (
+            format!(
+                "a scrub has found {} bytes of its data damaged; reads of them fail",
+                bad.data_sectors() * SECTOR_BYTES
+            ),
+            "write them into the layer's data from a backup, then scrub it; only that ends the errors",
+        ),
+        Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => (
+            format!(
+                "what a scrub has found damaged of its data is lost, so all reads of it fail: {error}"
+            ),
+            "start the daemon, which scrubs the layer by itself: what it finds in order is served again",
+        ),
+        Err(error) => (
+            format!("what a scrub has found damaged of its data cannot be known: {error}"),
+            "let the file be opened",
+        ),
+    };
+    report.add(Severity::Error, Some(header.layer), what, fix);
+}
 
 /// Holds a sealed layer against its checksums.
 pub(super) fn check(
@@ -45,12 +72,8 @@ pub(super) fn check(
         }
         Err(error) => return report.add(Severity::Error, layer, error.to_string(), FIX_RESTORE),
     };
-    let says = (
-        sums.header.store,
-        sums.header.incarnation,
-        sums.header.extent,
-    );
-    if says != (header.store, incarnation, Extent::of(set)) {
+    let said = &sums.header;
+    if said.store != header.store || !said.belongs_to(incarnation, &Extent::of(set)) {
         let what = "its checksums are those of another map, so its data cannot be verified";
         return report.add(Severity::Warning, layer, what, FIX_TAKE);
     }

@@ -41,7 +41,8 @@ const UNREADABLE_MAX: usize = 1000;
 const MARKED: &str = "a write or a sync failed before the last daemon ended";
 
 impl Store {
-    /// Writes to the catalog which open volumes have failed. Where that fails it says so, and the arena still knows.
+    /// Writes to the catalog which open volumes have failed. Where that fails it says so, the arena still knows, and whoever
+    /// maintains the store tries it again.
     pub fn record_failures(&self) {
         let mut inner = self.inner();
         let state = inner.catalog.state();
@@ -55,7 +56,16 @@ impl Store {
             .filter(|(name, _)| unknown(name))
             .filter_map(|(name, volume)| Some(set_failed(name, Some(volume.failure()?))))
             .collect();
-        self.commit_failures(&mut *inner.catalog, &changes);
+        let committed = commit_some(&mut *inner.catalog, &changes);
+        drop(inner);
+        let news = self.maintenance.recorded(committed.is_ok());
+        if let Err(error) = committed
+            && news
+        {
+            self.maintenance.note(format!(
+                "which volumes have failed cannot be written to the catalog now, and is tried again: {error}"
+            ));
+        }
     }
 
     /// Writes to the catalog which volumes have failed as the arena says that was found.
@@ -68,15 +78,9 @@ impl Store {
         for name in &marked {
             self.maintenance.failed(name, MARKED);
         }
-        self.commit_failures(&mut *self.inner().catalog, &changes);
-    }
-
-    /// Commits failures, as well as may be.
-    fn commit_failures(&self, catalog: &mut dyn Catalog, changes: &[Change]) {
-        if changes.is_empty() {
-            return;
-        }
-        if let Err(error) = catalog.commit(changes) {
+        let committed = commit_some(&mut *self.inner().catalog, &changes);
+        if let Err(error) = committed {
+            // The marks are asked as long as there is no more.
             self.maintenance.note(format!(
                 "which volumes have failed cannot be written to the catalog now: {error}"
             ));
@@ -330,6 +334,14 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+/// Commits changes, if there are any.
+fn commit_some(catalog: &mut dyn Catalog, changes: &[Change]) -> Result<()> {
+    match changes {
+        [] => Ok(()),
+        changes => catalog.commit(changes),
     }
 }
 

@@ -166,7 +166,7 @@ impl Store {
         }
         if sealed {
             let layer = Layer::sealed(header, number, data, set);
-            layer.set_bad(self.look_for_bad(row.id));
+            layer.set_bad(self.look_for_bad(row.id)?);
             return Ok(layer);
         }
         if recovery.dropped_bytes > 0 {

@@ -4,7 +4,8 @@
 //! does no harm while the layer is whole. Before anything is taken out of it, and before its volume's name may mean another
 //! volume, the map must say what the catalog says.
 //!
-//! DURABILITY: the map is replaced as a whole, by a rename. A crash leaves the old names or the new ones.
+//! DURABILITY: the layer's checksums are told of the map that is to come, then that replaces the old one as a whole, by a
+//! rename. A crash leaves the old names or the new ones, and checksums that belong to either.
 
 use uuid::Uuid;
 
@@ -39,21 +40,10 @@ impl Store {
         }
         let (map, header, set, _) = MapFile::open(&self.media, layer)?;
         let header = self.named_truly(header);
-        let before = map.incarnation();
-        let map = MapFile::succeed(&self.media, &header, before, &set)?;
-        self.keep_sums(layer, before, map.incarnation());
+        sumfile::foresee(&self.media, layer, map.incarnation())?;
+        MapFile::succeed(&self.media, &header, map.incarnation(), &set)?;
         self.show_header(layer, header);
         Ok(())
-    }
-
-    /// The map of a layer was replaced by one that says the same of its data: checksums stay good. If that cannot be written
-    /// they are taken anew.
-    fn keep_sums(&self, layer: LayerId, before: u64, after: u64) {
-        if let Err(error) = sumfile::follow(&self.media, layer, before, after) {
-            self.maintenance.note(format!(
-                "layer {layer}: its checksums have to be taken anew: {error}"
-            ));
-        }
     }
 
     /// After the name of a layer has gone: lets its map no longer say it, if that takes no time. Otherwise the job does that
@@ -124,9 +114,8 @@ impl Store {
                 header = self.named_truly(header);
             }
             to.clone_into(&mut header.volume);
-            let before = map.incarnation();
-            let map = map.replace(&self.media, &header, &set)?;
-            self.keep_sums(layer, before, map.incarnation());
+            sumfile::foresee(&self.media, layer, map.incarnation())?;
+            map.replace(&self.media, &header, &set)?;
             self.show_header(layer, header);
         }
         Ok(())

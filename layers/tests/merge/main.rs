@@ -10,6 +10,7 @@
     reason = "shares the guest and the oracle of the crash tests and uses a part of them"
 )]
 
+mod bad;
 mod crash;
 #[path = "../crash/disk.rs"]
 mod disk;

@@ -20,12 +20,12 @@ use crate::world::{SECTORS, World};
 use crate::{WAYS, clone_of, crash, tree};
 
 /// A file of a layer.
-fn file_of(layer: LayerId, name: &str) -> PathBuf {
+pub fn file_of(layer: LayerId, name: &str) -> PathBuf {
     data_path(layer).with_file_name(name)
 }
 
 /// Carries out everything that is to be done.
-fn run_all(store: &Store) {
+pub fn run_all(store: &Store) {
     for _ in 0..50_000 {
         if !store.job_step() {
             return;
@@ -35,7 +35,7 @@ fn run_all(store: &Store) {
 }
 
 /// Scrubs, and returns how that ended.
-fn scrub(world: &World) -> JobInfo {
+pub fn scrub(world: &World) -> JobInfo {
     let job = world.store().scrub(None, None).unwrap();
     assert_eq!(job.kind, JobKind::Scrub);
     run_all(world.store());
@@ -43,13 +43,13 @@ fn scrub(world: &World) -> JobInfo {
 }
 
 /// What a scrub found.
-fn report(job: &JobInfo) -> &ScrubReport {
+pub fn report(job: &JobInfo) -> &ScrubReport {
     job.scrub.as_ref().unwrap()
 }
 
 /// Scrubs a store in which all is well.
 #[track_caller]
-fn scrub_clean(world: &World) -> JobInfo {
+pub fn scrub_clean(world: &World) -> JobInfo {
     let job = scrub(world);
     assert_eq!(
         job.phase,
@@ -61,7 +61,7 @@ fn scrub_clean(world: &World) -> JobInfo {
 }
 
 /// The sealed layers that have data of their own.
-fn sealed(world: &World) -> Vec<LayerId> {
+pub fn sealed(world: &World) -> Vec<LayerId> {
     let state = world.durable.state();
     let rows = state.layers.values();
     rows.filter(|row| row.state == LayerState::Sealed && row.base.is_none())
@@ -70,12 +70,12 @@ fn sealed(world: &World) -> Vec<LayerId> {
 }
 
 /// The media, as the store knows them.
-fn files(world: &World) -> Arc<dyn Media> {
+pub fn files(world: &World) -> Arc<dyn Media> {
     Arc::new(world.media.clone())
 }
 
 /// The clusters that a layer has data of, with which sectors.
-fn held(world: &World, layer: LayerId) -> Vec<(Cluster, SectorMask)> {
+pub fn held(world: &World, layer: LayerId) -> Vec<(Cluster, SectorMask)> {
     let set = MapFile::read(&files(world), layer).unwrap().set;
     (0..SECTORS.div_ceil(CLUSTER_SECTORS))
         .map(Cluster)
@@ -85,7 +85,7 @@ fn held(world: &World, layer: LayerId) -> Vec<(Cluster, SectorMask)> {
 }
 
 /// Flips a bit of a file, on the medium.
-fn flip(world: &World, path: &Path, offset: u64) {
+pub fn flip(world: &World, path: &Path, offset: u64) {
     let file = world.media.open(path, OpenMode::ReadOnly, false).unwrap();
     let mut byte = [0];
     file.read_at(&mut byte, offset).unwrap();
@@ -93,7 +93,7 @@ fn flip(world: &World, path: &Path, offset: u64) {
 }
 
 /// All bytes of a file.
-fn bytes_of(world: &World, path: &Path) -> Vec<u8> {
+pub fn bytes_of(world: &World, path: &Path) -> Vec<u8> {
     let file = world.media.open(path, OpenMode::ReadOnly, false).unwrap();
     let mut bytes = vec![0; file.len().unwrap() as usize];
     file.read_at(&mut bytes, 0).unwrap();
@@ -101,14 +101,14 @@ fn bytes_of(world: &World, path: &Path) -> Vec<u8> {
 }
 
 /// Replaces a file.
-fn put(world: &World, path: &Path, bytes: &[u8]) {
+pub fn put(world: &World, path: &Path, bytes: &[u8]) {
     let _ = world.media.remove(path);
     let file = world.media.open(path, OpenMode::CreateNew, false).unwrap();
     file.write_at(bytes, 0).unwrap();
 }
 
 /// Whether a volume reads this cluster of this layer.
-fn reads(world: &World, volume: &str, layer: LayerId, cluster: Cluster) -> bool {
+pub fn reads(world: &World, volume: &str, layer: LayerId, cluster: Cluster) -> bool {
     let state = world.durable.state();
     let chain = state.chain(state.volumes[volume].active);
     (0..8).any(|sector| {
@@ -126,7 +126,7 @@ fn reads(world: &World, volume: &str, layer: LayerId, cluster: Cluster) -> bool 
 }
 
 /// Reads a volume cluster by cluster. Returns the clusters that fail.
-fn failing(world: &World, volume: &str) -> Vec<Cluster> {
+pub fn failing(world: &World, volume: &str) -> Vec<Cluster> {
     let volume = world.store().open_volume(volume).unwrap();
     let mut queue = Queue::new(volume.context(true).unwrap());
     let clusters = 0..SECTORS.div_ceil(CLUSTER_SECTORS);

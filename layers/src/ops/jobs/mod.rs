@@ -186,11 +186,14 @@ impl Store {
             return self.job(id);
         }
         drop(command);
-        self.set_job(id, |row| {
+        let job = self.set_job(id, |row| {
             row.state = JobState::Stopped;
             row.error = None;
             Ok(())
-        })
+        })?;
+        // Perhaps for good.
+        self.want_sums([row.source, row.target]);
+        Ok(job)
     }
 
     /// Limits a job to so many bytes a second, or no longer.
@@ -330,11 +333,15 @@ impl Store {
 
     /// Whether a job's target has the source's file: it cannot be left half done then.
     fn is_begun_in_place(&self, row: &JobRow) -> bool {
-        let inner = self.inner();
-        let target = inner.catalog.state().layers.get(&row.target);
-        // Before its beginning the target lies directly over the source.
-        row.way == Way::InPlace && target.is_some_and(|target| target.parent != Some(row.source))
+        is_begun_in_place(self.inner().catalog.state(), row)
     }
+}
+
+/// The same, as a catalog says.
+pub(crate) fn is_begun_in_place(state: &CatalogState, row: &JobRow) -> bool {
+    let target = state.layers.get(&row.target);
+    // Before its beginning the target lies directly over the source.
+    row.way == Way::InPlace && target.is_some_and(|target| target.parent != Some(row.source))
 }
 
 /// The change that adds a job, with a limit.

@@ -105,11 +105,12 @@ impl Store {
                 begin.map_or(Loaded::NotYet, |begin| Loaded::Work(Kind::Begin(begin)))
             });
         }
-        for sealed in &span {
+        let sealed = |row: &&LayerRow| row.state == LayerState::Sealed;
+        for sealed in span.iter().filter(sealed).filter(|row| row.base.is_none()) {
             self.check_undamaged(sealed.id)?;
         }
         // DURABILITY: the name of a deleted snapshot must be gone for good before its layer is no longer what it promised.
-        for sealed in span.iter().filter(|row| row.state == LayerState::Sealed) {
+        for sealed in span.iter().filter(sealed) {
             self.write_true_names(sealed.id)?;
             // DURABILITY: nor may its checksums be those of other data. What is only copied from keeps them.
             if row.way != Way::Copy || sealed.id == row.target {

@@ -313,7 +313,10 @@ impl Store {
             rate: now.rate,
         }]);
         match stopped {
-            Ok(()) => Turn::Moved(0),
+            Ok(()) => {
+                self.want_sums([row.source, row.target]);
+                Turn::Moved(0)
+            }
             // It is tried again as if nothing had been.
             Err(_) => Turn::Waits,
         }

@@ -1,16 +1,19 @@
 //! What is known to be damaged: never served, shown to whoever asks, remembered over a restart, and mended where a frame of the
 //! cache still has what was lost.
+//!
+//! Where the file that remembers it is damaged itself, all data of the layer counts as damaged. That a scrub of it is due is
+//! known by that, also after a restart: the file is replaced, or removed, at the end of one and not before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::badfile;
+use crate::badfile::{self, bad_path};
 use crate::cache::set::FrameKey;
 use crate::cache::staging::Page;
 use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
-use crate::map::SectorSet;
-use crate::mapfile::data_path;
+use crate::map::{MapRecord, RecordKind, SectorSet};
+use crate::mapfile::{MapFile, data_path};
 use crate::store::{Store, now_ns};
 use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, LayerId, SECTOR_BYTES, SectorMask};
 use crate::verify::{Mismatch, sum_of};
@@ -18,30 +21,50 @@ use crate::verify::{Mismatch, sum_of};
 /// Data of sealed layers that is known to be damaged.
 #[derive(Debug, Default)]
 pub(crate) struct Damage {
+    /// What is known.
+    known: Mutex<Known>,
+}
+
+/// What is known to be damaged.
+#[derive(Debug, Default)]
+struct Known {
     /// By layer; none that is whole.
-    known: Mutex<BTreeMap<LayerId, Arc<SectorSet>>>,
+    bad: BTreeMap<LayerId, Arc<SectorSet>>,
+    /// Those of them of which all counts as damaged, since what was known is lost.
+    lost: BTreeSet<LayerId>,
 }
 
 impl Damage {
     /// What is known, whatever happened to an earlier holder of the lock.
-    fn known(&self) -> MutexGuard<'_, BTreeMap<LayerId, Arc<SectorSet>>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Of one layer.
     pub(crate) fn of(&self, layer: LayerId) -> Option<Arc<SectorSet>> {
-        self.known().get(&layer).cloned()
+        self.known().bad.get(&layer).cloned()
     }
 
     /// Whether nothing is damaged.
     pub(crate) fn is_none(&self) -> bool {
-        self.known().is_empty()
+        self.known().bad.is_empty()
+    }
+
+    /// Whether it is not known what is damaged of a layer, so that all of it counts as such.
+    pub(super) fn is_lost(&self, layer: LayerId) -> bool {
+        self.known().lost.contains(&layer)
+    }
+
+    /// The layers of which that is not known.
+    pub(super) fn lost(&self) -> BTreeSet<LayerId> {
+        self.known().lost.clone()
     }
 
     /// Of all.
     pub(crate) fn all(&self) -> Vec<(LayerId, Arc<SectorSet>)> {
         let known = self.known();
-        let all = known.iter().map(|(layer, bad)| (*layer, Arc::clone(bad)));
+        let all = known.bad.iter();
+        let all = all.map(|(layer, bad)| (*layer, Arc::clone(bad)));
         all.collect()
     }
 
@@ -54,37 +77,76 @@ impl Damage {
     /// Replaces what is known of a layer.
     fn put(&self, layer: LayerId, bad: Option<Arc<SectorSet>>) {
         let mut known = self.known();
+        known.lost.remove(&layer);
         match bad {
-            Some(bad) => known.insert(layer, bad),
-            None => known.remove(&layer),
+            Some(bad) => known.bad.insert(layer, bad),
+            None => known.bad.remove(&layer),
         };
+    }
+
+    /// What was known of a layer is lost; this is all that it holds.
+    fn put_lost(&self, layer: LayerId, all: Arc<SectorSet>) {
+        let mut known = self.known();
+        known.bad.insert(layer, all);
+        known.lost.insert(layer);
     }
 
     /// Forgets layers that are gone.
     fn keep(&self, is_there: impl Fn(LayerId) -> bool) {
-        self.known().retain(|layer, _| is_there(*layer));
+        let mut known = self.known();
+        known.bad.retain(|layer, _| is_there(*layer));
+        known.lost.retain(|layer| is_there(*layer));
     }
 }
 
 impl Store {
-    /// What is known to be damaged of a layer, from memory or from its file.
-    pub(crate) fn look_for_bad(&self, layer: LayerId) -> Option<Arc<SectorSet>> {
+    /// What is known to be damaged of a sealed layer, from memory or from its file. All that it holds if the file is damaged;
+    /// a scrub of it is due then.
+    ///
+    /// # Errors
+    /// `Io`: nobody can know now. Of its map, if that is needed: `Corrupt`, `Unsupported`.
+    pub(crate) fn look_for_bad(&self, layer: LayerId) -> Result<Option<Arc<SectorSet>>> {
         if let Some(bad) = self.damage.of(layer) {
-            return Some(bad);
+            return Ok(Some(bad));
         }
         match badfile::read(&self.media, self.id(), layer) {
-            Ok(None) => None,
+            Ok(None) => Ok(None),
             Ok(Some(bad)) => {
                 let bad = Arc::new(bad);
                 self.damage.put(layer, Some(Arc::clone(&bad)));
-                Some(bad)
+                Ok(Some(bad))
             }
-            Err(error) => {
-                self.maintenance.note(format!(
-                    "layer {layer}: what an earlier scrub found damaged is not known any more; scrub it again: {error}"
-                ));
-                None
+            Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. })) => {
+                self.lose_bad(layer, &error).map(Some)
             }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is damaged of a layer is not known any more, so nothing of it is served. Returns all that it holds.
+    fn lose_bad(&self, layer: LayerId, error: &Error) -> Result<Arc<SectorSet>> {
+        let mut all = SectorSet::empty();
+        for range in MapFile::read(&self.media, layer)?.set.data_runs() {
+            let kind = RecordKind::Data;
+            all.apply(&MapRecord { kind, range });
+        }
+        all.optimize();
+        let all = Arc::new(all);
+        self.damage.put_lost(layer, Arc::clone(&all));
+        self.show_bad(layer, Some(Arc::clone(&all)));
+        self.maintenance.note(format!(
+            "layer {layer}: what an earlier scrub found damaged is not known any more, so all reads of it fail until it was \
+             scrubbed, which is done by itself: {error}"
+        ));
+        self.want_sums([layer]);
+        Ok(all)
+    }
+
+    /// Lets readers know what is damaged of a layer.
+    fn show_bad(&self, layer: LayerId, bad: Option<Arc<SectorSet>>) {
+        let known = self.inner().layers.get(&layer).and_then(Weak::upgrade);
+        if let Some(known) = known {
+            known.set_bad(bad);
         }
     }
 
@@ -98,7 +160,7 @@ impl Store {
     /// Refuses to move data out of a layer, or over it, of which some is known to be damaged: what is moved would pass for
     /// good.
     pub(crate) fn check_undamaged(&self, layer: LayerId) -> Result<()> {
-        self.look_for_bad(layer);
+        self.look_for_bad(layer)?;
         self.check_still_undamaged(layer)
     }
 
@@ -107,6 +169,14 @@ impl Store {
         let Some(bad) = self.damage.of(layer) else {
             return Ok(());
         };
+        if self.damage.is_lost(layer) {
+            return Err(Error::Corrupt {
+                path: self.media.display_path(&bad_path(layer)),
+                what: "what is damaged of its layer is not known until a scrub of that has ended, which is done by itself; \
+                       then resume the job"
+                    .into(),
+            });
+        }
         Err(Error::Corrupt {
             path: self.media.display_path(&data_path(layer)),
             what: format!(
@@ -123,10 +193,7 @@ impl Store {
         let shown = is_new.then(|| Arc::new(bad.clone()));
         // For readers first: if it cannot be written, it is not served at least as long as this daemon lives.
         self.damage.put(layer, shown.clone());
-        let known = self.inner().layers.get(&layer).and_then(Weak::upgrade);
-        if let Some(known) = known {
-            known.set_bad(shown);
-        }
+        self.show_bad(layer, shown);
         badfile::write(&self.media, self.id(), layer, bad, now_ns())
     }
 

@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Weak};
 
+use crate::badfile::bad_path;
 use crate::catalog::JobId;
 use crate::error::{Error, Result};
 use crate::file::{File, OpenMode};
@@ -83,22 +84,19 @@ impl Store {
         let contents = MapFile::read(&self.media, layer)?;
         let (set, incarnation) = (Arc::new(contents.set), contents.incarnation);
         let extent = Extent::of(&set);
-        let before = self.look_for_bad(layer);
+        let before = self.look_for_bad(layer)?;
         let sums = match self.usable_sums(layer, of, incarnation, &extent)? {
             Usable::Sums(sums) => sums,
             Usable::Leave => return Ok(None),
             Usable::Take if before.is_some() => {
-                return Err(Error::Corrupt {
-                    path: self.media.display_path(&data_path(layer)),
-                    what: "some of it is known to be, and its checksums are lost: restore the layer's directory from a backup"
-                        .into(),
-                });
+                return Err(self.cannot_be_told(layer));
             }
             Usable::Take => {
                 let header = SumsHeader {
                     store: self.id(),
                     layer,
                     incarnation,
+                    successor: 0,
                     extent,
                     taken_ns: now_ns(),
                 };
@@ -108,6 +106,9 @@ impl Store {
                     .media
                     .open(&path, OpenMode::ReadOnly, false)
                     .map_err(self.io("open", &path))?;
+                // DURABILITY: what a job that has stopped has written where this layer is hidden, or given back of it, must not
+                // be undone by a power cut when checksums say what is there now.
+                file.sync_data().map_err(self.io("sync", &path))?;
                 let command = self.command();
                 if let Some(job) = self.job_on(layer) {
                     if of.is_some() {
@@ -149,6 +150,23 @@ impl Store {
             begins,
             kind: Kind::Verify(Box::new(verify)),
         }))
+    }
+
+    /// Some of a layer's data is damaged, or may be, and there is nothing to hold it against.
+    fn cannot_be_told(&self, layer: LayerId) -> Error {
+        if self.damage.is_lost(layer) {
+            return Error::Corrupt {
+                path: self.media.display_path(&bad_path(layer)),
+                what: "it says what is damaged of its layer, whose checksums are lost too: restore the layer's directory from \
+                       a backup, or remove this file, to take the data as it is, and restart the daemon"
+                    .into(),
+            };
+        }
+        Error::Corrupt {
+            path: self.media.display_path(&data_path(layer)),
+            what: "some of it is known to be, and its checksums are lost: restore the layer's directory from a backup"
+                .into(),
+        }
     }
 
     /// What is looked at must be the file that readers have open: one that took its name meanwhile says nothing of it.
@@ -196,15 +214,13 @@ impl Store {
                 self.sums_damaged(layer, of, "they are those of another store");
                 Usable::Take
             }
-            Found::Sums(sums)
-                if (sums.header.incarnation, &sums.header.extent) != (incarnation, extent) =>
-            {
+            Found::Sums(sums) if !sums.header.belongs_to(incarnation, extent) => {
                 self.maintenance.note(format!(
                     "layer {layer}: its checksums are those of an earlier map, and are taken anew"
                 ));
                 Usable::Take
             }
-            Found::Sums(_) if of.is_none() => Usable::Leave,
+            Found::Sums(_) if of.is_none() && !self.damage.is_lost(layer) => Usable::Leave,
             Found::Sums(sums) => Usable::Sums(sums),
         })
     }
@@ -345,7 +361,10 @@ impl Store {
             None => verify.found.clone(),
         };
         self.trim_bad(layer, &fresh);
-        if let Err(error) = self.set_bad(layer, &all) {
+        // Of what is lost nothing is served anyhow, and that is remembered until all of it was looked at.
+        if !self.damage.is_lost(layer)
+            && let Err(error) = self.set_bad(layer, &all)
+        {
             self.maintenance.note(format!(
                 "layer {layer}: that it is damaged is not remembered over a restart: {error}"
             ));
@@ -382,12 +401,16 @@ impl Store {
                 bad = before.within(first, count).over(&bad);
             }
         }
-        let was = self.look_for_bad(layer);
-        if was.as_deref().map_or(0, SectorSet::data_sectors) != 0 || bad.data_sectors() > 0 {
+        let lost = self.damage.is_lost(layer);
+        if self.look_for_bad(layer)?.is_some() || bad.data_sectors() > 0 {
             self.set_bad(layer, &bad)?;
         }
         if bad.data_sectors() > 0 {
             self.say_bad(layer, of, &bad);
+        } else if lost {
+            self.maintenance.note(format!(
+                "layer {layer}: a scrub found nothing damaged; it is served again"
+            ));
         }
         if verify.verification.sums.damaged_blocks > 0 {
             let blocks = verify.verification.sums.damaged_blocks;

@@ -5,9 +5,10 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use crate::catalog::{JobId, LayerState};
+use crate::catalog::{JobId, JobRow, JobState, LayerState};
 use crate::lifecycle::{Phase, ScrubReport};
 use crate::ops::collect::jobs_on;
+use crate::ops::jobs::is_begun_in_place;
 use crate::ops::jobs::rate::Bucket;
 use crate::ops::merge::{Patience, Turn};
 use crate::store::Store;
@@ -29,9 +30,9 @@ const BEGINS_MAX: u32 = 3;
 pub(crate) struct Scrubber {
     /// Whether all layers were looked at once.
     looked: bool,
-    /// Layers that need checksums.
+    /// Layers that need checksums, or to be held against theirs since what was damaged of them is not known any more.
     missing: BTreeSet<LayerId>,
-    /// Those of them that a job has changed and works on still. Looked at again when a job has ended.
+    /// Those of them that a job has changed and works on still. Looked at again when a job has ended or stopped.
     blocked: BTreeSet<LayerId>,
     /// The layer at work.
     work: Option<Work>,
@@ -47,6 +48,16 @@ pub(super) enum Obstacle {
     Gone,
     /// A job works on it.
     Job(JobId),
+}
+
+impl Scrubber {
+    /// The next layer that nobody asked for: first of those of which nothing is served until then.
+    fn next_missing(&mut self, lost: &BTreeSet<LayerId>) -> Option<LayerId> {
+        let first = self.missing.intersection(lost).next();
+        let next = *first.or_else(|| self.missing.first())?;
+        self.missing.remove(&next);
+        Some(next)
+    }
 }
 
 impl Store {
@@ -69,8 +80,10 @@ impl Store {
         scrubber.due = Some(now + scrubber.bucket.took(bytes, rate, now));
         let at_work = scrubber.work.as_ref();
         let at_work = at_work.is_some_and(|work| matches!(work.kind, Kind::Take(..)));
-        self.jobs.board().scrubs.waiting =
-            scrubber.missing.len() + scrubber.blocked.len() + usize::from(at_work);
+        let waiting = scrubber.missing.union(&scrubber.blocked);
+        let lost = self.damage.lost();
+        let waiting = waiting.filter(|layer| !lost.contains(*layer)).count();
+        self.jobs.board().scrubs.waiting = waiting + usize::from(at_work);
         turn
     }
 
@@ -147,7 +160,11 @@ impl Store {
                 .collect()
         };
         for layer in layers {
-            self.look_for_bad(layer);
+            if let Err(error) = self.look_for_bad(layer) {
+                self.maintenance.note(format!(
+                    "layer {layer}: what an earlier scrub found damaged cannot be known now: {error}"
+                ));
+            }
             if !sumfile::exists(&self.media, layer) {
                 scrubber.missing.insert(layer);
             }
@@ -169,30 +186,32 @@ impl Store {
     /// What keeps a layer from being looked at. A job that has not begun to change it, or only copies from it, does not: as
     /// long as there are checksums, they are those of the data.
     pub(super) fn obstacle(&self, layer: LayerId) -> Option<Obstacle> {
-        let job = {
+        let fits = {
             let inner = self.inner();
-            let state = inner.catalog.state();
-            let row = state.layers.get(&layer);
-            let fits = row.is_some_and(|row| row.state == LayerState::Sealed && row.base.is_none());
-            if !fits {
-                return Some(Obstacle::Gone);
-            }
-            jobs_on(state, layer).first().map(|job| job.id)
+            let row = inner.catalog.state().layers.get(&layer);
+            row.is_some_and(|row| row.state == LayerState::Sealed && row.base.is_none())
         };
+        if !fits {
+            return Some(Obstacle::Gone);
+        }
+        let job = self.job_on(layer);
         let job = job.filter(|_| !sumfile::exists(&self.media, layer));
         job.map(Obstacle::Job)
     }
 
-    /// A job that works on a layer, or is to.
+    /// A job that moves data of a layer, or may begin to at any moment. One that has stopped does not: before it goes on it
+    /// removes checksums. But where its target has its source's file guests write to that.
     pub(super) fn job_on(&self, layer: LayerId) -> Option<JobId> {
         let inner = self.inner();
-        let jobs = jobs_on(inner.catalog.state(), layer);
-        jobs.first().map(|job| job.id)
+        let state = inner.catalog.state();
+        let moves = |job: &&JobRow| job.state != JobState::Stopped || is_begun_in_place(state, job);
+        let mut jobs = jobs_on(state, layer).into_iter();
+        jobs.find(moves).map(|job| job.id)
     }
 
     /// A layer that cannot go on now is looked at from its beginning later.
     fn put_back(&self, scrubber: &mut Scrubber, work: Work) {
-        if let Kind::Take(..) = work.kind {
+        if work.of.is_none() || matches!(work.kind, Kind::Take(..)) {
             // What was begun is removed when it is begun anew; if it never is, `check` names it.
             scrubber.missing.insert(work.layer);
         }
@@ -233,7 +252,7 @@ impl Store {
                 self.end_of_scrub(id);
                 return Err(());
             }
-            None => match scrubber.missing.pop_first() {
+            None => match scrubber.next_missing(&self.damage.lost()) {
                 Some(layer) => (layer, None),
                 None => return Ok(None),
             },
@@ -306,6 +325,9 @@ impl Store {
             return;
         }
         match of {
+            None if self.damage.is_lost(layer) => self.maintenance.note(format!(
+                "layer {layer}: all reads of it fail until it was scrubbed, which was not possible: {why}"
+            )),
             None => self.maintenance.note(format!(
                 "layer {layer}: its checksums are not taken until it is scrubbed: {why}"
             )),
