@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::flush::zeroes::ZeroRange;
+use crate::map::fault::{self, Fault};
 use crate::sync::{AtomicBool, Ordering};
 use crate::volume::RequestError;
 
@@ -49,10 +50,8 @@ pub enum Mail {
 pub struct Mailbox {
     /// Letters not yet taken.
     letters: Mutex<Vec<Mail>>,
-    /// Whether there may be letters: lets the owner look without the lock.
-    flag: AtomicBool,
-    /// Wakes the owner.
-    event: OwnedFd,
+    /// Whether there may be letters.
+    notice: Notice<OwnedFd>,
 }
 
 impl Mailbox {
@@ -64,8 +63,7 @@ impl Mailbox {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
             letters: Mutex::new(Vec::new()),
-            flag: AtomicBool::new(false),
-            event,
+            notice: Notice::new(event),
         })
     }
 
@@ -75,31 +73,87 @@ impl Mailbox {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(letter);
-        // The counter of an event fd cannot overflow with one letter a request; a full counter has woken the owner anyway.
-        // Before the flag: an owner that took the letter in between, for the sake of another one, would find the event fd
-        // readable and the flag clear, and be woken for ever.
-        let _ = rustix::io::write(&self.event, &ONE);
-        // ORDERING: Release, after the letter; pairs with the swap in `take`.
-        self.flag.store(true, Ordering::Release);
+        self.notice.give();
     }
 
     /// Takes all letters. Cheap if there are none.
     pub fn take(&self) -> Vec<Mail> {
-        // ORDERING: the plain load only saves work: a letter that it misses has also written the event fd, which stays
-        // readable until a call that sees the flag, and so makes the owner look again. The swap is Acquire; pairs with the
-        // Release in `send`.
-        if !self.flag.load(Ordering::Relaxed) || !self.flag.swap(false, Ordering::Acquire) {
+        if !self.notice.take() {
             return Vec::new();
         }
-        let mut counter = [0u8; 8];
-        // Nothing to read means that another call has reset the counter already.
-        let _ = rustix::io::read(&self.event, &mut counter);
         std::mem::take(&mut *self.letters.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Becomes readable when there are letters.
     pub fn wake_fd(&self) -> RawFd {
-        self.event.as_raw_fd()
+        self.notice.event.as_raw_fd()
+    }
+}
+
+/// What wakes a thread that sleeps: it stays set until it is reset.
+trait Event {
+    /// Wakes the thread.
+    fn set(&self);
+    /// Lets it sleep again.
+    fn reset(&self);
+}
+
+impl Event for OwnedFd {
+    fn set(&self) {
+        // The counter of an event fd cannot overflow with one letter a request; a full counter has woken the owner anyway.
+        let _ = rustix::io::write(self, &ONE);
+    }
+
+    fn reset(&self) {
+        let mut counter = [0u8; 8];
+        // Nothing to read means that another call has reset the counter already.
+        let _ = rustix::io::read(self, &mut counter);
+    }
+}
+
+/// That there is something to take, for an owner who sleeps and for one who is at work and looks now and then.
+#[derive(Debug)]
+struct Notice<E> {
+    /// Lets the owner look without a system call.
+    flag: AtomicBool,
+    /// Wakes the owner.
+    event: E,
+}
+
+impl<E: Event> Notice<E> {
+    /// Nothing is there.
+    fn new(event: E) -> Self {
+        Self {
+            flag: AtomicBool::new(false),
+            event,
+        }
+    }
+
+    /// Something was put there.
+    fn give(&self) {
+        // ORDERING: Release, after what was put there; pairs with the swap in `take`. Before the event: who is woken by it has
+        // a CPU at once, often this thread's own, and would find nothing, be woken again, and so on until this thread is
+        // given one again: milliseconds.
+        if !fault::planted(Fault::WakeBeforeFlag) {
+            self.flag.store(true, Ordering::Release);
+        }
+        self.event.set();
+        // ORDERING: Release, as above. Once more: an owner who took it in between, since it was at work, has the event set
+        // behind it and the flag clear, and would be woken for ever. It looks once for nothing instead.
+        if !fault::planted(Fault::FlagOnlyBeforeWake) {
+            self.flag.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether there may be something.
+    fn take(&self) -> bool {
+        // ORDERING: the plain load only saves work: what it misses has also set the event, which stays so until a call that
+        // sees the flag, and so makes the owner look again. The swap is Acquire; pairs with the Releases in `give`.
+        if !self.flag.load(Ordering::Relaxed) || !self.flag.swap(false, Ordering::Acquire) {
+            return false;
+        }
+        self.event.reset();
+        true
     }
 }
 
@@ -109,3 +163,93 @@ impl Mailbox {
     reason = "a value for the kernel of this machine, not a format"
 )]
 const ONE: [u8; 8] = 1u64.to_ne_bytes();
+
+#[cfg(test)]
+mod scenarios {
+    //! One who puts something there and an owner who takes it: woken by the event, or at work and looking anyway.
+
+    use super::*;
+    use crate::sync::thread;
+
+    /// An event of a model.
+    #[derive(Debug)]
+    struct Flag(AtomicBool);
+
+    impl Event for Flag {
+        fn set(&self) {
+            // ORDERING: AcqRel, as strong as the kernel's counter.
+            self.0.swap(true, Ordering::AcqRel);
+        }
+        fn reset(&self) {
+            // ORDERING: as above.
+            self.0.swap(false, Ordering::AcqRel);
+        }
+    }
+
+    impl Flag {
+        /// Whether it wakes the owner now.
+        fn is_set(&self) -> bool {
+            // ORDERING: as above.
+            self.0.load(Ordering::Acquire)
+        }
+    }
+
+    /// The owner looks once while it is at work (or not), sleeps, and must find what is there when it is woken.
+    fn owner_is_woken(at_work: bool) {
+        let notice = Arc::new(Notice::new(Flag(AtomicBool::new(false))));
+        let giver = {
+            let notice = Arc::clone(&notice);
+            thread::spawn(move || notice.give())
+        };
+        let mut taken = at_work && notice.take();
+        if notice.event.is_set() {
+            let found = notice.take();
+            assert!(found || taken, "woken for something that it cannot see");
+            taken |= found;
+        }
+        giver.join().expect("the giver");
+        while notice.event.is_set() {
+            assert!(notice.take(), "woken for ever");
+            taken = true;
+        }
+        assert!(taken, "never woken");
+    }
+
+    #[cfg(loom)]
+    #[test]
+    fn loom_mailbox_owner_asleep() {
+        loom::model(|| owner_is_woken(false));
+    }
+
+    #[cfg(loom)]
+    #[test]
+    fn loom_mailbox_owner_at_work() {
+        loom::model(|| owner_is_woken(true));
+    }
+
+    #[cfg(loom)]
+    #[test]
+    #[should_panic(expected = "woken for something that it cannot see")]
+    fn loom_mailbox_caught_wake_before_flag() {
+        fault::plant(Fault::WakeBeforeFlag);
+        loom::model(|| owner_is_woken(false));
+    }
+
+    #[cfg(loom)]
+    #[test]
+    #[should_panic(expected = "woken for ever")]
+    fn loom_mailbox_caught_flag_only_before_wake() {
+        fault::plant(Fault::FlagOnlyBeforeWake);
+        loom::model(|| owner_is_woken(true));
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn an_owner_finds_what_it_is_woken_for() {
+        for at_work in [false, true] {
+            for _ in 0..2000 {
+                owner_is_woken(at_work);
+            }
+        }
+    }
+}

@@ -512,11 +512,17 @@ fn write_new(
 /// Gives the map that was written beside the one in force its name.
 fn take_name(media: &Arc<dyn Media>, layer: LayerId) -> std::result::Result<(), ReplaceError> {
     let (new, path, dir) = (new_map_path(layer), map_path(layer), layer_dir(layer));
+    // While nothing has changed: a process with a full table of descriptors cannot open what it has to sync.
+    let directory = media.open_dir(&dir).map_err(|error| {
+        // Best effort, as in `write_new`.
+        drop(media.remove(&new));
+        ReplaceError::before(io_error(media, "open", &dir)(error))
+    })?;
     // DURABILITY: complete and synced before it gets the name; from here on a crash leaves either map.
     media
         .rename(&new, &path)
         .map_err(io_error(media, "rename", &new))
-        .and_then(|()| media.sync_dir(&dir).map_err(io_error(media, "sync", &dir)))
+        .and_then(|()| directory.sync().map_err(io_error(media, "sync", &dir)))
         .map_err(|error| ReplaceError {
             error,
             old_in_force: false,

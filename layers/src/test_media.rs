@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::file::{Engine, File, FileIdentity, FileStat, FileToken, Media, OpenMode};
+use crate::file::{Directory, Engine, File, FileIdentity, FileStat, FileToken, Media, OpenMode};
 
 /// What was done, and what is to fail.
 #[derive(Debug, Default)]
@@ -50,19 +50,43 @@ impl TestMedia {
 
     /// Logs an operation, or fails it.
     fn log(&self, entry: String) -> io::Result<()> {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        if log.fail.as_ref() == Some(&entry) {
-            log.fail = None;
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        log.done.push(entry);
+        self.fail_planned(&entry)?;
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .done
+            .push(entry);
         Ok(())
+    }
+
+    /// Fails an operation that changes nothing and is not logged, if it is its turn.
+    fn fail_planned(&self, entry: &str) -> io::Result<()> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        match log.fail.take_if(|fail| *fail == entry) {
+            Some(_) => Err(io::ErrorKind::StorageFull.into()),
+            None => Ok(()),
+        }
     }
 }
 
 /// The last part of a path.
 fn name(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+/// An open directory.
+#[derive(Debug)]
+struct TestDirectory {
+    /// The name in the log.
+    name: String,
+    /// Of its log.
+    media: TestMedia,
+}
+
+impl Directory for TestDirectory {
+    fn sync(&self) -> io::Result<()> {
+        self.media.log(format!("sync {}", self.name))
+    }
 }
 
 /// An open file, with the name it was opened by.
@@ -143,8 +167,12 @@ impl Media for TestMedia {
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
         fs::remove_dir_all(self.root.join(path))
     }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.log(format!("sync {}", name(path)))
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>> {
+        self.fail_planned(&format!("open {}", name(path)))?;
+        Ok(Box::new(TestDirectory {
+            media: self.clone(),
+            name: name(path),
+        }))
     }
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();

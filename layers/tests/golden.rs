@@ -638,6 +638,7 @@ fn the_golden_catalogs_are_read() {
         assert_eq!(version_in(dir.path()), 3);
         let catalog = SqliteCatalog::open(dir.path()).unwrap();
         assert_eq!(*catalog.state(), expected);
+        drop(catalog);
         let names = fs::read_dir(dir.path()).unwrap();
         assert_eq!(names.count(), 1, "nothing is left beside the catalog");
     }

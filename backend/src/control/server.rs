@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -86,10 +87,11 @@ pub async fn serve(
                     tracing::warn!("the control socket cannot accept: {error}");
                 }
                 out_of_descriptors = no_descriptor;
-                if no_descriptor && spare.give() {
-                    continue;
-                }
-                if no_descriptor {
+                // The host says so before it looks whether anybody waits.
+                if no_descriptor && newcomer_waits(&listener) {
+                    if spare.give() {
+                        continue;
+                    }
                     crowd.make_way();
                 }
                 tokio::select! {
@@ -107,6 +109,13 @@ pub async fn serve(
     {
         tracing::debug!("control connections cut off");
     }
+}
+
+/// Whether somebody waits to be accepted.
+fn newcomer_waits(listener: &UnixListener) -> bool {
+    let mut entries = [PollFd::new(listener, PollFlags::IN)];
+    // Whoever cannot be asked for counts as there: then somebody makes way in vain.
+    poll(&mut entries, Some(&Timespec::default())).map_or(true, |ready| ready > 0)
 }
 
 /// Waits until it is time to stop, or until nobody is left to say so.

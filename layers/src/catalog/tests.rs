@@ -483,9 +483,7 @@ fn a_catalog_that_is_not_what_it_should_be_takes_no_more_commits() {
     let dir = tempfile::tempdir().unwrap();
     let mut sqlite = SqliteCatalog::create(dir.path(), &new_store()).unwrap();
     sqlite.commit(&start()).unwrap();
-    let db = rusqlite::Connection::open(dir.path().join(CATALOG_NAME)).unwrap();
-    db.execute("DELETE FROM volumes", []).unwrap();
-    drop(db);
+    sqlite.execute("DELETE FROM volumes");
     let before = sqlite.state().clone();
     assert!(matches!(
         sqlite.commit(&[attach("/a")]),

@@ -118,6 +118,12 @@ pub trait File: Send + Sync + std::fmt::Debug {
     fn alignment(&self) -> u64;
 }
 
+/// An open directory. Any thread.
+pub trait Directory: Send + std::fmt::Debug {
+    /// Makes the names in it survive power loss.
+    fn sync(&self) -> io::Result<()>;
+}
+
 /// The directory tree of one store. Synchronous; callable from any thread. Paths are relative to the store unless
 /// absolute (raw bases).
 pub trait Media: Send + Sync + std::fmt::Debug {
@@ -148,8 +154,12 @@ pub trait Media: Send + Sync + std::fmt::Debug {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory with everything in it.
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Opens a directory, to sync it later whatever there is of descriptors then.
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>>;
     /// Makes the names in a directory survive power loss.
-    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.open_dir(path)?.sync()
+    }
     /// The names in a directory, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
     /// What is known of a file; follows symbolic links.

@@ -88,6 +88,10 @@ pub(crate) enum Fault {
     KeepTorn,
     /// A fill whose process has ended stays under way.
     KeepFilling,
+    /// Who leaves a letter wakes the owner before there is a sign of it.
+    WakeBeforeFlag,
+    /// Who leaves a letter makes its sign before it wakes the owner, and not again after.
+    FlagOnlyBeforeWake,
 }
 
 #[cfg(test)]

@@ -354,6 +354,7 @@ fn a_full_disk_while_replacing_leaves_the_old_map_in_force() {
     for (step, safe) in [
         ("write map.new".to_owned(), true),
         ("sync map.new".into(), true),
+        (format!("open {}", fixture.header.layer), true),
         ("rename map.new map".into(), false),
         (format!("sync {}", fixture.header.layer), false),
     ] {

@@ -132,6 +132,8 @@ impl SqliteCatalog {
                 .map_err(|(_, source)| Error::Catalog { path, source })?;
             return Self::create(dir, &state);
         }
+        // Changes nothing, but opens the journal. On a full disk it cannot, and the first commit does it.
+        drop(db.pragma_update(None, "user_version", SCHEMA_VERSION));
         Ok(Self {
             db,
             path,
@@ -156,6 +158,13 @@ impl SqliteCatalog {
             .db
             .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()));
         assert_eq!(set, Ok(()));
+    }
+
+    /// Changes rows behind the back of the state in memory.
+    #[cfg(test)]
+    pub(super) fn execute(&self, statement: &str) {
+        let done = self.db.execute(statement, []);
+        assert!(done.is_ok(), "{done:?}");
     }
 
     /// Writes the rows that changes touched, as one transaction.
@@ -229,6 +238,11 @@ fn connect(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
     db.pragma_update(None, "foreign_keys", true)?;
     db.pragma_update(None, "synchronous", "EXTRA")?;
     db.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))?;
+    // The store's lock keeps others out anyway. The journal stays open and is made void in place: a commit opens nothing, which
+    // a process with a full table of descriptors could not do, and needs no sync of the directory, which SQLite leaves out
+    // where it cannot open that.
+    db.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
+    db.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(db)
 }
 

@@ -478,6 +478,9 @@ fn only_the_end_of_a_commit_has_to_keep_the_rules() {
         ],
     ] {
         sqlite.commit(&changes).unwrap();
-        assert_eq!(SqliteCatalog::look(dir.path()).unwrap(), *sqlite.state());
+        let state = sqlite.state().clone();
+        drop(sqlite);
+        sqlite = SqliteCatalog::open(dir.path()).unwrap();
+        assert_eq!(*sqlite.state(), state);
     }
 }

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use self::direct::DirectFiles;
 use super::posix::PosixEngine;
 use super::uring::UringEngine;
-use super::{Engine, File, FileIdentity, FileStat, Media, OpenMode};
+use super::{Directory, Engine, File, FileIdentity, FileStat, Media, OpenMode};
 
 /// How a [`HostMedia`] works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,9 +177,9 @@ impl Media for HostMedia {
         tree::remove_all(&self.root, checked(path)?)
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>> {
         let directory = tree::open_dir(&self.root, checked(path)?)?;
-        uninterrupted(|| rustix::fs::fsync(&directory))
+        Ok(Box::new(directory))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {

@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::uninterrupted;
+use crate::file::Directory;
 
 /// Directories inside directories that a removal goes down; a store has three.
 const DEPTH_MAX: u32 = 16;
@@ -17,6 +18,12 @@ const DEPTH_MAX: u32 = 16;
 pub(super) fn open_dir(at: &OwnedFd, path: impl rustix::path::Arg + Copy) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     uninterrupted(|| rustix::fs::openat(at, path, flags, Mode::empty()))
+}
+
+impl Directory for OwnedFd {
+    fn sync(&self) -> io::Result<()> {
+        uninterrupted(|| rustix::fs::fsync(self))
+    }
 }
 
 /// The names in a directory without "." and "..", in no order.

@@ -57,7 +57,7 @@ pub use self::observe::{CrashPoint, Event, Observer};
 pub use self::random::Random;
 
 use self::world::{World, path_text};
-use super::{Engine, File, FileStat, FileToken, Media, OpenMode};
+use super::{Directory, Engine, File, FileStat, FileToken, Media, OpenMode};
 
 /// A handle to a simulated directory of files; clones are handles to the same one. See the module's text.
 #[derive(Clone)]
@@ -213,6 +213,25 @@ impl SimMedia {
     }
 }
 
+/// An open directory of a simulation.
+#[derive(Debug)]
+struct SimDirectory {
+    /// Where it is.
+    media: SimMedia,
+    /// Which it is.
+    path: PathBuf,
+}
+
+impl Directory for SimDirectory {
+    fn sync(&self) -> io::Result<()> {
+        let (media, path) = (&self.media, &self.path);
+        media.point(Event::SyncDirBegun, path_text(path));
+        let result = media.world().sync_dir(path);
+        media.point(Event::SyncDirEnded, path_text(path));
+        result
+    }
+}
+
 impl Media for SimMedia {
     fn open(&self, path: &Path, mode: OpenMode, direct: bool) -> io::Result<Arc<dyn File>> {
         let (token, created) = self.world().open(path, mode)?;
@@ -257,11 +276,11 @@ impl Media for SimMedia {
         Ok(())
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.point(Event::SyncDirBegun, path_text(path));
-        let result = self.world().sync_dir(path);
-        self.point(Event::SyncDirEnded, path_text(path));
-        result
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>> {
+        Ok(Box::new(SimDirectory {
+            media: self.clone(),
+            path: path.to_owned(),
+        }))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
