@@ -10,6 +10,10 @@
 //! control socket.
 
 pub mod attach;
+#[cfg(feature = "canary")]
+pub mod canary;
+#[cfg(not(feature = "canary"))]
+mod canary;
 pub mod cli;
 pub mod config;
 pub mod confine;

@@ -153,7 +153,9 @@ fn disk(file: &[u8]) -> Arc<dyn Media> {
 /// If something is accepted that must not be, or read in two ways.
 pub fn run(bytes: &[u8]) {
     #[cfg(feature = "canary")]
-    stratablk_layers::canary::set(Some(stratablk_layers::canary::Canary::BelieveCheckpoint));
+    if stratablk::canary::is_on() {
+        stratablk_layers::canary::set(Some(stratablk_layers::canary::Canary::BelieveCheckpoint));
+    }
     let mut input = Input(bytes);
     let bits = input.u8();
     let spared = input.u16();

@@ -18,6 +18,8 @@ use rustix::process::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::wait::until;
+
 /// How long anything may take before a test gives up on it.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -253,6 +255,11 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Whether it wrote this to stderr, or does soon: what it writes is here a moment after it did what it tells of.
+    pub fn has_logged(&self, what: &str) -> bool {
+        until(|| self.log().contains(what))
     }
 
     /// What it wrote to stderr so far.

@@ -344,7 +344,7 @@ impl QueueRegion {
     /// Where a field of an entry lies, if there is such an entry.
     #[inline]
     fn place(&self, head: u16, field: usize) -> Option<usize> {
-        let exists = head < self.entries() || cfg!(feature = "canary");
+        let exists = head < self.entries() || crate::canary::is_on();
         exists.then(|| ENTRIES + ENTRY_BYTES * usize::from(head) + field)
     }
 

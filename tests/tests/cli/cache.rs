@@ -152,7 +152,7 @@ fn a_killed_daemon_loses_nothing_and_the_next_one_starts_warm() {
 
     let daemon = Fixture::cached(&dir);
     assert!(
-        daemon.log().contains("took over 2 clusters"),
+        daemon.has_logged("took over 2 clusters"),
         "{}",
         daemon.log()
     );
@@ -203,7 +203,7 @@ fn a_cache_that_somebody_removed_is_missed() {
     );
     let daemon = Fixture::cached(&dir);
     assert!(
-        daemon.log().contains("is gone: what guests wrote"),
+        daemon.has_logged("is gone: what guests wrote"),
         "{}",
         daemon.log()
     );
@@ -318,7 +318,7 @@ fn a_cache_on_a_disk_is_served_with_a_warning() {
         return;
     }
     let daemon = Fixture::cached(&dir);
-    assert!(daemon.log().contains("is not on tmpfs"), "{}", daemon.log());
+    assert!(daemon.has_logged("is not on tmpfs"), "{}", daemon.log());
     daemon.line("stats").ok();
     assert!(daemon.stop().0.success());
     assert_eq!(caches_in(&dir), 0);

@@ -5,10 +5,10 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use stratablk_tests::dirty_log::DirtyLog;
-use stratablk_tests::frontend::VringAddresses;
+use stratablk_tests::frontend::{Answer, VringAddresses};
 use stratablk_tests::guest::Guest;
 use stratablk_tests::launch::Server;
-use stratablk_tests::memory::{Buffer, PAGE, memfd};
+use stratablk_tests::memory::{Buffer, GuestMemory, PAGE, RegionInfo, memfd};
 use stratablk_tests::request::feature::VHOST_LOG_ALL;
 use stratablk_tests::request::{S_OK, T_GET_ID, T_IN, T_OUT};
 use stratablk_tests::wire::code;
@@ -136,6 +136,52 @@ fn c33_logging_starts_and_stops_on_the_fly() {
         run_read(&mut guest, round);
         assert!(second.take().is_empty(), "marks after the end of logging");
     }
+}
+
+/// Lines 32 and 33: memory that comes and goes while the log is on is marked like any other, and what was marked stays.
+#[test]
+fn c33_regions_that_come_and_go_are_logged() {
+    let server = Server::start();
+    let mut guest = server.guest();
+    run_read(&mut guest, 0);
+    let added = GuestMemory::new(&[RegionInfo {
+        gpa: 1 << 32,
+        bytes: 4 * PAGE,
+        uva: 1 << 46,
+        mmap_offset: 0,
+    }]);
+    let region = &added.regions()[0];
+    let log = DirtyLog::covering(added.end());
+    start_logging(&guest, &log);
+    let used_ring = guest.rings[0].addresses.used / PAGE;
+    for round in 0..3 {
+        assert_eq!(guest.front_end.add_region(region), Answer::Accepted);
+        let into = added.writable(512);
+        log.take();
+        assert_eq!(guest.request(T_IN, 6, Some(into)), S_OK);
+        assert_eq!(
+            guest.front_end.remove_region(&region.info),
+            Answer::Accepted
+        );
+        let marked: BTreeSet<u64> = log.take().into_iter().collect();
+        assert!(
+            marked.is_superset(&pages_of(&[into])) && marked.contains(&used_ring),
+            "round {round}: {marked:?}"
+        );
+        // What is left goes on, with its log.
+        let buffers = guest.read_of(1);
+        guest.run(&buffers);
+        let marked: BTreeSet<u64> = log.take().into_iter().collect();
+        assert!(
+            marked.is_superset(&pages_of(&buffers[1..])),
+            "round {round}: {marked:?}"
+        );
+        assert!(
+            marked.iter().all(|page| page * PAGE < 1 << 32),
+            "round {round}: {marked:?}"
+        );
+    }
+    assert!(log.is_clean_outside());
 }
 
 /// Line 33: without the flag of the ring its used ring is not marked.
