@@ -92,7 +92,9 @@ fn disk(path: &Path, bytes: &[u8]) -> Arc<dyn Media> {
 /// If something is believed that must not be, or does not come out as it went in.
 pub fn run(bytes: &[u8]) {
     #[cfg(feature = "canary")]
-    stratablk_layers::canary::set(Some(stratablk_layers::canary::Canary::BelieveBlock));
+    if stratablk::canary::is_on() {
+        stratablk_layers::canary::set(Some(stratablk_layers::canary::Canary::BelieveBlock));
+    }
     let mut input = Input(bytes);
     let bits = input.u8();
     let spared = input.u8();
