@@ -19,12 +19,15 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use self::sessions::{Place, Sessions};
+use self::sessions::{Place, SESSIONS_MAX, Sessions};
 use self::socket::{HandedSocket, Listening, Socket};
 use crate::confine::{self, Role};
 use crate::signal::Signal;
 use crate::vhost::handler::{Handler, HandlerSetup};
-use crate::vhost::session::adopt::{Adopted, Adoption, HandedSession, Release, serve_adopted};
+use crate::vhost::memory;
+use crate::vhost::session::adopt::{
+    Adopted, Adoption, HandedSession, Release, Teller, serve_adopted,
+};
 use crate::vhost::session::{End, Outside, Patience, serve};
 use crate::vhost::turn::Turns;
 use crate::worker::counters::{Counters, Totals};
@@ -138,6 +141,13 @@ pub struct HandedAttachment {
     pub sessions: Vec<HandedSession>,
 }
 
+/// Bounds what front-ends can use up of the descriptors that the process may have: those of one volume get at most an eighth
+/// for the files of their memory, which is all that costs more than a few. Only the first call counts.
+pub fn share_descriptors(all: u64) {
+    let all = usize::try_from(all).unwrap_or(usize::MAX);
+    memory::bound_files(all / SESSIONS_MAX / 8);
+}
+
 /// What was handed over with an attachment's socket, for its thread to begin with.
 struct Begun {
     /// The sessions.
@@ -187,9 +197,9 @@ impl Attachment {
     ) -> io::Result<AttachmentHandle> {
         let adopt = |session: HandedSession| {
             Ok(Adoption {
+                told: Teller::new(&session, told.clone()),
                 session,
                 pair: UnixStream::pair()?,
-                told: told.clone(),
                 release: Arc::clone(release),
             })
         };
@@ -395,13 +405,11 @@ impl<P: DiskProvider> Server<P> {
         let mut threads = Vec::new();
         if let Some(begun) = begun {
             for session in begun.sessions {
-                let told = session.told.clone();
+                // One that has no thread is told of by its end.
                 match self.start_session(Coming::Adopted(Box::new(session))) {
                     Ok(thread) => threads.push(thread),
                     Err(error) => {
                         tracing::error!(socket = %place, %error, "a front-end is lost");
-                        // A receiver less: it is known already that not all can be served.
-                        let _ = told.send(Adopted::Lost);
                     }
                 }
             }

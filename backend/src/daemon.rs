@@ -4,6 +4,7 @@
 //! flushed. What does not end in time is cut off and reported; nothing acknowledged is lost by that, since all of it is
 //! in the files or in the cache, which the next daemon of this boot takes over.
 
+mod means;
 mod succession;
 
 use std::fs;
@@ -21,7 +22,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use self::succession::{Began, Candidates, Ended, Kept, successors_socket};
+use self::means::Means;
+use self::succession::{AGAIN_AFTER, Began, Candidates, Ended, Kept, successors_socket};
+use crate::attach::share_descriptors;
 use crate::config::{DiskSocket, OneDisk, ServeConfig, Target};
 use crate::confine::{self, ConfineError, Places, Role, accounts};
 use crate::control::attachments::Source;
@@ -33,6 +36,7 @@ use crate::control::spare::Spare;
 use crate::control::types::ErrorKind;
 use crate::control::{routes, server};
 use crate::notify::notify;
+use crate::takeover::giver::Candidate;
 
 /// The volume of one-disk mode.
 pub const DISK_VOLUME: &str = "disk";
@@ -90,6 +94,12 @@ pub enum DaemonError {
         /// The host's answer.
         source: io::Error,
     },
+    /// Told to stop while it was not clear who serves.
+    #[error(
+        "stopped while another process took over: after {0:?} it was not clear which of them goes on, and what was \
+         written last may not be safe from power loss; where no daemon runs then, start one"
+    )]
+    Amid(Duration),
     /// The last flush failed.
     #[error("stopped, but not everything is safe from power loss: {0}")]
     Flush(ApiError),
@@ -113,9 +123,10 @@ impl DaemonError {
             | Self::NoSocketGroup(_)
             | Self::Confine(ConfineError::User(_)) => ErrorKind::Invalid,
             Self::Confine(ConfineError::Refused { .. }) => ErrorKind::Unsupported,
-            Self::Control(SocketError::Io { .. }) | Self::Host { .. } | Self::Late(_) => {
-                ErrorKind::Io
-            }
+            Self::Control(SocketError::Io { .. })
+            | Self::Host { .. }
+            | Self::Amid(_)
+            | Self::Late(_) => ErrorKind::Io,
         }
     }
 }
@@ -141,12 +152,13 @@ fn raise_descriptor_limit() {
             tracing::warn!(%error, "the limit of open files stays low; deep chains may not open");
         }
     }
+    share_descriptors(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX));
 }
 
 /// Serves until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
-/// Before the first guest is served: nothing was changed. Afterwards: only [`DaemonError::Flush`] and `Late`.
+/// Before the first guest is served: nothing was changed. Afterwards: only [`DaemonError::Flush`], `Late` and `Amid`.
 pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
     let host = |op| move |source| DaemonError::Host { op, source };
     raise_descriptor_limit();
@@ -182,10 +194,11 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
         };
         // What is started from here on is confined from its start.
         confine::enter(Role::Control);
-        let mut candidates = daemon.successors().map_err(host("start a thread"))?;
+        let mut candidates = None;
+        let mut stop = None;
         loop {
             match daemon
-                .serve(listener, spare, &mut signals, &mut candidates, json)
+                .serve(listener, spare, &mut signals, &mut candidates, json, stop)
                 .await?
             {
                 Ended::Stopped => return Ok(()),
@@ -193,15 +206,9 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
                     tracing::info!("another process goes on");
                     return Ok(());
                 }
-                Ended::Back(package) => {
+                Ended::Back(back) => {
                     spare = Spare::new();
-                    (daemon, listener) = tokio::select! {
-                        name = signals.next() => {
-                            tracing::info!("{name} before anything was served again");
-                            return Ok(());
-                        }
-                        back = succession::back(kept.clone(), package) => back?,
-                    };
+                    (daemon, listener, stop) = back.go(kept.clone(), &mut signals).await?;
                 }
             }
         }
@@ -276,6 +283,23 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
+/// The end that the daemon was told to come to.
+#[derive(Clone, Copy, Debug)]
+struct Stop {
+    /// When it has to be over.
+    deadline: Instant,
+}
+
+impl Stop {
+    /// Told just now, for that reason.
+    fn now(why: &str) -> Self {
+        tracing::info!("{why}: stopping");
+        Self {
+            deadline: Instant::now() + STOP_TIMEOUT,
         }
     }
 }
@@ -401,75 +425,74 @@ impl Daemon {
         listener: std::os::unix::net::UnixListener,
         spare: Spare,
         signals: &mut Signals,
-        candidates: &mut Candidates,
+        candidates: &mut Option<Candidates>,
         json: bool,
+        mut told: Option<Stop>,
     ) -> Result<Ended, DaemonError> {
-        let host = |op| move |source| DaemonError::Host { op, source };
-        listener
-            .set_nonblocking(true)
-            .map_err(host("set up the control socket"))?;
-        // For who takes over.
-        let same_listener = listener
-            .try_clone()
-            .map_err(host("set up the control socket"))?;
-        let listener = tokio::net::UnixListener::from_std(listener)
-            .map_err(host("set up the control socket"))?;
+        let mut means = Means::default();
+        while told.is_none() {
+            match means.take(&self, &listener, candidates) {
+                Ok(()) => break,
+                Err(error) if matches!(self.began, Began::Alone) => return Err(error),
+                // Nobody else can serve the guests any more.
+                Err(error) => tracing::error!("guests are served, commands not yet: {error}"),
+            }
+            tokio::select! {
+                name = signals.next() => told = Some(Stop::now(name)),
+                () = tokio::time::sleep(AGAIN_AFTER) => {}
+            }
+        }
         let gate = Arc::new(Gate::new(Arc::clone(&self.commands)));
         let (stop, stopped) = watch::channel(false);
-        let mut server = tokio::spawn(server::serve(
-            listener,
-            spare,
-            routes::router(Arc::clone(&gate)),
-            stopped,
-        ));
-        let upkeep = Arc::clone(&self.commands);
-        let upkeep = thread::Builder::new()
-            .name("upkeep".into())
-            .spawn(move || {
-                confine::enter(Role::Work);
-                upkeep.maintain();
-            })
-            .map_err(host("start a thread"))?;
-        let work = Arc::clone(&self.commands);
-        let work = thread::Builder::new()
-            .name("jobs".into())
-            .spawn(move || {
-                confine::enter(Role::Work);
-                work.run_jobs();
-            })
-            .map_err(host("start a thread"))?;
-        self.tell_ready(json);
+        let server = means.clients.take().map(|clients| {
+            let router = routes::router(Arc::clone(&gate));
+            tokio::spawn(server::serve(clients, spare, router, stopped))
+        });
+        if told.is_none() {
+            self.tell_ready(json);
+        }
         self.began = Began::Alone;
 
         let mut observe = tokio::time::interval(OBSERVE_INTERVAL);
         observe.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let name = loop {
+        let told = loop {
+            if let Some(told) = told {
+                break told;
+            }
             tokio::select! {
-                name = signals.next() => break name,
-                Some(candidate) = candidates.recv() => {
-                    let Some(leaving) = self.consider(candidate, &gate).await else {
+                name = signals.next() => told = Some(Stop::now(name)),
+                Some(candidate) = next_candidate(candidates) => {
+                    let leaving = tokio::select! {
+                        name = signals.next() => {
+                            // The other process sees the end of the connection.
+                            told = Some(Stop::now(name));
+                            continue;
+                        }
+                        leaving = self.consider(candidate, &gate) => leaving,
+                    };
+                    let Some(leaving) = leaving else {
                         continue;
                     };
                     // Clients come to the other process.
                     let _ = stop.send(true);
                     self.commands.events().close();
                     gate.shut();
-                    let _ = server.await;
+                    if let Some(server) = server {
+                        let _ = server.await;
+                    }
                     drop(gate);
-                    return self.leave(leaving, same_listener, [upkeep, work]).await;
+                    return self.leave(leaving, listener, means, signals).await;
                 }
                 _ = observe.tick() => {
                     self.commands.attachments().observe();
                     self.commands.observe_jobs();
                     if self.one_session && self.commands.attachments().has_ended(DISK_VOLUME) {
-                        break "the front-end has gone";
+                        told = Some(Stop::now("the front-end has gone"));
                     }
                 }
             }
         };
 
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        tracing::info!("{name}: stopping");
         notify("STOPPING=1");
         // A receiver less means that the server has ended by itself.
         let _ = stop.send(true);
@@ -477,10 +500,11 @@ impl Daemon {
         if !gate.close(COMMANDS_TIMEOUT).await {
             tracing::warn!("control commands still run; not waiting for them");
         }
-        let closed = self.close(deadline).await;
-        if tokio::time::timeout_at(deadline, &mut server)
-            .await
-            .is_err()
+        let closed = self.close(told.deadline).await;
+        if let Some(server) = server
+            && tokio::time::timeout_at(told.deadline, server)
+                .await
+                .is_err()
         {
             tracing::debug!("the control server still runs");
         }
@@ -532,6 +556,14 @@ impl Daemon {
             ))),
             Err(_) => Err(DaemonError::Late(STOP_TIMEOUT)),
         }
+    }
+}
+
+/// The next process that wants to take over.
+async fn next_candidate(candidates: &mut Option<Candidates>) -> Option<Candidate> {
+    match candidates {
+        Some(candidates) => candidates.recv().await,
+        None => None,
     }
 }
 

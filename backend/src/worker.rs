@@ -524,7 +524,7 @@ impl<D: DiskSource> Worker<D> {
         if self.lost {
             for queue in self.queues.iter_mut().flatten() {
                 queue.stop_replaying();
-                if matches!(queue.phase, Phase::Armed | Phase::Started) {
+                if matches!(queue.phase, Phase::Held | Phase::Armed | Phase::Started) {
                     break_ring(queue, &self.counters, Broken::MemoryLost);
                 }
             }
@@ -637,9 +637,10 @@ impl<D: DiskSource> Worker<D> {
     /// Carries out one command. Whoever sent it may be gone; then nobody needs the answer.
     fn carry_out_command(&mut self, command: Command) {
         match command {
-            Command::Attach { setup, done } => {
-                let _ = done.send(self.attach(Queue::new(*setup)));
+            Command::Attach { setup, held, done } => {
+                let _ = done.send(self.attach(Queue::new(*setup, held)));
             }
+            Command::Release => self.queues.iter_mut().flatten().for_each(Queue::release),
             Command::Detach { index, done } => match self.queue_mut(index) {
                 Some(queue) => queue.phase = Phase::Draining(done),
                 None => {

@@ -24,7 +24,7 @@ use crate::units::{LayerId, Sector, StoreId};
 /// What it begins with.
 const MAGIC: &[u8; 8] = b"SBLKSTAT";
 /// The version that is written and read.
-const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 
 /// A saved state.
 #[derive(Clone, Debug, PartialEq, Eq)]

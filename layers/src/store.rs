@@ -257,12 +257,18 @@ impl Store {
             path: dir.to_owned(),
             source,
         })?;
-        Self::open_locked(dir, options, StoreLock::acquire(dir)?)
+        let lock = StoreLock::acquire(dir)?;
+        let catalog = SqliteCatalog::open_or_create(dir)?;
+        Self::open_locked(dir, options, lock, catalog)
     }
 
-    /// Opens the store in `dir`, which is locked.
-    pub(crate) fn open_locked(dir: &Path, options: StoreOptions, lock: StoreLock) -> Result<Self> {
-        let catalog = SqliteCatalog::open_or_create(dir)?;
+    /// Opens the store in `dir`, which is locked, and has that catalog.
+    pub(crate) fn open_locked(
+        dir: &Path,
+        options: StoreOptions,
+        lock: StoreLock,
+        catalog: SqliteCatalog,
+    ) -> Result<Self> {
         let host = HostOptions {
             io_uring: !options.no_io_uring,
         };

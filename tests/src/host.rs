@@ -199,8 +199,18 @@ impl Host {
     /// The log of one that could not.
     #[track_caller]
     pub fn try_succeed(&mut self) -> Result<String, String> {
+        self.try_succeed_with(&[])
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Errors
+    /// As `try_succeed`.
+    #[track_caller]
+    pub fn try_succeed_with(&mut self, more: &[&str]) -> Result<String, String> {
         let store = self.store();
         let arguments = ["--takeover", "--store", store.to_str().unwrap()];
+        let arguments = arguments.iter().chain(more);
         let next = Daemon::try_start(arguments, &store.join("control.sock"));
         let next = next.map_err(|ran| ran.stderr)?;
         let (status, log) = self.daemon.replace(next).unwrap().ended();

@@ -96,8 +96,12 @@ pub struct Region {
 impl Region {
     /// Creates a region of zeroes; its file holds exactly what the region needs.
     pub fn new(info: RegionInfo) -> Self {
-        let file = memfd(info.mmap_offset + info.bytes);
-        let shared = file.try_clone().expect("a second descriptor");
+        Self::of_file(info, &memfd(info.mmap_offset + info.bytes))
+    }
+
+    /// Creates a region of a file that holds it.
+    pub fn of_file(info: RegionInfo, file: &File) -> Self {
+        let [file, shared] = [(); 2].map(|()| file.try_clone().expect("another descriptor"));
         let mapping = MmapRegion::from_file(
             FileOffset::new(shared, info.mmap_offset),
             usize::try_from(info.bytes).expect("64-bit host"),

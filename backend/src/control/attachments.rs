@@ -400,6 +400,16 @@ impl Attachments {
         })
     }
 
+    /// How many front-ends are connected.
+    pub fn connections(&self) -> usize {
+        let table = self.table();
+        let count = |entry: &Entry| match &entry.state {
+            State::Running(handle) => handle.status().connections,
+            State::Changing | State::Failed(_) => 0,
+        };
+        table.values().map(count).sum()
+    }
+
     /// How many volumes have a front-end now.
     pub fn connected(&self) -> usize {
         let table = self.table();

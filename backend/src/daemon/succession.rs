@@ -2,30 +2,38 @@
 //! back, as far as they concern the daemon as a whole.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use stratablk_layers::store::{Store, StoreOptions};
 use tokio::sync::oneshot;
 
-use super::{COMMANDS_TIMEOUT, Commands, ControlSocket, Daemon, DaemonError, settle, workers_of};
+use super::means::Means;
+use super::{
+    COMMANDS_TIMEOUT, Commands, ControlSocket, Daemon, DaemonError, STOP_TIMEOUT, Signals, Stop,
+    settle, workers_of,
+};
 use crate::config::{ServeConfig, Target};
 use crate::control::commands::sole;
 use crate::control::gate::Gate;
-use crate::takeover::giver::{self, Candidate};
+use crate::takeover::giver::{self, Candidate, Outcome};
 use crate::takeover::package::{HandedVolume, Package};
 use crate::takeover::taker::{self, Relieved};
 use crate::takeover::{READY_LIMIT, now_ns, socket_path};
-use crate::vhost::session::adopt::{Adopted, Release};
+use crate::vhost::message::DESCRIPTORS_MAX;
+use crate::vhost::session::adopt::{self, Adopted, Release};
 
 /// How long what is dirty may take to be written before anything is handed over; commands wait meanwhile.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait before the store is opened once more, when there is no other process to serve it.
-const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long to wait before something is tried once more that nobody else can do.
+pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Processes that want to take over.
 pub(super) type Candidates = tokio::sync::mpsc::Receiver<Candidate>;
@@ -48,8 +56,53 @@ pub(super) enum Ended {
     Stopped,
     /// Another process goes on.
     Succeeded,
-    /// Another process was to go on and could not. This is to be served.
-    Back(Box<Package>),
+    /// Another process was to go on and could not.
+    Back(WayBack),
+}
+
+/// What is to be served again.
+#[derive(Debug)]
+pub(super) struct WayBack {
+    /// All of it.
+    package: Box<Package>,
+    /// Who does it.
+    hand: Hand,
+    /// The daemon was told to stop meanwhile.
+    stop: Option<Stop>,
+}
+
+/// A thread that there is before it is needed, since there is no way without it then.
+#[derive(Debug)]
+struct Hand(mpsc::Sender<Task>);
+
+/// What it is to do.
+type Task = Box<dyn FnOnce() + Send>;
+
+impl Hand {
+    /// Starts it. It ends when this is dropped and all is done.
+    fn start() -> io::Result<Self> {
+        let (sender, tasks) = mpsc::channel::<Task>();
+        let work = || tasks.into_iter().for_each(|task| task());
+        thread::Builder::new()
+            .name("hand-over".into())
+            .spawn(work)?;
+        Ok(Self(sender))
+    }
+
+    /// Does something that may block.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, DaemonError> {
+        let (done, result) = oneshot::channel();
+        let task = Box::new(move || {
+            // A receiver less: the daemon ends.
+            let _ = done.send(work());
+        });
+        let failed = |_| DaemonError::Takeover(io::Error::other("the thread for it has panicked"));
+        self.0.send(task).map_err(|_| failed(()))?;
+        result.await.map_err(|_| failed(()))
+    }
 }
 
 /// What a daemon keeps of its configuration, for the case that it has to begin again.
@@ -84,6 +137,10 @@ pub(super) struct Leaving {
     candidate: Candidate,
     /// The lock of the store.
     lock: OwnedFd,
+    /// Who does it, and the way back if there has to be one.
+    hand: Hand,
+    /// Descriptors that the way back would need.
+    reserve: Vec<OwnedFd>,
 }
 
 /// Makes the socket where processes come that take over.
@@ -173,23 +230,48 @@ fn give_up(error: &DaemonError) -> ! {
     std::process::exit(1)
 }
 
-/// Goes on with what another process was handed and could not serve.
-pub(super) async fn back(
-    kept: Kept,
-    package: Box<Package>,
-) -> Result<(Daemon, UnixListener), DaemonError> {
-    on_a_thread("set-up", move || {
-        // Nobody else can serve the guests that wait, so until the host lets it be opened.
-        let store = loop {
-            match open(&kept, &package.lock) {
-                Ok(store) => break store,
-                Err(error) => tracing::error!("guests wait: {error}"),
+impl WayBack {
+    /// Goes on with what another process was handed and could not serve. Returns also whether the daemon was told to stop.
+    pub(super) async fn go(
+        self,
+        kept: Kept,
+        signals: &mut Signals,
+    ) -> Result<(Daemon, UnixListener, Option<Stop>), DaemonError> {
+        let Self {
+            package,
+            hand,
+            mut stop,
+        } = self;
+        let mut work = pin!(hand.run(move || {
+            // Nobody else can serve the guests that wait, so until the host lets it be opened.
+            let store = insist(|| open(&kept, &package.lock));
+            begin(&kept, *package, store, None, |_| {}, |_, _| Ok(Began::Back))
+        }));
+        loop {
+            let deadline = stop.map_or_else(tokio::time::Instant::now, |stop| stop.deadline);
+            tokio::select! {
+                back = &mut work => {
+                    let (daemon, listener) = back??;
+                    return Ok((daemon, listener, stop));
+                }
+                name = signals.next(), if stop.is_none() => stop = Some(Stop::now(name)),
+                () = tokio::time::sleep_until(deadline), if stop.is_some() => {
+                    return Err(DaemonError::Amid(STOP_TIMEOUT));
+                }
             }
-            thread::park_timeout(AGAIN_AFTER);
-        };
-        begin(&kept, *package, store, None, |_| {}, |_, _| Ok(Began::Back))
-    })
-    .await?
+        }
+    }
+}
+
+/// Does something until it is done, which nobody else can do for the guests that wait.
+fn insist<T, E: std::fmt::Display>(mut work: impl FnMut() -> Result<T, E>) -> T {
+    loop {
+        match work() {
+            Ok(done) => return done,
+            Err(error) => tracing::error!("guests wait: {error}"),
+        }
+        thread::park_timeout(AGAIN_AFTER);
+    }
 }
 
 /// Opens a store that was handed over with its lock.
@@ -243,10 +325,13 @@ fn begin(
         Commands::new(store, kept.dir.clone(), kept.workers).with_socket_group(kept.socket_group);
     commands.log_notes();
     places(&commands);
-    commands.start_opener().map_err(host("start a thread"))?;
+    match deadline {
+        Some(_) => commands.start_opener().map_err(host("start a thread"))?,
+        None => insist(|| commands.start_opener()),
+    }
 
     let release = Arc::new(Release::default());
-    let adopted = adopt(&commands, package.volumes, sessions, &release, deadline);
+    let adopted = adopt(&commands, package.volumes, &release, deadline);
     let adopted = adopted.and_then(|(names, lost, ready)| {
         let prepared = began.elapsed();
         tracing::debug!(?prepared, "the parts of that in this process");
@@ -280,58 +365,72 @@ fn begin(
     ))
 }
 
-/// Has volumes served that were handed over with so many sessions, whose rings run when `release` is up. Returns the names, how
-/// many sessions cannot run their rings, and how many can.
+/// Has volumes served that were handed over, and the rings of their sessions run when `release` is up. Returns the names, how
+/// many sessions cannot run their rings, and how many can. Without a deadline a volume that cannot be served is left out.
 fn adopt(
     commands: &Commands,
     volumes: Vec<HandedVolume>,
-    sessions: usize,
     release: &Arc<Release>,
     deadline: Option<Instant>,
 ) -> Result<(Vec<String>, usize, usize), DaemonError> {
     let (told, fared) = mpsc::channel();
     let mut names = Vec::new();
     for volume in volumes {
-        names.push(volume.name.clone());
-        commands
-            .adopt(volume, &told, release)
-            .map_err(|source| DaemonError::Host {
-                op: "serve a volume that was handed over",
-                source,
-            })?;
+        let name = volume.name.clone();
+        match (commands.adopt(volume, &told, release), deadline) {
+            (Ok(()), _) => names.push(name),
+            (Err(source), Some(_)) => {
+                return Err(DaemonError::Host {
+                    op: "serve a volume that was handed over",
+                    source,
+                });
+            }
+            (Err(error), None) => {
+                tracing::error!(volume = %name, %error, "its front-ends are lost");
+            }
+        }
     }
     drop(told);
-    let (lost, ready) = count(&fared, sessions, deadline)?;
+    let (lost, ready) = count(&fared, deadline)?;
     Ok((names, lost, ready))
 }
 
-/// Waits until so many sessions have been told what there was to tell. Returns how many cannot run their rings, and how many
-/// can.
+/// Waits until all sessions have been told what there was to tell, which each of them tells once. Returns how many cannot run
+/// their rings, and how many can.
 fn count(
     fared: &mpsc::Receiver<Adopted>,
-    sessions: usize,
     deadline: Option<Instant>,
 ) -> Result<(usize, usize), DaemonError> {
-    let late = |what: &str| DaemonError::Takeover(io::Error::other(what.to_owned()));
     let (mut lost, mut ready) = (0, 0);
-    for _ in 0..sessions {
+    loop {
         let next = match deadline {
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                let next = fared.recv_timeout(left);
-                next.map_err(|_| late("not all front-ends could be served in time"))?
+                fared.recv_timeout(left)
             }
-            None => fared
-                .recv()
-                .map_err(|_| late("a front-end is not served, and did not say so"))?,
+            None => fared.recv().map_err(RecvTimeoutError::from),
         };
         match next {
-            Adopted::Idle => {}
-            Adopted::Ready => ready += 1,
-            Adopted::Lost => lost += 1,
+            Ok(Adopted::Idle) => {}
+            Ok(Adopted::Ready) => ready += 1,
+            Ok(Adopted::Lost) => lost += 1,
+            Err(RecvTimeoutError::Disconnected) => return Ok((lost, ready)),
+            Err(RecvTimeoutError::Timeout) => {
+                let what = "not all front-ends could be served in time";
+                return Err(DaemonError::Takeover(io::Error::other(what)));
+            }
         }
     }
-    Ok((lost, ready))
+}
+
+/// What has become of a daemon that was to be handed over.
+enum Gone {
+    /// It was stopped before.
+    Stopped,
+    /// Another process goes on.
+    Theirs,
+    /// It could not.
+    Ours(Box<Package>),
 }
 
 impl Daemon {
@@ -357,10 +456,22 @@ impl Daemon {
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("what is dirty takes long to be written; try again".to_owned()),
         };
-        match flushed.and_then(|()| self.commands.lock_to_hand_over()) {
-            Ok(lock) => {
+        let provided = flushed
+            .and_then(|()| self.commands.lock_to_hand_over())
+            .and_then(|lock| Ok((self.reserve(&lock, candidate.descriptors_max)?, lock)))
+            .and_then(|(reserve, lock)| match Hand::start() {
+                Ok(hand) => Ok((hand, reserve, lock)),
+                Err(error) => Err(format!("there is no thread for it: {error}")),
+            });
+        match provided {
+            Ok((hand, reserve, lock)) => {
                 held.forget();
-                Some(Leaving { candidate, lock })
+                Some(Leaving {
+                    candidate,
+                    lock,
+                    hand,
+                    reserve,
+                })
             }
             Err(why) => {
                 candidate.refuse(&why);
@@ -369,26 +480,84 @@ impl Daemon {
         }
     }
 
-    /// Hands everything over.
+    /// Takes the descriptors that it would take to serve all sessions again, besides what they have, and looks whether the
+    /// new process may have as many as there are by then.
+    fn reserve(&self, lock: &OwnedFd, theirs: u64) -> Result<Vec<OwnedFd>, String> {
+        let sessions = self.commands.attachments().connections();
+        let count = sessions * adopt::DESCRIPTORS + DESCRIPTORS_MAX;
+        let reserve = (0..count).map(|_| lock.try_clone());
+        let reserve = reserve.collect::<io::Result<Vec<_>>>().map_err(|error| {
+            format!(
+                "{sessions} connections could not be taken back if need be, since there are not {count} descriptors \
+                 left ({error}); have the daemon open more files (`ulimit -Hn`), or end some of them"
+            )
+        })?;
+        // The lowest that are free were taken.
+        let highest = reserve.iter().map(AsRawFd::as_raw_fd).max().unwrap_or(0);
+        let needed = u64::try_from(highest).unwrap_or(0) + 1;
+        if theirs < needed {
+            return Err(format!(
+                "the new process may open {theirs} files, and will need up to {needed}; raise its limit (`ulimit -Hn`)"
+            ));
+        }
+        Ok(reserve)
+    }
+
+    /// Hands everything over. If the daemon is told to stop meanwhile it does so as soon as it can, or when it is clear who
+    /// serves.
     pub(super) async fn leave(
         self,
         leaving: Leaving,
         listener: UnixListener,
-        threads: [JoinHandle<()>; 2],
+        means: Means,
+        signals: &mut Signals,
     ) -> Result<Ended, DaemonError> {
-        on_a_thread("hand-over", move || {
-            self.hand_over(leaving, listener, threads)
+        let Leaving {
+            candidate,
+            lock,
+            hand,
+            reserve,
+        } = leaving;
+        let told = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&told);
+        let work = hand.run(move || {
+            let threads = means.threads();
+            self.hand_over(candidate, lock, reserve, listener, threads, &stopped)
+        });
+        let (gone, stop) = {
+            let mut work = pin!(work);
+            tokio::select! {
+                gone = &mut work => (gone, None),
+                name = signals.next() => {
+                    let stop = Stop::now(name);
+                    // ORDERING: Relaxed; looked at once, and who looks before this goes on as if it had come later.
+                    told.store(true, Ordering::Relaxed);
+                    let gone = tokio::time::timeout_at(stop.deadline, work).await;
+                    (gone.map_err(|_| DaemonError::Amid(STOP_TIMEOUT))?, Some(stop))
+                }
+            }
+        };
+        Ok(match gone?? {
+            Gone::Stopped => Ended::Stopped,
+            Gone::Theirs => Ended::Succeeded,
+            Gone::Ours(package) => Ended::Back(WayBack {
+                package,
+                hand,
+                stop,
+            }),
         })
-        .await?
     }
 
-    /// The same on a thread that may block.
+    /// The same on a thread that may block, unless it was `stopped` before anything has changed for guests.
     fn hand_over(
         self,
-        leaving: Leaving,
+        candidate: Candidate,
+        lock: OwnedFd,
+        reserve: Vec<OwnedFd>,
         listener: UnixListener,
-        threads: [JoinHandle<()>; 2],
-    ) -> Result<Ended, DaemonError> {
+        threads: impl Iterator<Item = JoinHandle<()>>,
+        stopped: &AtomicBool,
+    ) -> Result<Gone, DaemonError> {
         let Self {
             commands,
             control,
@@ -409,6 +578,13 @@ impl Daemon {
         if let Err(why) = commands.flush_before() {
             tracing::warn!("{why}");
         }
+        // ORDERING: Relaxed; see `leave`.
+        if stopped.load(Ordering::Relaxed) {
+            candidate.refuse("the running daemon is being stopped");
+            let closed = commands.close().map_err(DaemonError::Flush);
+            return closed.map(|()| Gone::Stopped);
+        }
+        drop(reserve);
         // If the other process has gone meanwhile, guests wait for a moment that nobody needed. There is no other way back.
         let since_ns = now_ns();
         let volumes = commands.hand_over();
@@ -416,13 +592,12 @@ impl Daemon {
             since_ns,
             control: control.hand_over(listener),
             takeover: takeover.hand_over(takeover_listener),
-            lock: leaving.lock,
+            lock,
             volumes,
         };
-        if leaving.candidate.hand_over(&package) {
-            Ok(Ended::Succeeded)
-        } else {
-            Ok(Ended::Back(Box::new(package)))
-        }
+        Ok(match candidate.hand_over(&package) {
+            Outcome::Theirs => Gone::Theirs,
+            Outcome::Ours => Gone::Ours(Box::new(package)),
+        })
     }
 }

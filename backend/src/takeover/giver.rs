@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::package::Package;
-use super::wire::{Letter, receive, send, strange, wait};
+use super::wire::{Letter, difference, formats, receive, send, strange, wait};
 use super::{READY_LIMIT, VERSION};
 
 /// How long a new process may take over a letter before anything is handed over, or to read what is.
@@ -24,8 +24,19 @@ const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 pub struct Candidate {
     /// The connection.
     stream: UnixStream,
-    /// Dropped when this is over: then the next one may come.
-    _turn: mpsc::Sender<()>,
+    /// Dropped when this is over: then the next one may come. Told something if none may.
+    turn: mpsc::Sender<()>,
+    /// How many descriptors it may have.
+    pub descriptors_max: u64,
+}
+
+/// How a hand-over ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything is the new process's.
+    Theirs,
+    /// Everything is the running daemon's, as before.
+    Ours,
 }
 
 /// Greets new processes that come, on a thread that ends with the process, one after the other.
@@ -47,16 +58,16 @@ pub fn listen(
                     Ok((stream, _)) => {
                         let (turn, over) = mpsc::channel();
                         match greet(&stream, &store) {
-                            Ok(()) => {
+                            Ok(descriptors_max) => {
                                 let candidate = Candidate {
                                     stream,
-                                    _turn: turn,
+                                    turn,
+                                    descriptors_max,
                                 };
-                                if found.blocking_send(candidate).is_err() {
+                                // Who comes when all was handed over comes to the other process.
+                                if found.blocking_send(candidate).is_err() || over.recv().is_ok() {
                                     return;
                                 }
-                                // Nothing is sent there.
-                                let _ = over.recv();
                             }
                             Err(error) => tracing::warn!("a process does not take over: {error}"),
                         }
@@ -71,8 +82,8 @@ pub fn listen(
     Ok(candidates)
 }
 
-/// Looks who has come and whether it can be understood.
-fn greet(stream: &UnixStream, store: &str) -> io::Result<()> {
+/// Looks who has come and whether it can be understood. Returns how many descriptors it may have.
+fn greet(stream: &UnixStream, store: &str) -> io::Result<u64> {
     let peer = rustix::net::sockopt::socket_peercred(stream)?;
     if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
         return Err(strange(format!(
@@ -84,7 +95,13 @@ fn greet(stream: &UnixStream, store: &str) -> io::Result<()> {
     stream.set_read_timeout(Some(LETTER_LIMIT))?;
     stream.set_write_timeout(Some(LETTER_LIMIT))?;
     let (hello, _) = receive(stream)?;
-    let Letter::Hello { version, program } = hello else {
+    let Letter::Hello {
+        version,
+        program,
+        formats: theirs,
+        descriptors_max,
+    } = hello
+    else {
         return Err(strange("it did not say hello"));
     };
     if version != VERSION {
@@ -96,13 +113,25 @@ fn greet(stream: &UnixStream, store: &str) -> io::Result<()> {
         send(stream, &Letter::Refused { why }, &[])?;
         return Err(strange(format!("version {version} of the protocol")));
     }
+    // What it would write could not be gone back to, and what is there it would have to rewrite first.
+    if let Some(difference) = difference(&formats(), &theirs) {
+        let why = format!(
+            "the running daemon, of version {}, keeps the store in other formats ({difference}); \
+             stop it in order and start the new one without --takeover",
+            env!("CARGO_PKG_VERSION")
+        );
+        send(stream, &Letter::Refused { why }, &[])?;
+        return Err(strange(format!("other formats ({difference})")));
+    }
     tracing::info!(pid = %peer.pid.as_raw_nonzero(), %program, "a new process takes over");
     let welcome = Letter::Welcome {
         store: store.to_owned(),
+        formats: formats(),
         pid: std::process::id(),
         program: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    send(stream, &welcome, &[])
+    send(stream, &welcome, &[])?;
+    Ok(descriptors_max)
 }
 
 impl Candidate {
@@ -114,44 +143,66 @@ impl Candidate {
         let _ = send(&self.stream, &Letter::Refused { why }, &[]);
     }
 
-    /// Hands everything over. Returns whether all of it is the new process's; if not, that process has gone.
-    pub fn hand_over(&self, package: &Package) -> bool {
-        match self.try_hand_over(package) {
-            Ok(()) => {
-                // What it has to say to the service manager has to come before our end.
-                let _ = wait(&self.stream, FAREWELL_LIMIT);
-                true
-            }
-            Err(error) => {
-                tracing::error!("the new process does not take over: {error}; this one goes on");
-                self.await_end();
-                false
-            }
+    /// Hands everything over. If all is ours again the new process has gone, or has not touched anything and cannot any more.
+    pub fn hand_over(self, package: &Package) -> Outcome {
+        let goes_on = |error: io::Error| {
+            tracing::error!("the new process does not take over: {error}; this one goes on");
+        };
+        if let Err(error) = self.show(package) {
+            // It does not hear that it may, and the connection goes with this.
+            goes_on(error);
+            return Outcome::Ours;
         }
+        if let Err(error) = self.give() {
+            goes_on(error);
+            self.await_end();
+            return Outcome::Ours;
+        }
+        // A receiver less: the thread is gone, which greets nobody either.
+        let _ = self.turn.send(());
+        // What it has to say to the service manager has to come before our end.
+        let _ = wait(&self.stream, FAREWELL_LIMIT);
+        Outcome::Theirs
     }
 
-    /// Sends everything, waits until the new process is ready, and says that it is its.
-    fn try_hand_over(&self, package: &Package) -> io::Result<()> {
+    /// Sends everything, and waits until it is there. Nothing of it may be used yet.
+    fn show(&self, package: &Package) -> io::Result<()> {
         package.send(&self.stream)?;
-        let deadline = Instant::now() + READY_LIMIT + MARGIN;
+        self.expect(&Letter::Received, LETTER_LIMIT)
+    }
+
+    /// Lets the new process have the store, waits until it is ready, and says that all is its.
+    fn give(&self) -> io::Result<()> {
+        send(&self.stream, &Letter::Open, &[])?;
+        self.expect(&Letter::Ready, READY_LIMIT + MARGIN)?;
+        // One that is gone does not get it, and so has not taken anything from a ring.
+        send(&self.stream, &Letter::Yours, &[])
+    }
+
+    /// Waits for a letter, not for longer than that.
+    fn expect(&self, letter: &Letter, limit: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + limit;
         while !wait(
             &self.stream,
             deadline.saturating_duration_since(Instant::now()),
         )? {
             if Instant::now() >= deadline {
-                return Err(io::ErrorKind::TimedOut.into());
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("it says nothing for {limit:?}"),
+                ));
             }
         }
         match receive(&self.stream) {
-            Ok((Letter::Ready, _)) => {}
-            Ok(_) => return Err(strange("it says something else than that it is ready")),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(strange("it has ended; its log says why"));
+            Ok((said, _)) if std::mem::discriminant(&said) == std::mem::discriminant(letter) => {
+                Ok(())
             }
-            Err(error) => return Err(error),
+            Ok(_) => Err(strange("it says something else than it should")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(strange("it has ended; its log says why"))
+            }
+            Err(error) => Err(error),
         }
-        // One that is gone does not get it, and so has not taken anything from a ring.
-        send(&self.stream, &Letter::Yours, &[])
     }
 
     /// Waits until the new process has ended, which it does by itself.

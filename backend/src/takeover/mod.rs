@@ -6,8 +6,10 @@
 //! listens on STORE/takeover.sock     <- Hello --  all that can fail without the store has been done
 //! lets no command in, ends what runs, flushes -- guests are served meanwhile
 //! ends rings, closes the store (as a crash would, but for the lock)          } guests wait
-//!                                    -- Head, volumes, sessions, messages -> } opens the store, tells sessions what was said
-//!                                    <- Ready --                             } everything is there but the kicks of the rings
+//!                                    -- Head, volumes, sessions, messages -> }
+//!                                    <- Received --                          }
+//!                                    -- Open ->                              } opens the store, tells sessions what was said
+//!                                    <- Ready --                             } everything is there
 //!                                    -- Yours ->                             } rings run
 //! ends                                            says that it is ready, closes the connection
 //! ```
@@ -17,9 +19,10 @@
 //! running daemon does nothing any more. It keeps a handle of all that it has handed over until then, and if the new process
 //! ends, or is not ready in time, takes it over itself, in the same way: there is one way to take over, whoever does it.
 //!
-//! Neither closes the connection while it lives and the matter is not decided, so its end says that the other process is gone:
-//! the running daemon goes on only after that, and the new one ends itself if it cannot be ready in time ([`taker`]). If the
-//! running daemon goes before it has said `Yours`, and after it has handed everything over, everything is the new one's.
+//! Before `Open` the new process has touched nothing, and the running daemon goes on whenever it likes: one that is stopped, or
+//! hangs, is not waited for. After `Open` it has the store, so the running daemon may go on only when it has ended. Neither
+//! closes the connection while it lives and the matter is not decided, so its end says that. The new process ends itself if
+//! it cannot be ready in time ([`taker`]). If the running daemon goes after `Open`, everything is the new one's.
 
 pub mod giver;
 pub mod package;

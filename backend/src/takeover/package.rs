@@ -5,13 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::READY_LIMIT;
 use super::wire::{Letter, SocketName, exactly, lend, receive, send, strange};
 use crate::attach::HandedAttachment;
 use crate::attach::socket::HandedSocket;
 use crate::control::attachments::Terms;
-use crate::vhost::message::Message;
+use crate::vhost::message::{DESCRIPTORS_MAX, Message};
 use crate::vhost::session::adopt::HandedSession;
 
 /// The most volumes, sessions of a volume, and messages of a session. Not limits of the daemon, but of what is believed.
@@ -151,12 +152,26 @@ fn send_session(stream: &UnixStream, session: &HandedSession) -> io::Result<()> 
         messages: session.messages.len(),
     };
     send(stream, &letter, &[session.connection.as_fd()])?;
+    let mut known: Vec<Arc<OwnedFd>> = Vec::new();
     for message in &session.messages {
+        let before = known.len();
+        let place = |descriptor: &Arc<OwnedFd>| {
+            let found = known.iter().position(|one| Arc::ptr_eq(one, descriptor));
+            found.unwrap_or_else(|| {
+                known.push(Arc::clone(descriptor));
+                known.len() - 1
+            })
+        };
         let letter = Letter::Message {
             code: message.code,
             body: message.body.clone(),
+            descriptors: message.descriptors.iter().map(place).collect(),
         };
-        send(stream, &letter, &lend(&message.descriptors))?;
+        send(
+            stream,
+            &letter,
+            &lend(known.get(before..).unwrap_or_default()),
+        )?;
     }
     Ok(())
 }
@@ -198,13 +213,33 @@ fn receive_session(stream: &UnixStream) -> io::Result<HandedSession> {
         return Err(strange("another letter than that of a session"));
     };
     let [connection] = exactly(descriptors)?;
-    let message = |_| match receive(stream)? {
-        (Letter::Message { code, body }, descriptors) => Ok(Message {
+    let mut known: Vec<Arc<OwnedFd>> = Vec::new();
+    let message = |_| {
+        let (letter, came) = receive(stream)?;
+        let Letter::Message {
             code,
             body,
             descriptors,
-        }),
-        _ => Err(strange("another letter than that of a message")),
+        } = letter
+        else {
+            return Err(strange("another letter than that of a message"));
+        };
+        known.extend(came.into_iter().map(Arc::new));
+        let named = |place: usize| {
+            let descriptor = known.get(place).map(Arc::clone);
+            descriptor.ok_or_else(|| strange("a message with a descriptor that did not come"))
+        };
+        if descriptors.len() > DESCRIPTORS_MAX {
+            return Err(strange("a message with too many descriptors"));
+        }
+        Ok(Message {
+            code,
+            body,
+            descriptors: descriptors
+                .into_iter()
+                .map(named)
+                .collect::<io::Result<_>>()?,
+        })
     };
     Ok(HandedSession {
         connection,

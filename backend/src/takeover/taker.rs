@@ -1,6 +1,7 @@
 //! The new process's side.
 //!
-//! From the first letter of what is handed over it has a limited time to be ready. Then, and whenever it cannot be, it ends at
+//! It touches nothing before it was told `Open`. From the first letter of what is handed over it has limited time to be ready.
+//! Then, and whenever it cannot be, it ends at
 //! once, as by a crash: so nothing of what it was handed is closed in order, no name is removed, and the running daemon,
 //! which has a handle of all of it, sees by the end of the connection that it may go on.
 
@@ -12,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::package::Package;
-use super::wire::{Letter, receive, send, strange, wait};
+use super::wire::{Letter, difference, formats, receive, send, strange, wait};
 use super::{VERSION, socket_path};
 use crate::control::socket::connect;
 
@@ -49,12 +50,28 @@ pub fn ask(dir: &Path) -> io::Result<(Package, Predecessor)> {
     let hello = Letter::Hello {
         version: VERSION,
         program: env!("CARGO_PKG_VERSION").to_owned(),
+        formats: formats(),
+        descriptors_max: descriptors_max(),
     };
     send(&stream, &hello, &[])?;
     // It may be at work with another one.
     stream.set_read_timeout(Some(HAND_OVER_LIMIT))?;
     match receive(&stream).map_err(in_words)? {
-        (Letter::Welcome { pid, program, .. }, _) => {
+        (
+            Letter::Welcome {
+                pid,
+                program,
+                formats: theirs,
+                ..
+            },
+            _,
+        ) => {
+            if let Some(difference) = difference(&formats(), &theirs) {
+                return Err(io::Error::other(format!(
+                    "the running daemon keeps the store in other formats ({difference}); \
+                     stop it in order and start this one without --takeover"
+                )));
+            }
             tracing::info!(pid, %program, "taking over");
         }
         (Letter::Refused { why }, _) => return Err(io::Error::other(why)),
@@ -71,15 +88,28 @@ pub fn ask(dir: &Path) -> io::Result<(Package, Predecessor)> {
     let in_time = watch(limit)?;
     stream.set_read_timeout(Some(limit))?;
     let package = Package::receive(&stream, head, descriptors).map_err(in_words)?;
+    // From here on the other one waits for our end, so that only one has the store; if it does not any more, we may not.
+    send(&stream, &Letter::Received, &[]).map_err(in_words)?;
+    match receive(&stream).map_err(in_words)? {
+        (Letter::Open, _) => {}
+        _ => return Err(strange("the running daemon says something strange")),
+    }
     Ok((package, Predecessor { stream, in_time }))
+}
+
+/// How many descriptors this process may have.
+fn descriptors_max() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.unwrap_or(u64::MAX)
 }
 
 /// What the end of the connection means before everything is here.
 fn in_words(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => io::Error::new(
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => io::Error::new(
             error.kind(),
-            "the running daemon ended before it had handed everything over; start without --takeover",
+            "the running daemon ended, or gave up, before it had handed everything over; \
+             if none runs, start without --takeover",
         ),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => io::Error::new(
             io::ErrorKind::TimedOut,

@@ -1,18 +1,21 @@
 //! Letters between the two processes: JSON with a length in front, and descriptors beside it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 use serde::{Deserialize, Serialize};
+use stratablk_layers::store::Store;
 
 use crate::vhost::handler::hand_over::Facts;
 use crate::vhost::message::DESCRIPTORS_MAX;
@@ -41,11 +44,19 @@ pub enum Letter {
         version: u32,
         /// The version of its program, for people.
         program: String,
+        /// What it writes; see [`formats`]. A program that speaks another version may not say it.
+        #[serde(default)]
+        formats: Formats,
+        /// How many descriptors it may have.
+        #[serde(default)]
+        descriptors_max: u64,
     },
     /// It will be handed everything.
     Welcome {
         /// The store.
         store: String,
+        /// What the running daemon writes.
+        formats: Formats,
         /// The running daemon's process.
         pid: u32,
         /// The version of its program, for people.
@@ -98,11 +109,42 @@ pub enum Letter {
         code: u32,
         /// What follows its header.
         body: Vec<u8>,
+        /// Which of the descriptors that came with messages of its session it brings, this letter's last: where several bring
+        /// one descriptor, it is sent once.
+        descriptors: Vec<usize>,
     },
+    /// The new process has been handed everything, and asks whether it may have the store.
+    Received,
+    /// It may. Until it has ended nobody else may.
+    Open,
     /// The new process has all that it needs.
     Ready,
     /// Everything is its.
     Yours,
+}
+
+/// The versions of formats, by their names.
+pub type Formats = BTreeMap<String, i64>;
+
+/// The versions of all that both processes write: what the one has written the other must be able to read.
+pub fn formats() -> Formats {
+    let named = |(name, version): (&str, i64)| (name.to_owned(), version);
+    Store::formats().into_iter().map(named).collect()
+}
+
+/// Why two processes cannot have one store after each other, if they write it in other formats.
+pub fn difference(ours: &Formats, theirs: &Formats) -> Option<String> {
+    let version = |formats: &Formats, name| {
+        let known = formats.get(name);
+        known.map_or("none".to_owned(), |version| format!("version {version}"))
+    };
+    let names: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+    let mut differ = names
+        .into_iter()
+        .filter(|name| ours.get(*name) != theirs.get(*name));
+    let name = differ.next()?;
+    let (ours, theirs) = (version(ours, name), version(theirs, name));
+    Some(format!("{name}: {ours} here and {theirs} there"))
 }
 
 /// An answer that does not fit.
@@ -133,9 +175,11 @@ pub fn send(
         return Err(strange("a letter has too many descriptors"));
     }
     let slices = [io::IoSlice::new(&bytes)];
-    let mut sent = rustix::net::sendmsg(stream, &slices, &mut control, SendFlags::NOSIGNAL)?;
+    let flags = SendFlags::NOSIGNAL;
+    // A socket with a time limit is not gone on with by itself after a signal.
+    let mut sent = retry_on_intr(|| rustix::net::sendmsg(stream, &slices, &mut control, flags))?;
     while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
-        sent += rustix::net::send(stream, rest, SendFlags::NOSIGNAL)?;
+        sent += retry_on_intr(|| rustix::net::send(stream, rest, flags))?;
     }
     Ok(())
 }
@@ -149,27 +193,32 @@ pub fn receive(stream: &UnixStream) -> io::Result<(Letter, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [io::IoSliceMut::new(&mut head)];
-    let got = loop {
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
-        match rustix::net::recvmsg(stream, &mut slices, &mut control, flags) {
-            Err(Errno::INTR) => {}
-            got => break got?.bytes,
-        }
-    };
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = retry_on_intr(|| rustix::net::recvmsg(stream, &mut slices, &mut control, flags))?;
     let mut descriptors = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(came) = message {
             descriptors.extend(came);
         }
     }
-    if got == 0 {
+    if got.bytes == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    // What is there of it came with the first byte.
+    io::Read::read_exact(&mut &*stream, head.get_mut(got.bytes..).unwrap_or_default())?;
     let [l0, l1, l2, l3, d0, d1, d2, d3] = head;
     let len = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
     let count = usize::try_from(u32::from_le_bytes([d0, d1, d2, d3])).unwrap_or(usize::MAX);
-    if got < HEAD_BYTES || len > LETTER_BYTES_MAX || count != descriptors.len() {
+    if len > LETTER_BYTES_MAX || count > DESCRIPTORS_MAX {
         return Err(strange("no letter of a takeover"));
+    }
+    if got.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(strange(
+            "not all descriptors could be received; raise the limit of open files (`ulimit -Hn`)",
+        ));
+    }
+    if count != descriptors.len() {
+        return Err(strange("a letter came with other descriptors than it says"));
     }
     let mut text = vec![0; len];
     io::Read::read_exact(&mut &*stream, &mut text)?;
@@ -201,8 +250,8 @@ pub fn exactly<const N: usize>(descriptors: Vec<OwnedFd>) -> io::Result<[OwnedFd
 }
 
 /// Borrows descriptors.
-pub fn lend(descriptors: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
-    descriptors.iter().map(AsFd::as_fd).collect()
+pub fn lend(descriptors: &[Arc<OwnedFd>]) -> Vec<BorrowedFd<'_>> {
+    descriptors.iter().map(|one| one.as_fd()).collect()
 }
 
 #[cfg(test)]
@@ -219,16 +268,79 @@ mod tests {
         let file: OwnedFd = tempfile::tempfile().unwrap().into();
         let body = vec![7; 200_000];
         let writer = std::thread::spawn(move || {
-            send(&ours, &Letter::Message { code: 5, body }, &[file.as_fd()]).unwrap();
+            let letter = Letter::Message {
+                code: 5,
+                body,
+                descriptors: vec![0],
+            };
+            send(&ours, &letter, &[file.as_fd()]).unwrap();
             send(&ours, &Letter::Ready, &[]).unwrap();
         });
         let (letter, descriptors) = receive(&theirs).unwrap();
-        assert!(matches!(letter, Letter::Message { code: 5, body } if body.len() == 200_000));
+        assert!(matches!(letter, Letter::Message { code: 5, body, .. } if body.len() == 200_000));
         assert!(exactly::<1>(descriptors).is_ok());
         assert!(matches!(receive(&theirs).unwrap().0, Letter::Ready));
         writer.join().unwrap();
         let gone = receive(&theirs).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn formats_that_differ_are_named() {
+        let ours = formats();
+        assert!(ours.contains_key("catalog") && ours.contains_key("cache"));
+        assert_eq!(difference(&ours, &ours), None);
+        let mut theirs = ours.clone();
+        *theirs.get_mut("catalog").unwrap() += 1;
+        let told = difference(&ours, &theirs).unwrap();
+        assert!(told.starts_with("catalog: version "), "{told}");
+        let mut theirs = ours.clone();
+        theirs.insert("more".into(), 1);
+        let told = difference(&ours, &theirs).unwrap();
+        assert_eq!(told, "more: none here and version 1 there");
+        assert!(difference(&ours, &Formats::new()).is_some());
+    }
+
+    /// A socket with a time limit has calls fail that a signal comes in the midst of.
+    #[test]
+    fn a_signal_is_no_end_of_a_letter() {
+        use std::os::unix::thread::JoinHandleExt;
+        use std::sync::atomic::{AtomicBool, Ordering};
+        use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+        extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        register_signal_handler(SIGRTMIN(), nothing).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        for stream in [&ours, &theirs] {
+            let limit = Some(Duration::from_secs(20));
+            stream.set_write_timeout(limit).unwrap();
+            stream.set_read_timeout(limit).unwrap();
+        }
+        let body = vec![7; 200_000];
+        let done = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&done);
+        let writer = std::thread::spawn(move || {
+            let letter = Letter::Message {
+                code: 5,
+                body,
+                descriptors: Vec::new(),
+            };
+            // More than the socket holds, so that it waits.
+            let sent = (0..20).try_for_each(|_| send(&ours, &letter, &[]));
+            ended.store(true, Ordering::SeqCst);
+            sent
+        });
+        assert_ne!(writer.as_pthread_t(), 0);
+        for _ in 0..20 {
+            for _ in 0..50 {
+                if !done.load(Ordering::SeqCst) {
+                    // One that has just ended does not mind.
+                    let _ = writer.kill(0);
+                }
+            }
+            receive(&theirs).unwrap();
+        }
+        writer.join().unwrap().unwrap();
     }
 
     #[test]

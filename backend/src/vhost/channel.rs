@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::net::SendFlags;
 
@@ -18,20 +19,17 @@ const FLAGS: u32 = 1;
 
 /// The socket.
 #[derive(Debug)]
-pub struct Channel(OwnedFd);
+pub struct Channel(Arc<OwnedFd>);
 
 impl Channel {
     /// Takes the socket.
     pub fn new(socket: OwnedFd) -> Self {
-        Self(socket)
+        Self(Arc::new(socket))
     }
 
-    /// Another handle of the socket.
-    ///
-    /// # Errors
-    /// The host has no descriptor left.
-    pub fn descriptor(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
+    /// The socket.
+    pub fn descriptor(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.0)
     }
 
     /// Tells the front-end to read the configuration again.

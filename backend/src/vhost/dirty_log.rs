@@ -6,6 +6,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::GuestAddress;
@@ -43,7 +45,7 @@ impl DirtyLog {
     }
 
     /// Its file, where in it the log begins, and how many bytes it has.
-    pub fn source(&self) -> (&File, u64, u64) {
+    pub fn source(&self) -> (&Arc<OwnedFd>, u64, u64) {
         let (file, offset) = self.mapping.source();
         (file, offset, self.mapping.len() as u64)
     }

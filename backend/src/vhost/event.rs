@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
@@ -18,7 +19,7 @@ const ONE: [u8; 8] = [1, 0, 0, 0, 0, 0, 0, 0];
 #[derive(Debug)]
 pub struct Event {
     /// The descriptor.
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// Whether reads and writes of it may block. The flag belongs to the front-end too, so we do not change it.
     blocking: bool,
 }
@@ -29,7 +30,7 @@ impl Event {
     /// # Errors
     /// `InvalidInput` if it is no event fd.
     pub fn new(file: File) -> io::Result<Self> {
-        let fd = OwnedFd::from(file);
+        let fd = Arc::new(OwnedFd::from(file));
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
         // Without /proc there is no telling; such a front-end can then only stall its own worker.
         if let Ok(target) = rustix::fs::readlink(link, Vec::new())
@@ -44,12 +45,9 @@ impl Event {
         Ok(Self { fd, blocking })
     }
 
-    /// A copy of the descriptor.
-    ///
-    /// # Errors
-    /// The host has none left.
-    pub fn descriptor(&self) -> io::Result<OwnedFd> {
-        self.fd.try_clone()
+    /// The descriptor.
+    pub fn descriptor(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd)
     }
 
     /// Wakes whoever waits for it. An event that is full already wakes them as well, so nothing is lost.

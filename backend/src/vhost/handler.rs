@@ -370,10 +370,10 @@ impl<P: DiskProvider> Handler<P> {
             .transpose()
             .map_err(|why| refuse(format!("ring {index} cannot start: {why}")))?;
         let log = self.used_log(ring);
-        let mut setup = ring.setup(index, layout, kick, self.acked(), log, resumed);
-        setup.look &= !self.held;
+        let setup = ring.setup(index, layout, kick, self.acked(), log, resumed);
+        let held = self.held;
         let worker = self.worker_or_start(index);
-        let attached = worker.and_then(|worker| worker.attach(setup).map_err(host));
+        let attached = worker.and_then(|worker| worker.attach_as(setup, held).map_err(host));
         if attached.is_err() {
             self.release_unless_serving();
         }

@@ -27,6 +27,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::offset_of;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
@@ -184,7 +185,7 @@ impl InflightBuffer {
     }
 
     /// Its file, and its shape and place in it as a front-end hands it over.
-    pub fn source(&self) -> (&File, VhostUserInflight) {
+    pub fn source(&self) -> (&Arc<OwnedFd>, VhostUserInflight) {
         let (file, offset) = self.mapping.source();
         let bytes = self.mapping.len() as u64;
         let shape = VhostUserInflight::new(bytes, offset, self.queues, self.entries);

@@ -1,7 +1,7 @@
 //! A front-end's file mapped into this process: guest memory or a dirty log.
 //!
 //! The mapping outlives the file descriptor, which its owner may (and should) close at once; a copy of it is kept, for who
-//! serves the front-end after us (see [`super::message`]). The bytes belong to another
+//! serves the front-end after us (see [`super::message`]), one of each file. The bytes belong to another
 //! process, so they are only ever reached with the volatile and atomic accesses of `vm-memory`, never as a Rust
 //! reference to plain data. A file that is too short for what was asked is refused. One that is cut later costs its
 //! front-end the disk, and nobody else anything: see [`super::guard`].
@@ -11,6 +11,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::fs::FileType;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -37,8 +39,10 @@ pub struct Mapping {
     skip: usize,
     /// Bytes that were asked for.
     len: usize,
-    /// The file.
-    file: File,
+    /// The file. Mappings of one file may share it.
+    file: Arc<OwnedFd>,
+    /// Device and number of the file's inode.
+    inode: (u64, u64),
     /// Where in it they begin.
     offset: u64,
 }
@@ -54,6 +58,14 @@ impl Mapping {
     /// # Errors
     /// `InvalidInput` if this is no regular file or it does not hold `offset + len` bytes; otherwise the host's answer.
     pub fn shared(file: &File, offset: u64, len: u64) -> io::Result<Self> {
+        Self::beside(file, offset, len, &[])
+    }
+
+    /// The same, beside others of one front-end: where one of them is of that file, its descriptor is kept and no other.
+    ///
+    /// # Errors
+    /// As `shared`.
+    pub fn beside(file: &File, offset: u64, len: u64, others: &[&Self]) -> io::Result<Self> {
         let stat = rustix::fs::fstat(file)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(refused("the descriptor is no regular file or memfd".into()));
@@ -104,19 +116,32 @@ impl Mapping {
         };
         // Refused only if `start` is not at a page boundary, which the kernel rules out.
         let pages = Pages(pages.map_err(io::Error::other)?);
+        let inode = (stat.st_dev, stat.st_ino);
+        let kept = others.iter().find(|other| other.inode == inode);
+        let file = match kept {
+            // Both can be mapped to be written, and nothing else of a descriptor counts.
+            Some(other) => Arc::clone(&other.file),
+            None => Arc::new(OwnedFd::from(file.try_clone()?)),
+        };
         Ok(Self {
             guard: Guarded::new(start.expose_provenance(), mapped)?,
             pages,
             skip,
             len,
-            file: file.try_clone()?,
+            file,
+            inode,
             offset,
         })
     }
 
     /// The file, and where in it the first byte lies.
-    pub fn source(&self) -> (&File, u64) {
+    pub const fn source(&self) -> (&Arc<OwnedFd>, u64) {
         (&self.file, self.offset)
+    }
+
+    /// Device and number of the file's inode.
+    pub const fn inode(&self) -> (u64, u64) {
+        self.inode
     }
 
     /// Whether its owner cut the file, so that it holds zeroes now. Exact once [`super::guard::losses`] was looked at.
@@ -188,6 +213,19 @@ mod tests {
         assert_eq!(&bytes, b"needle");
         assert!(map.get_slice(1, 6).is_err());
         assert!(map.get_slice(usize::MAX, 2).is_err());
+    }
+
+    #[test]
+    fn mappings_of_one_file_keep_one_descriptor() {
+        let (file, other) = (memfd(8192), memfd(8192));
+        let first = Mapping::shared(&file, 0, 4096).unwrap();
+        let again = file.try_clone().unwrap();
+        let same = Mapping::beside(&again, 4096, 4096, &[&first]).unwrap();
+        assert!(Arc::ptr_eq(first.source().0, same.source().0));
+        assert_eq!(same.source().1, 4096);
+        let foreign = Mapping::beside(&other, 0, 4096, &[&first, &same]).unwrap();
+        assert!(!Arc::ptr_eq(first.source().0, foreign.source().0));
+        assert_ne!(first.inode(), foreign.inode());
     }
 
     #[test]

@@ -7,9 +7,11 @@
 //! INVARIANT: regions are sorted by guest address; neither guest nor front-end addresses of two regions overlap; no
 //! range wraps around.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
 
 use vm_memory::volatile_memory::{VolatileMemory, VolatileSlice};
 use vm_memory::{
@@ -18,9 +20,19 @@ use vm_memory::{
 };
 
 use super::mapping::Mapping;
+use super::message::DESCRIPTORS_MAX;
 
 /// How many regions may be shared at once, and the answer to GET_MAX_MEM_SLOTS.
 pub const MEMORY_SLOTS_MAX: usize = 509;
+
+/// Of how many files a front-end's memory may be, which each cost a descriptor. Unset: of as many as there are regions.
+static FILES_MAX: OnceLock<usize> = OnceLock::new();
+
+/// Bounds the files that a front-end's memory may be of. Only the first call counts. What one message can bring may always be.
+pub fn bound_files(files_max: usize) {
+    // Set already.
+    let _ = FILES_MAX.set(files_max.max(DESCRIPTORS_MAX));
+}
 
 /// A region as a message describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +67,11 @@ pub enum MemoryError {
     /// More regions than slots.
     #[error("more than {MEMORY_SLOTS_MAX} memory regions")]
     TooMany,
+    /// More files than one front-end may keep open here.
+    #[error(
+        "memory of more than {0} files; raise the limit of open files (`ulimit -Hn`) of the daemon"
+    )]
+    TooManyFiles(usize),
     /// A table with another number of descriptors than regions.
     #[error("{regions} regions came with {files} descriptors")]
     Descriptors {
@@ -147,6 +164,17 @@ impl GuestMemory {
     /// # Errors
     /// Any [`MemoryError`].
     pub fn with_region(&self, spec: RegionSpec, file: &File) -> Result<Self, MemoryError> {
+        let files_max = FILES_MAX.get().copied().unwrap_or(MEMORY_SLOTS_MAX);
+        self.with_region_of(spec, file, files_max)
+    }
+
+    /// The same for memory of so many files.
+    fn with_region_of(
+        &self,
+        spec: RegionSpec,
+        file: &File,
+        files_max: usize,
+    ) -> Result<Self, MemoryError> {
         let ends = (
             spec.guest.0.checked_add(spec.len),
             spec.user.checked_add(spec.len),
@@ -167,11 +195,17 @@ impl GuestMemory {
         if self.regions.iter().any(clash) {
             return Err(MemoryError::Overlap { guest: spec.guest });
         }
-        let mapping =
-            Mapping::shared(file, spec.offset, spec.len).map_err(|source| MemoryError::Map {
-                guest: spec.guest,
-                source,
-            })?;
+        let others: Vec<&Mapping> = self.regions.iter().map(|region| &*region.mapping).collect();
+        let mapping = Mapping::beside(file, spec.offset, spec.len, &others);
+        let mapping = mapping.map_err(|source| MemoryError::Map {
+            guest: spec.guest,
+            source,
+        })?;
+        let mut files: BTreeSet<_> = others.iter().map(|other| other.inode()).collect();
+        files.insert(mapping.inode());
+        if files.len() > files_max {
+            return Err(MemoryError::TooManyFiles(files_max));
+        }
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|region| region.spec.guest < spec.guest);
         regions.insert(
@@ -241,7 +275,7 @@ impl GuestMemory {
     }
 
     /// All regions, as messages describe them, with their files.
-    pub fn sources(&self) -> impl ExactSizeIterator<Item = (RegionSpec, &File)> {
+    pub fn sources(&self) -> impl ExactSizeIterator<Item = (RegionSpec, &Arc<OwnedFd>)> {
         self.regions
             .iter()
             .map(|region| (region.spec, region.mapping.source().0))
@@ -398,5 +432,25 @@ mod tests {
             memory.with_region(one_more, &file).unwrap_err(),
             MemoryError::TooMany
         ));
+    }
+
+    #[test]
+    fn files_are_bounded_and_kept_once_each() {
+        let (first, second, third) = (memfd(0x4000), memfd(0x1000), memfd(0x1000));
+        let place = |slot: u64| spec(slot * 0x1000, slot * 0x1000, 0x1000);
+        let mut memory = GuestMemory::default();
+        for (slot, file) in [(0, &first), (1, &second), (2, &first), (3, &first)] {
+            memory = memory.with_region_of(place(slot), file, 2).unwrap();
+        }
+        let refused = memory.with_region_of(place(4), &third, 2).unwrap_err();
+        assert!(matches!(refused, MemoryError::TooManyFiles(2)), "{refused}");
+        let kept: BTreeSet<_> = memory
+            .sources()
+            .map(|(_, file)| Arc::as_ptr(file))
+            .collect();
+        assert_eq!(kept.len(), 2);
+        // One that goes leaves its place to another.
+        let fewer = memory.without_region(place(1)).unwrap();
+        assert!(fewer.with_region_of(place(4), &third, 2).is_ok());
     }
 }

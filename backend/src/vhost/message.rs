@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vhost::vhost_user::message::{FrontendReq, VhostUserInflight, VhostUserVringAddrFlags};
@@ -28,8 +29,8 @@ pub struct Message {
     pub code: u32,
     /// What follows the header.
     pub body: Vec<u8>,
-    /// The descriptors that come with it.
-    pub descriptors: Vec<OwnedFd>,
+    /// The descriptors that come with it; others may have them too.
+    pub descriptors: Vec<Arc<OwnedFd>>,
 }
 
 /// The bytes of a body, in the byte order of the machines that this runs on.
@@ -53,7 +54,7 @@ impl Message {
     }
 
     /// The same with one.
-    fn with(mut self, descriptor: OwnedFd) -> Self {
+    fn with(mut self, descriptor: Arc<OwnedFd>) -> Self {
         self.descriptors.push(descriptor);
         self
     }
@@ -74,7 +75,7 @@ impl Message {
     }
 
     /// One that brings an event of a ring, or says that there is none.
-    pub fn event(code: FrontendReq, ring: u16, event: Option<OwnedFd>) -> Self {
+    pub fn event(code: FrontendReq, ring: u16, event: Option<Arc<OwnedFd>>) -> Self {
         match event {
             Some(event) => Self::number(code, u64::from(ring)).with(event),
             None => Self::number(code, u64::from(ring) | NO_DESCRIPTOR),
@@ -82,7 +83,7 @@ impl Message {
     }
 
     /// One that brings a descriptor and nothing else.
-    pub fn descriptor(code: FrontendReq, descriptor: OwnedFd) -> Self {
+    pub fn descriptor(code: FrontendReq, descriptor: Arc<OwnedFd>) -> Self {
         Self::plain(code).with(descriptor)
     }
 
@@ -101,7 +102,7 @@ impl Message {
     }
 
     /// SET_MEM_TABLE, of at most [`DESCRIPTORS_MAX`] regions.
-    pub fn memory_table(regions: Vec<(RegionSpec, OwnedFd)>) -> Self {
+    pub fn memory_table(regions: Vec<(RegionSpec, Arc<OwnedFd>)>) -> Self {
         let count = u32::try_from(regions.len()).unwrap_or(u32::MAX);
         let mut bytes = short_body(&[count, 0]);
         let mut descriptors = Vec::new();
@@ -116,19 +117,19 @@ impl Message {
     }
 
     /// ADD_MEM_REG.
-    pub fn region(region: &RegionSpec, file: OwnedFd) -> Self {
+    pub fn region(region: &RegionSpec, file: Arc<OwnedFd>) -> Self {
         let mut bytes = body(&[0]);
         bytes.extend(region_body(region));
         Self::new(FrontendReq::ADD_MEM_REG, bytes).with(file)
     }
 
     /// SET_LOG_BASE.
-    pub fn log(file: OwnedFd, offset: u64, len: u64) -> Self {
+    pub fn log(file: Arc<OwnedFd>, offset: u64, len: u64) -> Self {
         Self::new(FrontendReq::SET_LOG_BASE, body(&[len, offset])).with(file)
     }
 
     /// SET_INFLIGHT_FD.
-    pub fn inflight(file: OwnedFd, shape: &VhostUserInflight) -> Self {
+    pub fn inflight(file: Arc<OwnedFd>, shape: &VhostUserInflight) -> Self {
         let mut bytes = body(&[shape.mmap_size, shape.mmap_offset]);
         bytes.extend(shape.num_queues.to_le_bytes());
         bytes.extend(shape.queue_size.to_le_bytes());
@@ -144,26 +145,9 @@ impl Message {
         Self::new(FrontendReq::SET_CONFIG, bytes)
     }
 
-    /// Whether it gives a ring its kick.
-    pub fn is_kick(&self) -> bool {
-        self.code == u32::from(FrontendReq::SET_VRING_KICK)
-    }
-
-    /// The same message with another event in the place of what it brings.
-    ///
-    /// # Errors
-    /// The host has no descriptor left.
-    pub fn with_event(&self, event: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut body = self.body.clone();
-        // The flag that says that none comes is the second byte.
-        if let Some(flag) = body.get_mut(1) {
-            *flag = 0;
-        }
-        Ok(Self {
-            code: self.code,
-            body,
-            descriptors: vec![event.try_clone_to_owned()?],
-        })
+    /// Whether it brings a table of memory.
+    pub fn is_memory_table(&self) -> bool {
+        self.code == u32::from(FrontendReq::SET_MEM_TABLE)
     }
 
     /// Sends it whole, or nothing of it.
@@ -174,7 +158,7 @@ impl Message {
         let len = u32::try_from(self.body.len()).map_err(io::Error::other)?;
         let mut bytes = short_body(&[self.code, FLAGS, len]);
         bytes.extend(&self.body);
-        let files: Vec<BorrowedFd<'_>> = self.descriptors.iter().map(AsFd::as_fd).collect();
+        let files: Vec<BorrowedFd<'_>> = self.descriptors.iter().map(|one| one.as_fd()).collect();
         let mut space =
             [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);

@@ -24,6 +24,8 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 
 use self::adopt::HandedSession;
 use super::handler::Handler;
+use super::handler::hand_over::Facts;
+use super::message::Message;
 use crate::signal::Signal;
 use crate::worker::provider::DiskProvider;
 
@@ -157,19 +159,19 @@ pub fn serve<P: DiskProvider>(
         return error.into();
     }
     let reader = BackendReqHandler::from_stream(socket, Arc::clone(&handler));
-    run(reader, &copy, &handler, outside, patience)
+    run(reader, copy, &handler, outside, patience)
 }
 
 /// Serves a front-end whose messages `reader` reads, from that socket.
 fn run<P: DiskProvider>(
     mut reader: BackendReqHandler<Mutex<Handler<P>>>,
-    socket: &UnixStream,
+    socket: UnixStream,
     handler: &Mutex<Handler<P>>,
     outside: Outside<'_>,
     patience: Patience,
 ) -> End {
     let mut session = Session {
-        socket,
+        socket: &socket,
         handler,
         outside,
         patience,
@@ -182,7 +184,15 @@ fn run<P: DiskProvider>(
         }
     };
     if matches!(end, End::Leaving) {
-        return session.hand_over();
+        let handed = session.hand_over();
+        return handed.map_or_else(End::from, |(facts, messages)| {
+            let connection = socket.into();
+            End::HandedOver(Box::new(HandedSession {
+                connection,
+                facts,
+                messages,
+            }))
+        });
     }
     // Before the socket closes, so that nothing touches guest memory any more when the front-end sees it closed.
     session.device().finish();
@@ -213,27 +223,12 @@ impl<P: DiskProvider> Session<'_, P> {
         self.handler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the session for somebody else to go on with it.
-    fn hand_over(&self) -> End {
+    /// Ends the device for somebody else to go on with it.
+    fn hand_over(&self) -> io::Result<(Facts, Vec<Message>)> {
         let mut device = self.device();
         let handed = device.hand_over();
-        let handed = handed.and_then(|said| match said {
-            None => Ok(None),
-            Some((facts, messages)) => {
-                let connection = self.socket.try_clone()?.into();
-                Ok(Some(HandedSession {
-                    connection,
-                    facts,
-                    messages,
-                }))
-            }
-        });
         device.finish();
-        match handed {
-            Ok(Some(handed)) => End::HandedOver(Box::new(handed)),
-            Ok(None) => End::Leaving,
-            Err(error) => error.into(),
-        }
+        handed
     }
 
     /// Waits for a message and has it handled.

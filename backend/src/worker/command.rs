@@ -54,6 +54,8 @@ pub enum Command {
     Attach {
         /// The ring.
         setup: Box<QueueSetup>,
+        /// Whether nothing is taken from it, nor carried out again, before [`Command::Release`].
+        held: bool,
         /// Answered with the host's refusal, if there is one.
         done: mpsc::Sender<io::Result<()>>,
     },
@@ -116,6 +118,8 @@ pub enum Command {
         /// Answered when set.
         done: mpsc::Sender<()>,
     },
+    /// Serve all rings that were held, without waiting for a kick.
+    Release,
     /// Complete what is under way and end.
     Stop,
 }
@@ -160,8 +164,24 @@ impl WorkerHandle {
     /// # Errors
     /// The host's refusal of the kick, or that the worker is gone. So for all of these.
     pub fn attach(&self, setup: QueueSetup) -> io::Result<()> {
+        self.attach_as(setup, false)
+    }
+
+    /// The same; if `held`, until [`WorkerHandle::release`] nothing is taken from the ring.
+    ///
+    /// # Errors
+    /// As `attach`.
+    pub fn attach_as(&self, setup: QueueSetup, held: bool) -> io::Result<()> {
         let setup = Box::new(setup);
-        self.call(|done| Command::Attach { setup, done })?
+        self.call(|done| Command::Attach { setup, held, done })?
+    }
+
+    /// See [`Command::Release`]. Does not wait.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn release(&self) -> io::Result<()> {
+        self.send(Command::Release)
     }
 
     /// See [`Command::Detach`].

@@ -12,6 +12,8 @@ use super::command::QueueSetup;
 /// Where a ring is in its life.
 #[derive(Debug)]
 pub enum Phase {
+    /// Nothing is taken, since it is not certain yet that it is ours.
+    Held,
     /// Waiting for the first kick.
     Armed,
     /// Served.
@@ -48,8 +50,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// A ring as a command describes it.
-    pub fn new(setup: QueueSetup) -> Self {
+    /// A ring as a command describes it; nothing is taken from it yet if it is `held`.
+    pub fn new(setup: QueueSetup, held: bool) -> Self {
         let size = setup.layout.size();
         let polled = matches!(*setup.kick, Kick::Poll);
         let ring = SplitRing::new(setup.layout, setup.base, setup.event_idx, setup.log);
@@ -65,10 +67,10 @@ impl Queue {
             index: setup.index,
             ring: ring.tracked_by(tracker),
             in_flight: InFlight::new(size),
-            phase: if setup.look || polled {
-                Phase::Started
-            } else {
-                Phase::Armed
+            phase: match (held, setup.look || polled) {
+                (true, _) => Phase::Held,
+                (false, true) => Phase::Started,
+                (false, false) => Phase::Armed,
             },
             indirect: setup.indirect,
             kick: setup.kick,
@@ -91,7 +93,7 @@ impl Queue {
 
     /// Whether requests are to be carried out again, which is done even if nothing more is to be taken.
     pub fn is_replaying(&self) -> bool {
-        !self.replay.as_slice().is_empty()
+        !matches!(self.phase, Phase::Held) && !self.replay.as_slice().is_empty()
     }
 
     /// Carries out nothing again: what is left of it stays under way in the inflight region, for another session.
@@ -104,6 +106,9 @@ impl Queue {
     /// # Errors
     /// As [`SplitRing::take`].
     pub fn next_head(&mut self) -> Result<Option<u16>, Broken> {
+        if matches!(self.phase, Phase::Held) {
+            return Ok(None);
+        }
         let again = self.replay.next();
         if again.is_some() {
             return Ok(again);
@@ -130,6 +135,13 @@ impl Queue {
     /// The guest kicked.
     pub fn kicked(&mut self) {
         if matches!(self.phase, Phase::Armed) {
+            self.phase = Phase::Started;
+        }
+    }
+
+    /// It is certain that a ring is ours that was held. Kicks have come meanwhile, or before it came here.
+    pub fn release(&mut self) {
+        if matches!(self.phase, Phase::Held) {
             self.phase = Phase::Started;
         }
     }

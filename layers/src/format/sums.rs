@@ -15,7 +15,7 @@ pub const SUMS_PER_BLOCK: usize = BLOCK_BYTES / 4 - 1;
 /// Bytes of the header of `bad`.
 const BAD_HEADER_BYTES: usize = 128;
 /// The only version of both.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// What `sums` begins with.
 const SUMS_MAGIC: [u8; 8] = *b"STRATSUM";
 /// What `bad` begins with.

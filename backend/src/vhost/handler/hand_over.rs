@@ -1,12 +1,13 @@
 //! A device that goes from one process to the next, with its front-end connected: what it was told, as messages
 //! ([`Message`]), and the few things that no message says.
 //!
-//! Whoever takes it over is told everything before its rings run: they get a kick of ours first, which nobody uses, and
-//! theirs when it is certain who serves them.
+//! Nothing is copied for that, no descriptor either: messages and device share what they have, and the device ends.
+//!
+//! Whoever takes it over is told everything before its rings run: workers have them, and take nothing from them until it is
+//! certain who serves them.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
@@ -35,20 +36,16 @@ pub struct Facts {
     pub started: Vec<u16>,
 }
 
-/// A copy of a file's descriptor.
-fn copy(file: &File) -> io::Result<OwnedFd> {
-    file.try_clone().map(OwnedFd::from)
-}
-
 impl<P: DiskProvider> Handler<P> {
     /// Stops all rings, completes what is under way, lets the disk go and says what there is to say to who serves the
-    /// front-end next. `None` if a state of the device is being transferred, which cannot go on elsewhere.
+    /// front-end next. A state of the device that has just begun to be transferred is not: its front-end finds out when it asks
+    /// how that went, and keeps its disk.
     ///
     /// # Errors
-    /// A worker is gone, or the host has no descriptor left.
-    pub fn hand_over(&mut self) -> io::Result<Option<(Facts, Vec<Message>)>> {
-        if self.transfer.is_some() {
-            return Ok(None);
+    /// A worker is gone.
+    pub fn hand_over(&mut self) -> io::Result<(Facts, Vec<Message>)> {
+        if self.transfer.take().is_some() {
+            tracing::warn!("a state that is being transferred does not go on in another process");
         }
         let numbered = || (0u16..).zip(&self.rings);
         let started = numbered().filter(|(_, ring)| ring.is_started());
@@ -60,9 +57,9 @@ impl<P: DiskProvider> Handler<P> {
             started: started.map(|(index, _)| index).collect(),
         };
         self.detach_together().map_err(io::Error::other)?;
-        let messages = self.messages()?;
+        let messages = self.messages();
         self.finish();
-        Ok(Some((facts, messages)))
+        Ok((facts, messages))
     }
 
     /// Takes all rings from their workers at once.
@@ -86,7 +83,7 @@ impl<P: DiskProvider> Handler<P> {
     }
 
     /// What the front-end has said, as far as it still counts.
-    fn messages(&self) -> io::Result<Vec<Message>> {
+    fn messages(&self) -> Vec<Message> {
         use FrontendReq as Req;
         let mut said = Vec::new();
         if self.owned {
@@ -98,10 +95,10 @@ impl<P: DiskProvider> Handler<P> {
         if self.protocol != 0 {
             said.push(Message::number(Req::SET_PROTOCOL_FEATURES, self.protocol));
         }
-        self.say_memory(&mut said)?;
+        self.say_memory(&mut said);
         if let Some(log) = &self.log {
             let (file, offset, len) = log.source();
-            said.push(Message::log(copy(file)?, offset, len));
+            said.push(Message::log(Arc::clone(file), offset, len));
         }
         if let Some(features) = self.features {
             said.push(Message::number(Req::SET_FEATURES, features));
@@ -112,27 +109,28 @@ impl<P: DiskProvider> Handler<P> {
             }
         }
         if let Some(channel) = &*self.setup.state.channel() {
-            let socket = channel.descriptor()?;
+            let socket = channel.descriptor();
             said.push(Message::descriptor(Req::SET_BACKEND_REQ_FD, socket));
         }
         if let Some(inflight) = &self.inflight {
             let (file, shape) = inflight.source();
-            said.push(Message::inflight(copy(file)?, &shape));
+            said.push(Message::inflight(Arc::clone(file), &shape));
         }
         for (index, ring) in (0u16..).zip(&self.rings) {
-            self.say_ring(index, ring, &mut said)?;
+            self.say_ring(index, ring, &mut said);
         }
-        Ok(said)
+        said
     }
 
     /// The memory.
-    fn say_memory(&self, said: &mut Vec<Message>) -> io::Result<()> {
+    fn say_memory(&self, said: &mut Vec<Message>) {
         let memory = self.memory();
         let regions = memory.sources();
-        let regions = regions.map(|(spec, file)| copy(file).map(|file| (spec, file)));
-        let regions: Vec<_> = regions.collect::<io::Result<_>>()?;
+        let regions: Vec<_> = regions
+            .map(|(spec, file)| (spec, Arc::clone(file)))
+            .collect();
         if regions.is_empty() {
-            return Ok(());
+            return;
         }
         if regions.len() <= DESCRIPTORS_MAX {
             said.push(Message::memory_table(regions));
@@ -140,13 +138,12 @@ impl<P: DiskProvider> Handler<P> {
             let added = regions.into_iter();
             said.extend(added.map(|(spec, file)| Message::region(&spec, file)));
         }
-        Ok(())
     }
 
     /// A ring, of which something may have been said.
-    fn say_ring(&self, index: u16, ring: &Vring, said: &mut Vec<Message>) -> io::Result<()> {
+    fn say_ring(&self, index: u16, ring: &Vring, said: &mut Vec<Message>) {
         use FrontendReq as Req;
-        let event = |event: &Event| event.descriptor().map(Some);
+        let event = |event: &Event| Some(event.descriptor());
         if let Some(size) = ring.size() {
             said.push(Message::ring(Req::SET_VRING_NUM, index, u32::from(size)));
         }
@@ -159,14 +156,14 @@ impl<P: DiskProvider> Handler<P> {
             said.push(Message::ring(Req::SET_VRING_BASE, index, base));
         }
         if let Some(call) = &ring.call {
-            said.push(Message::event(Req::SET_VRING_CALL, index, event(call)?));
+            said.push(Message::event(Req::SET_VRING_CALL, index, event(call)));
         }
         if let Some(err) = &ring.err {
-            said.push(Message::event(Req::SET_VRING_ERR, index, event(err)?));
+            said.push(Message::event(Req::SET_VRING_ERR, index, event(err)));
         }
         if let Some(kick) = &ring.kick {
             let kick = match &**kick {
-                Kick::Event(kick) => event(kick)?,
+                Kick::Event(kick) => event(kick),
                 Kick::Poll => None,
             };
             said.push(Message::event(Req::SET_VRING_KICK, index, kick));
@@ -175,7 +172,6 @@ impl<P: DiskProvider> Handler<P> {
         if ring.is_enabled() && self.acked() & features::PROTOCOL_FEATURES != 0 {
             said.push(Message::ring(Req::SET_VRING_ENABLE, index, 1));
         }
-        Ok(())
     }
 
     /// Begins a session that somebody else has begun. Nothing was said of it yet, and until [`Handler::release`] its rings take
@@ -191,17 +187,18 @@ impl<P: DiskProvider> Handler<P> {
         }
     }
 
-    /// Lets the rings run that are in use, after they were given their kicks. They are kicked once: somebody else has taken the
-    /// kicks for what lies in them.
+    /// Lets the rings run that are in use. They are looked at without a kick: somebody else has taken the kicks for what lies
+    /// in them. Needs nothing of the host.
     pub fn release(&mut self, facts: &Facts) {
         self.held = false;
         for index in &facts.started {
             if let Some(ring) = self.rings.get_mut(usize::from(*index)) {
                 ring.set_started(true);
-                if let Some(Kick::Event(kick)) = ring.kick.as_deref() {
-                    kick.signal();
-                }
             }
+        }
+        for worker in self.workers.iter().flatten() {
+            // One that is gone has raised the alarm, which ends the session.
+            let _ = worker.release();
         }
     }
 

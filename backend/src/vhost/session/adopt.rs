@@ -6,16 +6,18 @@
 //! Who takes it over is told what the front-end has said ([`Message`]) by way of a pair of sockets; when that is done, the
 //! front-end's connection takes the place of the pair. That is one descriptor that comes to name another socket, so whatever
 //! reads from it has no part in it.
+//!
+//! Each message is let go once it was told, and its descriptors with it. So a session has no more descriptors while it is taken
+//! over than before and afterwards, but for a few; see [`DESCRIPTORS`].
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use rustix::event::EventfdFlags;
 use rustix::io::DupFlags;
 use rustix::net::RecvFlags;
 use vhost::vhost_user::BackendReqHandler;
@@ -25,6 +27,10 @@ use crate::vhost::handler::Handler;
 use crate::vhost::handler::hand_over::Facts;
 use crate::vhost::message::Message;
 use crate::worker::provider::DiskProvider;
+
+/// How many descriptors a session has while it is taken over that it has neither before nor afterwards: the connection between
+/// the pair and what it stands for, both ends of the pair, and what a message brings.
+pub const DESCRIPTORS: usize = 4;
 
 /// A session between two processes.
 #[derive(Debug)]
@@ -44,6 +50,9 @@ pub struct Release {
     up: Mutex<bool>,
     /// Notified when it goes up.
     changed: Condvar,
+    /// Held by who is told of a table of memory: its descriptors come all at once, one for each region, so that not all
+    /// sessions may have such a message at a time.
+    table: Mutex<()>,
 }
 
 impl Release {
@@ -80,9 +89,48 @@ pub struct Adoption {
     /// Two connected sockets of ours, the session's end first.
     pub pair: (UnixStream, UnixStream),
     /// Told how it fared.
-    pub told: mpsc::Sender<Adopted>,
+    pub told: Teller,
     /// When its rings may run.
     pub release: Arc<Release>,
+}
+
+/// Tells how a session fared, once: if nobody does, that it could not be served.
+#[derive(Debug)]
+pub struct Teller {
+    /// Whoever counts; nobody any more when it was told.
+    told: Option<mpsc::Sender<Adopted>>,
+    /// Whether it had rings to run.
+    serving: bool,
+}
+
+impl Teller {
+    /// Tells of this session.
+    pub fn new(session: &HandedSession, told: mpsc::Sender<Adopted>) -> Self {
+        Self {
+            told: Some(told),
+            serving: !session.facts.started.is_empty(),
+        }
+    }
+
+    /// Tells that all is ready.
+    fn ready(&mut self) {
+        self.tell(Adopted::Ready);
+    }
+
+    /// Tells how a session fared that has rings.
+    fn tell(&mut self, fared: Adopted) {
+        let fared = if self.serving { fared } else { Adopted::Idle };
+        if let Some(told) = self.told.take() {
+            // A receiver less: nobody counts.
+            let _ = told.send(fared);
+        }
+    }
+}
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        self.tell(Adopted::Lost);
+    }
 }
 
 /// Serves a front-end whose session somebody else has begun, as [`super::serve`].
@@ -93,20 +141,15 @@ pub fn serve_adopted<P: DiskProvider>(
     patience: Patience,
 ) -> End {
     let handler = Arc::new(Mutex::new(handler));
-    let serving = !adoption.session.facts.started.is_empty();
-    let told = adoption.told.clone();
+    let release = Arc::clone(&adoption.release);
     match take_over(adoption, &handler, outside, patience) {
-        Ok((reader, connection)) => run(reader, &connection, &handler, outside, patience),
+        Ok((reader, connection)) => run(reader, connection, &handler, outside, patience),
         Err(end) => {
-            // Told already if it came so far; then nobody listens to this.
-            let fared = if serving {
-                Adopted::Lost
-            } else {
-                Adopted::Idle
-            };
-            let _ = told.send(fared);
             let mut device = handler.lock().unwrap_or_else(PoisonError::into_inner);
             device.finish();
+            drop(device);
+            // Before it is certain that we serve, its machine may go on elsewhere: it has not left.
+            release.wait();
             end
         }
     }
@@ -124,13 +167,18 @@ fn take_over<P: DiskProvider>(
     patience: Patience,
 ) -> Result<(Reader<P>, UnixStream), End> {
     let Adoption {
-        session: handed,
+        session,
         pair: (ours, feeder),
-        told,
+        mut told,
         release,
     } = adoption;
+    let HandedSession {
+        connection,
+        facts,
+        messages,
+    } = session;
     let device = || handler.lock().unwrap_or_else(PoisonError::into_inner);
-    device().adopt(&handed.facts);
+    device().adopt(&facts);
     let copy = ours.try_clone()?;
     let mut reader = BackendReqHandler::from_stream(ours, Arc::clone(handler));
     let mut session = Session {
@@ -141,39 +189,26 @@ fn take_over<P: DiskProvider>(
         rival_since: None,
         began: Instant::now(),
     };
-    let mut tell = |message: &Message| {
+    for message in messages {
+        let alone = message.is_memory_table().then_some(&release.table);
+        let _alone = alone.map(|table| table.lock().unwrap_or_else(PoisonError::into_inner));
         message.send(&feeder)?;
+        // It is on its way; of what it brings the session needs no more than what arrives.
+        drop(message);
         session.one_message(&mut reader)?;
         forget_replies(&feeder);
-        Ok::<(), End>(())
-    };
-    let nobodys = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    for message in &handed.messages {
-        if message.is_kick() {
-            tell(&message.with_event(nobodys.as_fd())?)?;
-        } else {
-            tell(message)?;
-        }
     }
-    if !device().has_all(&handed.facts) {
+    if !device().has_all(&facts) {
         return Err(io::Error::other("not all rings could be set up again").into());
     }
-    let serving = !handed.facts.started.is_empty();
-    // A receiver less: nobody counts.
-    let _ = told.send(if serving {
-        Adopted::Ready
-    } else {
-        Adopted::Idle
-    });
-    release.wait();
-    for kick in handed.messages.iter().filter(|message| message.is_kick()) {
-        tell(kick)?;
-    }
-    device().release(&handed.facts);
-    let connection = UnixStream::from(handed.connection);
+    let connection = UnixStream::from(connection);
     // As of any session.
     connection.set_read_timeout(Some(patience.rival))?;
     replace(&reader, &connection)?;
+    // From here on nothing is needed of the host, so nothing can fail any more.
+    told.ready();
+    release.wait();
+    device().release(&facts);
     Ok((reader, connection))
 }
 

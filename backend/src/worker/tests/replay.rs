@@ -72,6 +72,23 @@ fn it_comes_first_and_in_the_order_in_which_it_was_taken() {
     assert_eq!(region.used_index(), 5);
 }
 
+/// Nothing is carried out before it is certain that the ring is ours: neither what was under way nor what the guest kicks for.
+#[test]
+fn a_ring_that_is_held_does_nothing() {
+    let bench = bench(true, &[0, 3, 6]);
+    let (_file, region) = region(&[0, 3]);
+    let attached = bench.worker().attach_as(setup(&bench, &region), true);
+    attached.unwrap();
+    signal(&bench.kick);
+    bench.round();
+    assert_eq!(sectors(&bench), [] as [u64; 0]);
+    bench.worker().release().unwrap();
+    for head in [0, 3, 6] {
+        assert_eq!(bench.used(), (head, 513));
+    }
+    assert_eq!(sectors(&bench), [0, 3, 6]);
+}
+
 #[test]
 fn a_ring_that_is_stopped_at_once_completes_it_before() {
     let bench = bench(true, &[0, 3, 6, 9]);
@@ -79,6 +96,7 @@ fn a_ring_that_is_stopped_at_once_completes_it_before() {
     let (done, attached) = mpsc::channel();
     let attach = Command::Attach {
         setup: Box::new(setup(&bench, &region)),
+        held: false,
         done,
     };
     let (done, detached) = mpsc::channel();
@@ -104,6 +122,7 @@ fn a_worker_that_ends_before_leaves_it_under_way() {
     let (done, attached) = mpsc::channel();
     let attach = Command::Attach {
         setup: Box::new(setup(&bench, &region)),
+        held: false,
         done,
     };
     bench.worker().sender.send(attach).unwrap();

@@ -132,14 +132,38 @@ impl SqliteCatalog {
                 .map_err(|(_, source)| Error::Catalog { path, source })?;
             return Self::create(dir, &state);
         }
+        Ok(Self::of(db, path, state))
+    }
+
+    /// The same for a catalog of this version; one of another is refused, and stays as it is but for a commit that was
+    /// interrupted.
+    ///
+    /// # Errors
+    /// `Unsupported` for another version; otherwise as `open`.
+    pub fn open_as_it_is(dir: &Path) -> Result<Self> {
+        let (db, path, version, state) = read(dir)?;
+        if version != SCHEMA_VERSION {
+            return Err(Error::Unsupported {
+                path,
+                what: format!(
+                    "catalog version {version}, and a program that takes over leaves it as it is, so it must be \
+                     {SCHEMA_VERSION}; stop the daemon in order and start this one without --takeover"
+                ),
+            });
+        }
+        Ok(Self::of(db, path, state))
+    }
+
+    /// An open one of this version.
+    fn of(db: Connection, path: PathBuf, state: CatalogState) -> Self {
         // Changes nothing, but opens the journal. On a full disk it cannot, and the first commit does it.
         drop(db.pragma_update(None, "user_version", SCHEMA_VERSION));
-        Ok(Self {
+        Self {
             db,
             path,
             state: Arc::new(state),
             failed: None,
-        })
+        }
     }
 
     /// What the catalog of the store in `dir` holds, of whatever version it is. Changes nothing, but that a commit which

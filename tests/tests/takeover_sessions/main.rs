@@ -1,6 +1,9 @@
 //! What front-ends have said and guests have under way when another daemon takes over: nothing of it has to be said again.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod descriptors;
+mod peers;
+
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
