@@ -41,7 +41,7 @@ use super::disk_use::DiskUse;
 use super::event::{Event, Kick};
 use super::features;
 use super::inflight::InflightBuffer;
-use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
+use super::memory::{GuestMemory, RegionSpec, slots_max};
 use super::state::SessionState;
 use super::turn::Turns;
 use super::vring::{SessionMemory, Vring};
@@ -696,7 +696,7 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Ok(MEMORY_SLOTS_MAX as u64)
+        Ok(slots_max() as u64)
     }
 
     fn add_mem_region(

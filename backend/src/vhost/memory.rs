@@ -22,7 +22,7 @@ use vm_memory::{
 use super::mapping::Mapping;
 use super::message::DESCRIPTORS_MAX;
 
-/// How many regions may be shared at once, and the answer to GET_MAX_MEM_SLOTS.
+/// How many regions may be shared at once.
 pub const MEMORY_SLOTS_MAX: usize = 509;
 
 /// Of how many files a front-end's memory may be, which each cost a descriptor. Unset: of as many as there are regions.
@@ -32,6 +32,12 @@ static FILES_MAX: OnceLock<usize> = OnceLock::new();
 pub fn bound_files(files_max: usize) {
     // Set already.
     let _ = FILES_MAX.set(files_max.max(DESCRIPTORS_MAX));
+}
+
+/// How many regions a front-end may count on: as many as there may be files of, should each be of its own.
+pub fn slots_max() -> usize {
+    let files_max = FILES_MAX.get().copied().unwrap_or(MEMORY_SLOTS_MAX);
+    files_max.min(MEMORY_SLOTS_MAX)
 }
 
 /// A region as a message describes it.
@@ -164,8 +170,7 @@ impl GuestMemory {
     /// # Errors
     /// Any [`MemoryError`].
     pub fn with_region(&self, spec: RegionSpec, file: &File) -> Result<Self, MemoryError> {
-        let files_max = FILES_MAX.get().copied().unwrap_or(MEMORY_SLOTS_MAX);
-        self.with_region_of(spec, file, files_max)
+        self.with_region_of(spec, file, slots_max())
     }
 
     /// The same for memory of so many files.

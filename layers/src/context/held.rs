@@ -36,9 +36,9 @@ impl QueueContext {
             {
                 request.era = Some(next);
                 request.chain = None;
-                if let Some(active) = self.eras.active_of(next) {
-                    zero.layer = std::sync::Arc::clone(&active.layer);
-                    zero.slot = active.slot;
+                if let Some(tail) = self.move_zero_on(zero, next) {
+                    self.zero_after(number, zero.clone(), tail, flush);
+                    continue;
                 }
             }
             self.join(number, zero, flush);

@@ -183,6 +183,7 @@ impl QueueContext {
         for part in &self.parked {
             *left.entry(part.request).or_default() += 1;
         }
+        let mut tails = Vec::new();
         for (number, parked) in left {
             let Some(request) = self.requests.get_mut(number) else {
                 continue;
@@ -195,10 +196,16 @@ impl QueueContext {
             };
             request.era = Some(next);
             request.chain = None;
-            if let (Some(zero), Some(active)) = (&mut request.zero, self.eras.active_of(next)) {
-                zero.layer = Arc::clone(&active.layer);
-                zero.slot = active.slot;
+            if let Some(mut zero) = request.zero.take() {
+                let tail = self.move_zero_on(&mut zero, next);
+                tails.extend(tail.map(|tail| (number, tail)));
+                if let Some(request) = self.requests.get_mut(number) {
+                    request.zero = Some(zero);
+                }
             }
+        }
+        for (request, tail) in tails {
+            self.zero_tail(request, tail);
         }
     }
 

@@ -11,9 +11,10 @@ use crate::flush::zeroes::ZeroRange;
 use crate::resolve::{Source, resolve};
 use crate::segments::Slicer;
 use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, Sector, SectorMask, SectorRange};
-use crate::volume::RequestError;
+use crate::volume::{Durability, RequestError};
 
 use super::QueueContext;
+use super::era::EraId;
 
 /// A cluster of zeroes to write from.
 static ZEROES: [u8; 4096] = [0; 4096];
@@ -39,11 +40,44 @@ impl QueueContext {
                 (first * CLUSTER_SECTORS).min(range.end().0),
             );
             self.zero_part(request, last * CLUSTER_SECTORS, range.end().0);
-            self.zero_clusters(request, Cluster(first), last - first, unmap);
+            self.zero_clusters(request, Cluster(first), last - first, range.end(), unmap);
         } else {
             self.zero_part(request, range.start.0, range.end().0);
         }
         self.part_done(request, Ok(()));
+    }
+
+    /// Takes what a request has left to zero over to another era. The disk may have grown since, and others may write to what
+    /// it has gained: returns what is to be zeroed of a cluster that its end does not cut short any more.
+    pub(super) fn move_zero_on(&self, zero: &mut ZeroRange, era: EraId) -> Option<SectorRange> {
+        let active = self.eras.active_of(era)?;
+        zero.layer = Arc::clone(&active.layer);
+        zero.slot = active.slot;
+        zero.cut_to(self.volume.capacity())
+    }
+
+    /// Zeroes what is left of such a cluster.
+    pub(super) fn zero_tail(&mut self, request: usize, tail: SectorRange) {
+        self.zero_part(request, tail.start.0, tail.end().0);
+    }
+
+    /// The same, and then whole clusters, for a request of which nothing else is left.
+    pub(super) fn zero_after(
+        &mut self,
+        number: usize,
+        zero: ZeroRange,
+        tail: SectorRange,
+        flush: bool,
+    ) {
+        if let Some(request) = self.requests.get_mut(number) {
+            request.zero = Some(zero);
+            request.durability = match flush {
+                true => Durability::OnCompletion,
+                false => Durability::AfterFlush,
+            };
+        }
+        self.zero_tail(number, tail);
+        self.part_done(number, Ok(()));
     }
 
     /// Writes zeroes to the sectors `from .. to`, fewer than two clusters, unless they read as zeroes already.
@@ -82,7 +116,14 @@ impl QueueContext {
     }
 
     /// Has whole clusters zeroed once the parts are written.
-    fn zero_clusters(&mut self, request: usize, first: Cluster, count: u64, unmap: bool) {
+    fn zero_clusters(
+        &mut self,
+        request: usize,
+        first: Cluster,
+        count: u64,
+        end: Sector,
+        unmap: bool,
+    ) {
         let Some(active) = self.eras.active() else {
             return self.note_error(request, RequestError::Failed);
         };
@@ -95,6 +136,7 @@ impl QueueContext {
             slot: active.slot,
             first,
             count,
+            end,
             unmap,
         };
         if let Some(request) = self.requests.get_mut(request) {

@@ -22,7 +22,9 @@ use crate::chain::Chain;
 use crate::file::FileToken;
 use crate::layer::{Layer, LayerMap};
 use crate::map::{ClusterState, MapRecord, RecordKind, Table};
-use crate::units::{CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, LayerSlot, SectorMask, SectorRange};
+use crate::units::{
+    CLUSTER_BYTES, CLUSTER_SECTORS, Cluster, LayerSlot, Sector, SectorMask, SectorRange,
+};
 
 use super::journal_unsynced;
 
@@ -37,8 +39,24 @@ pub struct ZeroRange {
     pub first: Cluster,
     /// How many.
     pub count: u64,
+    /// Where what is to be zeroed ends: within the last cluster, if the disk ends there.
+    pub end: Sector,
     /// Whether their space is given back.
     pub unmap: bool,
+}
+
+impl ZeroRange {
+    /// Leaves the last cluster out if the disk does not end any more where the range does. Returns what is left of it to be
+    /// zeroed by itself.
+    pub fn cut_to(&mut self, capacity: Sector) -> Option<SectorRange> {
+        let last = Cluster((self.first.0 + self.count).checked_sub(1)?).first_sector();
+        let whole = self.count == 0 || self.end.0 >= last.0 + CLUSTER_SECTORS;
+        if whole || capacity <= self.end {
+            return None;
+        }
+        self.count -= 1;
+        SectorRange::new(last, self.end.0.checked_sub(last.0)?)
+    }
 }
 
 /// Clusters that held data until they were zeroed.
