@@ -175,9 +175,12 @@ pub(super) fn succeed(
     let control = config.control.clone();
     let control = control.unwrap_or_else(|| kept.dir.join("control.sock"));
     let (package, predecessor) = taker::ask(&kept.dir).map_err(DaemonError::Takeover)?;
+    // Here, so that nothing but the end of the process closes the connection before everything is ours: by that end the running
+    // daemon knows that nothing is in use.
+    let mut predecessor = Some(predecessor);
     let _no_way_out = NoWayOut;
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let set_up = || {
+    let mut set_up = || {
         if absolute(&control) != absolute(&package.control.path) {
             return Err(DaemonError::Takeover(io::Error::other(format!(
                 "the running daemon's control socket is {}; give the same with --control",
@@ -208,10 +211,12 @@ pub(super) fn succeed(
                 if lost > 0 && ready == 0 {
                     let what =
                         format!("none of {lost} front-ends with running disks could be served");
-                    // Here, where the connection is open still: by its end the running daemon knows that nothing is in use.
-                    give_up(&DaemonError::Takeover(io::Error::other(what)));
+                    return Err(DaemonError::Takeover(io::Error::other(what)));
                 }
-                let relieved = predecessor.relieve().map_err(DaemonError::Takeover)?;
+                let waits = || DaemonError::Takeover(io::Error::other("nobody hands over"));
+                let theirs = predecessor.as_ref().ok_or_else(waits)?;
+                theirs.relieve().map_err(DaemonError::Takeover)?;
+                let relieved = predecessor.take().ok_or_else(waits)?.relieved();
                 Ok(Began::After(relieved))
             },
         )
@@ -220,13 +225,13 @@ pub(super) fn succeed(
 }
 
 /// Ends the process as by a crash: of what it was handed nothing may be closed in order, since another process may go on with
-/// it, and threads that wait to know whether they may serve wait still.
+/// it, and threads that wait to know whether they may serve wait still. Called while the connection to that process is open.
 #[expect(
     clippy::exit,
     reason = "an orderly end would close what another process goes on with"
 )]
 fn give_up(error: &DaemonError) -> ! {
-    eprintln!("stratablk: {error}");
+    taker::last_words(error.to_string());
     std::process::exit(1)
 }
 
@@ -326,7 +331,10 @@ fn begin(
     commands.log_notes();
     places(&commands);
     match deadline {
-        Some(_) => commands.start_opener().map_err(host("start a thread"))?,
+        Some(_) => {
+            let started = commands.start_opener().map_err(host("start a thread"));
+            started.unwrap_or_else(|error| give_up(&error));
+        }
         None => insist(|| commands.start_opener()),
     }
 
