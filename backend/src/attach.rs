@@ -389,8 +389,8 @@ impl<P: DiskProvider> Server<P> {
             Socket::Connected(stream) => {
                 self.serve(Coming::New(stream), &self.shared.sessions.place(), false);
             }
-            Socket::Listening(listening) => {
-                self.accept_all(&listening, begun);
+            Socket::Listening(mut listening) => {
+                self.accept_all(&mut listening, begun);
                 if self.shared.hand_over.is_up() {
                     self.handed().socket = listening.hand_over();
                 }
@@ -400,7 +400,7 @@ impl<P: DiskProvider> Server<P> {
     }
 
     /// Serves all front-ends that come, until told to stop; then they are gone.
-    fn accept_all(self: &Arc<Self>, listening: &Listening, begun: Option<Begun>) {
+    fn accept_all(self: &Arc<Self>, listening: &mut Listening, begun: Option<Begun>) {
         let place = listening.display();
         let mut threads = Vec::new();
         if let Some(begun) = begun {
@@ -414,6 +414,7 @@ impl<P: DiskProvider> Server<P> {
                 }
             }
             begun.release.wait();
+            listening.is_ours();
         }
         // Whether the last one could not be accepted: a host that has nothing left is told of once.
         let mut refused = false;
