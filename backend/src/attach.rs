@@ -26,7 +26,7 @@ use crate::signal::Signal;
 use crate::vhost::handler::{Handler, HandlerSetup};
 use crate::vhost::memory;
 use crate::vhost::session::adopt::{
-    Adopted, Adoption, HandedSession, Release, Teller, serve_adopted,
+    Adoption, Fared, HandedSession, Release, Teller, serve_adopted,
 };
 use crate::vhost::session::{End, Outside, Patience, serve};
 use crate::vhost::turn::Turns;
@@ -192,12 +192,12 @@ impl Attachment {
         provider: Arc<P>,
         handed: HandedAttachment,
         options: AttachOptions,
-        told: &mpsc::Sender<Adopted>,
+        told: &mpsc::Sender<Fared>,
         release: &Arc<Release>,
     ) -> io::Result<AttachmentHandle> {
         let adopt = |session: HandedSession| {
             Ok(Adoption {
-                told: Teller::new(&session, told.clone()),
+                told: Teller::new(provider.name(), &session, told.clone()),
                 session,
                 pair: UnixStream::pair()?,
                 release: Arc::clone(release),

@@ -28,7 +28,7 @@ use crate::takeover::package::{HandedVolume, Package};
 use crate::takeover::taker::{self, Relieved};
 use crate::takeover::{READY_LIMIT, now_ns, socket_path};
 use crate::vhost::message::DESCRIPTORS_MAX;
-use crate::vhost::session::adopt::{self, Adopted, Release};
+use crate::vhost::session::adopt::{self, Adopted, Fared, Release};
 
 /// How long what is dirty may take to be written before anything is handed over; commands wait meanwhile.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
@@ -180,7 +180,7 @@ pub(super) fn succeed(
     let mut predecessor = Some(predecessor);
     let _no_way_out = NoWayOut;
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut set_up = || {
+    let set_up = || {
         if absolute(&control) != absolute(&package.control.path) {
             return Err(DaemonError::Takeover(io::Error::other(format!(
                 "the running daemon's control socket is {}; give the same with --control",
@@ -405,8 +405,11 @@ fn adopt(
 
 /// Waits until all sessions have been told what there was to tell, which each of them tells once. Returns how many cannot run
 /// their rings, and how many can.
+///
+/// # Errors
+/// With a deadline: one of them cannot be served in this process, or they are not told in time.
 fn count(
-    fared: &mpsc::Receiver<Adopted>,
+    fared: &mpsc::Receiver<Fared>,
     deadline: Option<Instant>,
 ) -> Result<(usize, usize), DaemonError> {
     let (mut lost, mut ready) = (0, 0);
@@ -418,10 +421,16 @@ fn count(
             }
             None => fared.recv().map_err(RecvTimeoutError::from),
         };
-        match next {
-            Ok(Adopted::Idle) => {}
-            Ok(Adopted::Ready) => ready += 1,
-            Ok(Adopted::Lost) => lost += 1,
+        match next.map(|fared| (fared.how, fared.volume)) {
+            Ok((Adopted::Idle, _)) => {}
+            Ok((Adopted::Ready, _)) => ready += 1,
+            Ok((Adopted::Lost, _)) => lost += 1,
+            // The one before may do better.
+            Ok((Adopted::Failed(why), volume)) if deadline.is_some() => {
+                let what = format!("a front-end of volume {volume} cannot be served here: {why}");
+                return Err(DaemonError::Takeover(io::Error::other(what)));
+            }
+            Ok((Adopted::Failed(_), _)) => lost += 1,
             Err(RecvTimeoutError::Disconnected) => return Ok((lost, ready)),
             Err(RecvTimeoutError::Timeout) => {
                 let what = "not all front-ends could be served in time";

@@ -41,7 +41,7 @@ use super::disk_use::DiskUse;
 use super::event::{Event, Kick};
 use super::features;
 use super::inflight::InflightBuffer;
-use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
+use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, MemoryError, RegionSpec};
 use super::state::SessionState;
 use super::turn::Turns;
 use super::vring::{SessionMemory, Vring};
@@ -109,9 +109,55 @@ pub struct Handler<P: DiskProvider> {
 /// The capacity is the beginning of the configuration space.
 const CAPACITY_BYTES: u32 = 8;
 
+/// Why a message was refused, as far as it is known who has to do with it. Any other error is of the host or of the disk.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// What the front-end has said, or its guest has written, cannot be.
+    #[error("{0}")]
+    Theirs(String),
+    /// This process may have less than it takes.
+    #[error("{0}")]
+    Scarce(String),
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, refusal))
+    }
+}
+
 /// A refusal of what the front-end asked for. The session goes on if the front-end can be told.
 fn refuse(what: impl Into<String>) -> Error {
-    Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, what.into()))
+    Refusal::Theirs(what.into()).into()
+}
+
+/// Whether the host refused for want of something that this process may have little of.
+pub fn is_scarce(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error();
+    let scarce = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+    errno.is_some_and(|errno| scarce.iter().any(|one| one.raw_os_error() == errno))
+        || error.kind() == io::ErrorKind::OutOfMemory
+}
+
+/// A refusal of something that the front-end shares. It is the front-end's, as is any trouble with it.
+fn refuse_shared(error: io::Error) -> Error {
+    if is_scarce(&error) {
+        host(error)
+    } else {
+        refuse(error.to_string())
+    }
+}
+
+/// A refusal of memory.
+fn refuse_memory(error: &MemoryError) -> Error {
+    match error {
+        MemoryError::TooManyFiles(_) => Refusal::Scarce(error.to_string()).into(),
+        MemoryError::Map { source, .. } if is_scarce(source) => {
+            Refusal::Scarce(error.to_string()).into()
+        }
+        _ => refuse(error.to_string()),
+    }
 }
 
 /// An answer of the host's.
@@ -517,7 +563,7 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
         let specs: Vec<RegionSpec> = regions.iter().map(spec_of).collect();
-        let memory = GuestMemory::from_table(&specs, files).map_err(|e| refuse(e.to_string()))?;
+        let memory = GuestMemory::from_table(&specs, files).map_err(|e| refuse_memory(&e))?;
         self.set_memory(memory)?;
         Ok(None)
     }
@@ -708,7 +754,7 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         let memory = self
             .memory()
             .with_region(spec_of(region), &fd)
-            .map_err(|e| refuse(e.to_string()))?;
+            .map_err(|e| refuse_memory(&e))?;
         drop(fd);
         self.set_memory(memory)?;
         Ok(None)
@@ -718,12 +764,12 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         let memory = self
             .memory()
             .without_region(spec_of(region))
-            .map_err(|e| refuse(e.to_string()))?;
+            .map_err(|e| refuse_memory(&e))?;
         self.set_memory(memory)
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(host)?;
+        let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(refuse_shared)?;
         drop(file);
         if self.acked() & features::LOG_ALL != 0 && !log.covers(&self.memory()) {
             return Err(refuse("the dirty log is too small for the memory"));
@@ -743,7 +789,7 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
                 "the inflight buffer cannot change while a ring is in use",
             ));
         }
-        let buffer = InflightBuffer::map(&file, given, self.setup.queues).map_err(host)?;
+        let buffer = InflightBuffer::map(&file, given, self.setup.queues).map_err(refuse_shared)?;
         self.inflight = Some(buffer);
         Ok(())
     }

@@ -20,11 +20,11 @@ use std::time::Instant;
 
 use rustix::io::DupFlags;
 use rustix::net::RecvFlags;
-use vhost::vhost_user::BackendReqHandler;
+use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::{End, Outside, Patience, Session, run};
-use crate::vhost::handler::Handler;
 use crate::vhost::handler::hand_over::Facts;
+use crate::vhost::handler::{Handler, Refusal, is_scarce};
 use crate::vhost::message::Message;
 use crate::worker::provider::DiskProvider;
 
@@ -71,14 +71,25 @@ impl Release {
 }
 
 /// How a session fared that is taken over, told before its rings run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Adopted {
     /// It had no rings to run.
     Idle,
     /// Its rings are ready to run.
     Ready,
-    /// It had rings to run, and cannot.
+    /// It had rings to run, and cannot, wherever it is tried: its front-end or its guest has seen to that.
     Lost,
+    /// It cannot be served in this process, for this reason, and perhaps in another one.
+    Failed(String),
+}
+
+/// How the session of a front-end of this volume fared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fared {
+    /// The volume.
+    pub volume: String,
+    /// How it fared.
+    pub how: Adopted,
 }
 
 /// A session to take over.
@@ -94,42 +105,75 @@ pub struct Adoption {
     pub release: Arc<Release>,
 }
 
-/// Tells how a session fared, once: if nobody does, that it could not be served.
+/// Tells how a session fared, once: if nobody does, that this process could not serve it.
 #[derive(Debug)]
 pub struct Teller {
     /// Whoever counts; nobody any more when it was told.
-    told: Option<mpsc::Sender<Adopted>>,
+    told: Option<mpsc::Sender<Fared>>,
+    /// The volume.
+    volume: String,
     /// Whether it had rings to run.
     serving: bool,
 }
 
 impl Teller {
-    /// Tells of this session.
-    pub fn new(session: &HandedSession, told: mpsc::Sender<Adopted>) -> Self {
+    /// Tells of this session of a volume.
+    pub fn new(volume: &str, session: &HandedSession, told: mpsc::Sender<Fared>) -> Self {
         Self {
             told: Some(told),
+            volume: volume.to_owned(),
             serving: !session.facts.started.is_empty(),
         }
     }
 
     /// Tells that all is ready.
     fn ready(&mut self) {
-        self.tell(Adopted::Ready);
+        self.tell(if self.serving {
+            Adopted::Ready
+        } else {
+            Adopted::Idle
+        });
     }
 
-    /// Tells how a session fared that has rings.
-    fn tell(&mut self, fared: Adopted) {
-        let fared = if self.serving { fared } else { Adopted::Idle };
+    /// Tells that it ended before.
+    fn ended(&mut self, end: &End) {
+        let ours = match end {
+            End::Refused {
+                error: Error::ReqHandlerError(error),
+                ..
+            } => {
+                let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+                match inner {
+                    Some(Refusal::Theirs(_)) => false,
+                    Some(Refusal::Scarce(_)) => true,
+                    // Without rings it needs no disk: the one before may have had as little of it.
+                    None => self.serving || is_scarce(error),
+                }
+            }
+            // What it is told here is what was right before.
+            _ => true,
+        };
+        self.tell(match (ours, self.serving) {
+            (true, _) => Adopted::Failed(end.to_string()),
+            (false, true) => Adopted::Lost,
+            (false, false) => Adopted::Idle,
+        });
+    }
+
+    /// Tells it, unless something was told.
+    fn tell(&mut self, how: Adopted) {
         if let Some(told) = self.told.take() {
+            let volume = std::mem::take(&mut self.volume);
             // A receiver less: nobody counts.
-            let _ = told.send(fared);
+            let _ = told.send(Fared { volume, how });
         }
     }
 }
 
 impl Drop for Teller {
     fn drop(&mut self) {
-        self.tell(Adopted::Lost);
+        let why = "the host has no thread or descriptor left for its session";
+        self.tell(Adopted::Failed(why.to_owned()));
     }
 }
 
@@ -141,10 +185,17 @@ pub fn serve_adopted<P: DiskProvider>(
     patience: Patience,
 ) -> End {
     let handler = Arc::new(Mutex::new(handler));
-    let release = Arc::clone(&adoption.release);
-    match take_over(adoption, &handler, outside, patience) {
+    let Adoption {
+        session,
+        pair,
+        mut told,
+        release,
+    } = adoption;
+    let all = (&mut told, &*release);
+    match take_over(session, pair, all, &handler, outside, patience) {
         Ok((reader, connection)) => run(reader, connection, &handler, outside, patience),
         Err(end) => {
+            told.ended(&end);
             let mut device = handler.lock().unwrap_or_else(PoisonError::into_inner);
             device.finish();
             drop(device);
@@ -161,17 +212,13 @@ type Reader<P> = BackendReqHandler<Mutex<Handler<P>>>;
 /// Brings a device into the state that the session was in. Returns what reads the front-end's connection from now on, and a
 /// handle of that.
 fn take_over<P: DiskProvider>(
-    adoption: Adoption,
+    session: HandedSession,
+    (ours, feeder): (UnixStream, UnixStream),
+    (told, release): (&mut Teller, &Release),
     handler: &Arc<Mutex<Handler<P>>>,
     outside: Outside<'_>,
     patience: Patience,
 ) -> Result<(Reader<P>, UnixStream), End> {
-    let Adoption {
-        session,
-        pair: (ours, feeder),
-        mut told,
-        release,
-    } = adoption;
     let HandedSession {
         connection,
         facts,
