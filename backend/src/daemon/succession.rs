@@ -1,6 +1,7 @@
 //! How one daemon comes after another, with everything that is served: see [`crate::takeover`]. Both sides of it, and the way
 //! back, as far as they concern the daemon as a whole.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -32,6 +33,8 @@ use crate::vhost::session::adopt::{self, Adopted, Fared, Release};
 
 /// How long what is dirty may take to be written before anything is handed over; commands wait meanwhile.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+/// How long on the way back sessions that are ready wait for those that are not.
+const STRAGGLERS_LIMIT: Duration = Duration::from_secs(5);
 /// How long to wait before something is tried once more that nobody else can do.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -383,8 +386,10 @@ fn adopt(
 ) -> Result<(Vec<String>, usize, usize), DaemonError> {
     let (told, fared) = mpsc::channel();
     let mut names = Vec::new();
+    let mut waiting = BTreeMap::new();
     for volume in volumes {
         let name = volume.name.clone();
+        waiting.insert(name.clone(), volume.attachment.sessions.len());
         match (commands.adopt(volume, &told, release), deadline) {
             (Ok(()), _) => names.push(name),
             (Err(source), Some(_)) => {
@@ -399,43 +404,58 @@ fn adopt(
         }
     }
     drop(told);
-    let (lost, ready) = count(&fared, deadline)?;
+    let until = deadline.unwrap_or_else(|| Instant::now() + STRAGGLERS_LIMIT);
+    let (lost, ready) = count(&fared, waiting, until, deadline.is_some())?;
     Ok((names, lost, ready))
 }
 
-/// Waits until all sessions have been told what there was to tell, which each of them tells once. Returns how many cannot run
-/// their rings, and how many can.
+/// Waits until all sessions have been told what there was to tell, which each of them tells once: so many of each volume.
+/// Returns how many cannot run their rings, and how many can. Those that are not told of by then go on by themselves when they
+/// are ready.
 ///
 /// # Errors
-/// With a deadline: one of them cannot be served in this process, or they are not told in time.
+/// If somebody else can serve them `instead`: one of them cannot be served in this process, or they are not told in time.
 fn count(
     fared: &mpsc::Receiver<Fared>,
-    deadline: Option<Instant>,
+    mut waiting: BTreeMap<String, usize>,
+    until: Instant,
+    instead: bool,
 ) -> Result<(usize, usize), DaemonError> {
+    let failed = |what: String| DaemonError::Takeover(io::Error::other(what));
     let (mut lost, mut ready) = (0, 0);
     loop {
-        let next = match deadline {
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                fared.recv_timeout(left)
-            }
-            None => fared.recv().map_err(RecvTimeoutError::from),
-        };
-        match next.map(|fared| (fared.how, fared.volume)) {
-            Ok((Adopted::Idle, _)) => {}
-            Ok((Adopted::Ready, _)) => ready += 1,
-            Ok((Adopted::Lost, _)) => lost += 1,
-            // The one before may do better.
-            Ok((Adopted::Failed(why), volume)) if deadline.is_some() => {
-                let what = format!("a front-end of volume {volume} cannot be served here: {why}");
-                return Err(DaemonError::Takeover(io::Error::other(what)));
-            }
-            Ok((Adopted::Failed(_), _)) => lost += 1,
+        let left = until.saturating_duration_since(Instant::now());
+        let Fared { volume, how } = match fared.recv_timeout(left) {
+            Ok(fared) => fared,
             Err(RecvTimeoutError::Disconnected) => return Ok((lost, ready)),
             Err(RecvTimeoutError::Timeout) => {
-                let what = "not all front-ends could be served in time";
-                return Err(DaemonError::Takeover(io::Error::other(what)));
+                waiting.retain(|_, count| *count > 0);
+                let late: Vec<&str> = waiting.keys().map(String::as_str).collect();
+                let late = late.join(", ");
+                if instead {
+                    let what = "not all front-ends could be served in time";
+                    return Err(failed(format!("{what}; missing: those of {late}")));
+                }
+                tracing::error!(
+                    "front-ends of these volumes are not ready and wait; the others go on: {late}"
+                );
+                return Ok((lost, ready));
             }
+        };
+        if let Some(count) = waiting.get_mut(&volume) {
+            *count = count.saturating_sub(1);
+        }
+        match how {
+            Adopted::Idle => {}
+            Adopted::Ready => ready += 1,
+            Adopted::Lost => lost += 1,
+            // The one before may do better.
+            Adopted::Failed(why) if instead => {
+                return Err(failed(format!(
+                    "a front-end of volume {volume} cannot be served here: {why}"
+                )));
+            }
+            Adopted::Failed(_) => lost += 1,
         }
     }
 }
@@ -616,5 +636,32 @@ impl Daemon {
             Outcome::Theirs => Gone::Theirs,
             Outcome::Ours => Gone::Ours(Box::new(package)),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_ready_does_not_wait_for_ever_for_who_is_not() {
+        let (told, fared) = mpsc::channel();
+        let of = |volume: &str, how| {
+            let volume = volume.to_owned();
+            told.send(Fared { volume, how }).expect("it is counted");
+        };
+        of("a", Adopted::Ready);
+        of("b", Adopted::Ready);
+        of("a", Adopted::Failed("no disk".into()));
+        let waiting = || BTreeMap::from([("a".to_owned(), 2), ("b".to_owned(), 2)]);
+        let counted =
+            count(&fared, waiting(), Instant::now(), false).expect("the way back has no errors");
+        assert_eq!(counted, (1, 2));
+        of("a", Adopted::Lost);
+        let late = count(&fared, waiting(), Instant::now(), true).expect_err("too late");
+        assert!(late.to_string().contains("a, b"), "{late}");
+        of("b", Adopted::Failed("no disk".into()));
+        let failed = count(&fared, waiting(), Instant::now(), true).expect_err("not served here");
+        assert!(failed.to_string().contains("volume b"), "{failed}");
     }
 }

@@ -16,7 +16,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::DupFlags;
 use rustix::net::RecvFlags;
@@ -31,6 +31,9 @@ use crate::worker::provider::DiskProvider;
 /// How many descriptors a session has while it is taken over that it has neither before nor afterwards: the connection between
 /// the pair and what it stands for, both ends of the pair, and what a message brings.
 pub const DESCRIPTORS: usize = 4;
+
+/// How long one session may keep the others from being told of their memory.
+const TURN_LIMIT: Duration = Duration::from_millis(500);
 
 /// A session between two processes.
 #[derive(Debug)]
@@ -50,12 +53,63 @@ pub struct Release {
     up: Mutex<bool>,
     /// Notified when it goes up.
     changed: Condvar,
-    /// Held by who is told of a table of memory: its descriptors come all at once, one for each region, so that not all
-    /// sessions may have such a message at a time.
-    table: Mutex<()>,
+    /// Whose turn it is to be told of a table of memory: its descriptors come all at once, one for each region, so that not
+    /// all sessions should have such a message at a time.
+    table: Mutex<Table>,
+    /// Notified when a turn is over.
+    next: Condvar,
+}
+
+/// Turns at messages that bring many descriptors.
+#[derive(Debug, Default)]
+struct Table {
+    /// How many turns there were.
+    turns: u64,
+    /// When the one began that is not over.
+    since: Option<Instant>,
+}
+
+/// A turn; over when this is dropped, and at the latest when the next one has waited for long enough: a file of a front-end's
+/// may take as long as it likes to be looked at.
+#[derive(Debug)]
+struct Turn<'a> {
+    /// Whose.
+    release: &'a Release,
+    /// Which it is.
+    number: u64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let table = self.release.table.lock();
+        let mut table = table.unwrap_or_else(PoisonError::into_inner);
+        if table.turns == self.number {
+            table.since = None;
+            self.release.next.notify_one();
+        }
+    }
 }
 
 impl Release {
+    /// Waits for a turn.
+    fn turn(&self) -> Turn<'_> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(since) = table.since {
+            let left = TURN_LIMIT.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.next.wait_timeout(table, left);
+            (table, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        table.turns += 1;
+        table.since = Some(Instant::now());
+        Turn {
+            release: self,
+            number: table.turns,
+        }
+    }
+
     /// Puts it up.
     pub fn raise(&self) {
         *self.up.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -237,8 +291,7 @@ fn take_over<P: DiskProvider>(
         began: Instant::now(),
     };
     for message in messages {
-        let alone = message.is_memory_table().then_some(&release.table);
-        let _alone = alone.map(|table| table.lock().unwrap_or_else(PoisonError::into_inner));
+        let _turn = message.is_memory_table().then(|| release.turn());
         message.send(&feeder)?;
         // It is on its way; of what it brings the session needs no more than what arrives.
         drop(message);
@@ -280,4 +333,26 @@ fn replace(reader: &impl AsRawFd, connection: &UnixStream) -> io::Result<()> {
     let mut descriptor = unsafe { ManuallyDrop::new(OwnedFd::from_raw_fd(reader.as_raw_fd())) };
     rustix::io::dup3(connection, &mut descriptor, DupFlags::CLOEXEC)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_that_does_not_end_keeps_nobody_for_long() {
+        let release = Release::default();
+        let began = Instant::now();
+        let stuck = release.turn();
+        let next = release.turn();
+        assert!(began.elapsed() >= TURN_LIMIT);
+        let is_free = || {
+            let table = release.table.lock();
+            table.expect("nobody panics").since.is_none()
+        };
+        drop(stuck);
+        assert!(!is_free(), "the end of another one's turn");
+        drop(next);
+        assert!(is_free());
+    }
 }
