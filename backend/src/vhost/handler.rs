@@ -19,7 +19,6 @@
 pub mod hand_over;
 
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -30,7 +29,7 @@ use vhost::vhost_user::message::{
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
     VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
-use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::{Backend, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use super::channel::Channel;
@@ -41,7 +40,8 @@ use super::disk_use::DiskUse;
 use super::event::{Event, Kick};
 use super::features;
 use super::inflight::InflightBuffer;
-use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, MemoryError, RegionSpec};
+use super::memory::{GuestMemory, MEMORY_SLOTS_MAX, RegionSpec};
+use super::refusal::{host, refuse, refuse_memory, refuse_shared};
 use super::state::SessionState;
 use super::turn::Turns;
 use super::vring::{SessionMemory, Vring};
@@ -108,62 +108,6 @@ pub struct Handler<P: DiskProvider> {
 
 /// The capacity is the beginning of the configuration space.
 const CAPACITY_BYTES: u32 = 8;
-
-/// Why a message was refused, as far as it is known who has to do with it. Any other error is of the host or of the disk.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// What the front-end has said, or its guest has written, cannot be.
-    #[error("{0}")]
-    Theirs(String),
-    /// This process may have less than it takes.
-    #[error("{0}")]
-    Scarce(String),
-}
-
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
-        Self::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, refusal))
-    }
-}
-
-/// A refusal of what the front-end asked for. The session goes on if the front-end can be told.
-fn refuse(what: impl Into<String>) -> Error {
-    Refusal::Theirs(what.into()).into()
-}
-
-/// Whether the host refused for want of something that this process may have little of.
-pub fn is_scarce(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let errno = error.raw_os_error();
-    let scarce = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
-    errno.is_some_and(|errno| scarce.iter().any(|one| one.raw_os_error() == errno))
-        || error.kind() == io::ErrorKind::OutOfMemory
-}
-
-/// A refusal of something that the front-end shares. It is the front-end's, as is any trouble with it.
-fn refuse_shared(error: io::Error) -> Error {
-    if is_scarce(&error) {
-        host(error)
-    } else {
-        refuse(error.to_string())
-    }
-}
-
-/// A refusal of memory.
-fn refuse_memory(error: &MemoryError) -> Error {
-    match error {
-        MemoryError::TooManyFiles(_) => Refusal::Scarce(error.to_string()).into(),
-        MemoryError::Map { source, .. } if is_scarce(source) => {
-            Refusal::Scarce(error.to_string()).into()
-        }
-        _ => refuse(error.to_string()),
-    }
-}
-
-/// An answer of the host's.
-fn host(error: io::Error) -> Error {
-    Error::ReqHandlerError(error)
-}
 
 /// A region as a message describes it.
 fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {

@@ -23,9 +23,10 @@ use rustix::net::RecvFlags;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::{End, Outside, Patience, Session, run};
+use crate::vhost::handler::Handler;
 use crate::vhost::handler::hand_over::Facts;
-use crate::vhost::handler::{Handler, Refusal, is_scarce};
 use crate::vhost::message::Message;
+use crate::vhost::refusal::{Refusal, is_scarce};
 use crate::worker::provider::DiskProvider;
 
 /// How many descriptors a session has while it is taken over that it has neither before nor afterwards: the connection between
