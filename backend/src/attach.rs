@@ -26,7 +26,7 @@ use crate::signal::Signal;
 use crate::vhost::handler::{Handler, HandlerSetup};
 use crate::vhost::memory;
 use crate::vhost::session::adopt::{
-    Adopted, Adoption, HandedSession, Release, Teller, serve_adopted,
+    Adoption, Fared, HandedSession, Release, Teller, serve_adopted,
 };
 use crate::vhost::session::{End, Outside, Patience, serve};
 use crate::vhost::turn::Turns;
@@ -192,12 +192,12 @@ impl Attachment {
         provider: Arc<P>,
         handed: HandedAttachment,
         options: AttachOptions,
-        told: &mpsc::Sender<Adopted>,
+        told: &mpsc::Sender<Fared>,
         release: &Arc<Release>,
     ) -> io::Result<AttachmentHandle> {
         let adopt = |session: HandedSession| {
             Ok(Adoption {
-                told: Teller::new(&session, told.clone()),
+                told: Teller::new(provider.name(), &session, told.clone()),
                 session,
                 pair: UnixStream::pair()?,
                 release: Arc::clone(release),
@@ -389,8 +389,8 @@ impl<P: DiskProvider> Server<P> {
             Socket::Connected(stream) => {
                 self.serve(Coming::New(stream), &self.shared.sessions.place(), false);
             }
-            Socket::Listening(listening) => {
-                self.accept_all(&listening, begun);
+            Socket::Listening(mut listening) => {
+                self.accept_all(&mut listening, begun);
                 if self.shared.hand_over.is_up() {
                     self.handed().socket = listening.hand_over();
                 }
@@ -400,7 +400,7 @@ impl<P: DiskProvider> Server<P> {
     }
 
     /// Serves all front-ends that come, until told to stop; then they are gone.
-    fn accept_all(self: &Arc<Self>, listening: &Listening, begun: Option<Begun>) {
+    fn accept_all(self: &Arc<Self>, listening: &mut Listening, begun: Option<Begun>) {
         let place = listening.display();
         let mut threads = Vec::new();
         if let Some(begun) = begun {
@@ -414,6 +414,7 @@ impl<P: DiskProvider> Server<P> {
                 }
             }
             begun.release.wait();
+            listening.is_ours();
         }
         // Whether the last one could not be accepted: a host that has nothing left is told of once.
         let mut refused = false;

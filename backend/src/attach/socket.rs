@@ -68,7 +68,7 @@ struct Name {
     path: PathBuf,
     /// Device and number of the socket's inode.
     inode: (u64, u64),
-    /// Whether it stays, since somebody else listens on the socket.
+    /// Whether it stays, since somebody else listens on the socket, or may.
     stays: bool,
 }
 
@@ -110,7 +110,8 @@ impl Socket {
                     name: Some(Name {
                         path,
                         inode,
-                        stays: false,
+                        // Until it is certain that it is ours.
+                        stays: true,
                     }),
                 }))
             }
@@ -176,6 +177,13 @@ impl Listening {
             listener: UnixListener::from(socket),
             name: Some(name),
         })
+    }
+
+    /// Says that nobody else listens on it: it was handed over, and is ours now.
+    pub fn is_ours(&mut self) {
+        if let Some(name) = &mut self.name {
+            name.stays = false;
+        }
     }
 
     /// Lets another process listen on it. `None` for a socket without a name of ours.
@@ -295,6 +303,28 @@ mod tests {
         drop(first);
         assert!(path.exists());
         drop(second);
+    }
+
+    #[test]
+    fn a_name_that_was_handed_over_stays_until_it_is_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let hand_over = || {
+            let Socket::Listening(listening) = listen(&path).unwrap() else {
+                panic!("it listens");
+            };
+            let handed = SocketSource::Handed(listening.hand_over().unwrap());
+            let Socket::Listening(listening) = Socket::open(handed, None).unwrap() else {
+                panic!("it listens still");
+            };
+            listening
+        };
+        drop(hand_over());
+        assert!(path.exists(), "whoever handed it over goes on with it");
+        let mut listening = hand_over();
+        listening.is_ours();
+        drop(listening);
+        assert!(!path.exists());
     }
 
     #[test]

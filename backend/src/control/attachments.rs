@@ -15,7 +15,7 @@ use axum::http::StatusCode;
 
 use crate::attach::{AttachOptions, Attachment, AttachmentHandle, HandedAttachment, SocketSource};
 use crate::provider::StoredDisk;
-use crate::vhost::session::adopt::{Adopted, Release};
+use crate::vhost::session::adopt::{Fared, Release};
 use crate::worker::provider::DiskProvider;
 
 use super::convert::path_text;
@@ -203,7 +203,7 @@ impl Attachments {
         disk: Arc<StoredDisk>,
         terms: Terms,
         handed: HandedAttachment,
-        told: &mpsc::Sender<Adopted>,
+        told: &mpsc::Sender<Fared>,
         release: &Arc<Release>,
     ) -> std::io::Result<()> {
         let name = disk.name().to_owned();

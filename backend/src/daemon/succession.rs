@@ -1,6 +1,7 @@
 //! How one daemon comes after another, with everything that is served: see [`crate::takeover`]. Both sides of it, and the way
 //! back, as far as they concern the daemon as a whole.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -28,10 +29,12 @@ use crate::takeover::package::{HandedVolume, Package};
 use crate::takeover::taker::{self, Relieved};
 use crate::takeover::{READY_LIMIT, now_ns, socket_path};
 use crate::vhost::message::DESCRIPTORS_MAX;
-use crate::vhost::session::adopt::{self, Adopted, Release};
+use crate::vhost::session::adopt::{self, Adopted, Fared, Release};
 
 /// How long what is dirty may take to be written before anything is handed over; commands wait meanwhile.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+/// How long on the way back sessions that are ready wait for those that are not.
+const STRAGGLERS_LIMIT: Duration = Duration::from_secs(5);
 /// How long to wait before something is tried once more that nobody else can do.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -175,6 +178,9 @@ pub(super) fn succeed(
     let control = config.control.clone();
     let control = control.unwrap_or_else(|| kept.dir.join("control.sock"));
     let (package, predecessor) = taker::ask(&kept.dir).map_err(DaemonError::Takeover)?;
+    // Here, so that nothing but the end of the process closes the connection before everything is ours: by that end the running
+    // daemon knows that nothing is in use.
+    let mut predecessor = Some(predecessor);
     let _no_way_out = NoWayOut;
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let set_up = || {
@@ -208,10 +214,12 @@ pub(super) fn succeed(
                 if lost > 0 && ready == 0 {
                     let what =
                         format!("none of {lost} front-ends with running disks could be served");
-                    // Here, where the connection is open still: by its end the running daemon knows that nothing is in use.
-                    give_up(&DaemonError::Takeover(io::Error::other(what)));
+                    return Err(DaemonError::Takeover(io::Error::other(what)));
                 }
-                let relieved = predecessor.relieve().map_err(DaemonError::Takeover)?;
+                let waits = || DaemonError::Takeover(io::Error::other("nobody hands over"));
+                let theirs = predecessor.as_ref().ok_or_else(waits)?;
+                theirs.relieve().map_err(DaemonError::Takeover)?;
+                let relieved = predecessor.take().ok_or_else(waits)?.relieved();
                 Ok(Began::After(relieved))
             },
         )
@@ -220,13 +228,13 @@ pub(super) fn succeed(
 }
 
 /// Ends the process as by a crash: of what it was handed nothing may be closed in order, since another process may go on with
-/// it, and threads that wait to know whether they may serve wait still.
+/// it, and threads that wait to know whether they may serve wait still. Called while the connection to that process is open.
 #[expect(
     clippy::exit,
     reason = "an orderly end would close what another process goes on with"
 )]
 fn give_up(error: &DaemonError) -> ! {
-    eprintln!("stratablk: {error}");
+    taker::last_words(error.to_string());
     std::process::exit(1)
 }
 
@@ -326,7 +334,10 @@ fn begin(
     commands.log_notes();
     places(&commands);
     match deadline {
-        Some(_) => commands.start_opener().map_err(host("start a thread"))?,
+        Some(_) => {
+            let started = commands.start_opener().map_err(host("start a thread"));
+            started.unwrap_or_else(|error| give_up(&error));
+        }
         None => insist(|| commands.start_opener()),
     }
 
@@ -375,8 +386,10 @@ fn adopt(
 ) -> Result<(Vec<String>, usize, usize), DaemonError> {
     let (told, fared) = mpsc::channel();
     let mut names = Vec::new();
+    let mut waiting = BTreeMap::new();
     for volume in volumes {
         let name = volume.name.clone();
+        waiting.insert(name.clone(), volume.attachment.sessions.len());
         match (commands.adopt(volume, &told, release), deadline) {
             (Ok(()), _) => names.push(name),
             (Err(source), Some(_)) => {
@@ -391,34 +404,58 @@ fn adopt(
         }
     }
     drop(told);
-    let (lost, ready) = count(&fared, deadline)?;
+    let until = deadline.unwrap_or_else(|| Instant::now() + STRAGGLERS_LIMIT);
+    let (lost, ready) = count(&fared, waiting, until, deadline.is_some())?;
     Ok((names, lost, ready))
 }
 
-/// Waits until all sessions have been told what there was to tell, which each of them tells once. Returns how many cannot run
-/// their rings, and how many can.
+/// Waits until all sessions have been told what there was to tell, which each of them tells once: so many of each volume.
+/// Returns how many cannot run their rings, and how many can. Those that are not told of by then go on by themselves when they
+/// are ready.
+///
+/// # Errors
+/// If somebody else can serve them `instead`: one of them cannot be served in this process, or they are not told in time.
 fn count(
-    fared: &mpsc::Receiver<Adopted>,
-    deadline: Option<Instant>,
+    fared: &mpsc::Receiver<Fared>,
+    mut waiting: BTreeMap<String, usize>,
+    until: Instant,
+    instead: bool,
 ) -> Result<(usize, usize), DaemonError> {
+    let failed = |what: String| DaemonError::Takeover(io::Error::other(what));
     let (mut lost, mut ready) = (0, 0);
     loop {
-        let next = match deadline {
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                fared.recv_timeout(left)
-            }
-            None => fared.recv().map_err(RecvTimeoutError::from),
-        };
-        match next {
-            Ok(Adopted::Idle) => {}
-            Ok(Adopted::Ready) => ready += 1,
-            Ok(Adopted::Lost) => lost += 1,
+        let left = until.saturating_duration_since(Instant::now());
+        let Fared { volume, how } = match fared.recv_timeout(left) {
+            Ok(fared) => fared,
             Err(RecvTimeoutError::Disconnected) => return Ok((lost, ready)),
             Err(RecvTimeoutError::Timeout) => {
-                let what = "not all front-ends could be served in time";
-                return Err(DaemonError::Takeover(io::Error::other(what)));
+                waiting.retain(|_, count| *count > 0);
+                let late: Vec<&str> = waiting.keys().map(String::as_str).collect();
+                let late = late.join(", ");
+                if instead {
+                    let what = "not all front-ends could be served in time";
+                    return Err(failed(format!("{what}; missing: those of {late}")));
+                }
+                tracing::error!(
+                    "front-ends of these volumes are not ready and wait; the others go on: {late}"
+                );
+                return Ok((lost, ready));
             }
+        };
+        if let Some(count) = waiting.get_mut(&volume) {
+            *count = count.saturating_sub(1);
+        }
+        match how {
+            Adopted::Idle => {}
+            Adopted::Ready => ready += 1,
+            Adopted::Lost => lost += 1,
+            // The one before may do better.
+            Adopted::Failed(why) if instead => {
+                return Err(failed(format!(
+                    "a front-end of volume {volume} cannot be served here: {why}"
+                )));
+            }
+            Adopted::Failed(_) => lost += 1,
         }
     }
 }
@@ -599,5 +636,32 @@ impl Daemon {
             Outcome::Theirs => Gone::Theirs,
             Outcome::Ours => Gone::Ours(Box::new(package)),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_ready_does_not_wait_for_ever_for_who_is_not() {
+        let (told, fared) = mpsc::channel();
+        let of = |volume: &str, how| {
+            let volume = volume.to_owned();
+            told.send(Fared { volume, how }).expect("it is counted");
+        };
+        of("a", Adopted::Ready);
+        of("b", Adopted::Ready);
+        of("a", Adopted::Failed("no disk".into()));
+        let waiting = || BTreeMap::from([("a".to_owned(), 2), ("b".to_owned(), 2)]);
+        let counted =
+            count(&fared, waiting(), Instant::now(), false).expect("the way back has no errors");
+        assert_eq!(counted, (1, 2));
+        of("a", Adopted::Lost);
+        let late = count(&fared, waiting(), Instant::now(), true).expect_err("too late");
+        assert!(late.to_string().contains("a, b"), "{late}");
+        of("b", Adopted::Failed("no disk".into()));
+        let failed = count(&fared, waiting(), Instant::now(), true).expect_err("not served here");
+        assert!(failed.to_string().contains("volume b"), "{failed}");
     }
 }

@@ -22,7 +22,11 @@ const LETTER_LIMIT: Duration = Duration::from_secs(10);
 /// How long it may take to end commands and jobs, and to flush; guests are served meanwhile.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(120);
 
-/// The running daemon, which has handed everything over and waits.
+/// How long somebody may take to read why the process ends.
+const WORDS_LIMIT: Duration = Duration::from_millis(500);
+
+/// The running daemon, which has handed everything over and waits. To be dropped only when everything is ours: it takes the
+/// end of the connection for the end of this process, which has the store open.
 #[derive(Debug)]
 pub struct Predecessor {
     /// The connection; closed when nothing has to be said any more.
@@ -124,22 +128,34 @@ fn watch(limit: Duration) -> io::Result<mpsc::Sender<()>> {
     let (in_time, late) = mpsc::channel::<()>();
     thread::Builder::new().name("watch".into()).spawn(move || {
         if late.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!(
-                "stratablk: not ready after {limit:?}; the running daemon goes on and this one ends"
-            );
+            last_words(format!(
+                "not ready after {limit:?}; the running daemon goes on and this one ends"
+            ));
             std::process::abort();
         }
     })?;
     Ok(in_time)
 }
 
+/// Says why the process ends. Whoever should read that may not, and guests wait for the end: so not for long.
+pub fn last_words(why: String) {
+    let (said, heard) = mpsc::channel::<()>();
+    let speaker = thread::Builder::new().spawn(move || {
+        eprintln!("stratablk: {why}");
+        drop(said);
+    });
+    // Without a thread it is left unsaid.
+    if speaker.is_ok() {
+        let _ = heard.recv_timeout(WORDS_LIMIT);
+    }
+}
+
 impl Predecessor {
-    /// Says that everything is ready, and waits until everything is ours. The running daemon is told of nothing more when
-    /// what is returned is dropped.
+    /// Says that everything is ready, and waits until everything is ours. The connection stays open, also after an error.
     ///
     /// # Errors
     /// The running daemon says otherwise; the process must end.
-    pub fn relieve(self) -> io::Result<Relieved> {
+    pub fn relieve(&self) -> io::Result<()> {
         // One that is gone leaves everything to us.
         let _ = send(&self.stream, &Letter::Ready, &[]);
         loop {
@@ -157,10 +173,16 @@ impl Predecessor {
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    /// What is left of it when everything is ours. The running daemon is told of nothing more when that is dropped.
+    pub fn relieved(self) -> Relieved {
+        // Time does not count any more.
         drop(self.in_time);
-        Ok(Relieved {
+        Relieved {
             _stream: self.stream,
-        })
+        }
     }
 }
 

@@ -19,7 +19,6 @@
 pub mod hand_over;
 
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -30,7 +29,7 @@ use vhost::vhost_user::message::{
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
     VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
-use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::{Backend, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use super::channel::Channel;
@@ -42,6 +41,7 @@ use super::event::{Event, Kick};
 use super::features;
 use super::inflight::InflightBuffer;
 use super::memory::{GuestMemory, RegionSpec, slots_max};
+use super::refusal::{host, refuse, refuse_memory, refuse_shared};
 use super::state::SessionState;
 use super::turn::Turns;
 use super::vring::{SessionMemory, Vring};
@@ -108,16 +108,6 @@ pub struct Handler<P: DiskProvider> {
 
 /// The capacity is the beginning of the configuration space.
 const CAPACITY_BYTES: u32 = 8;
-
-/// A refusal of what the front-end asked for. The session goes on if the front-end can be told.
-fn refuse(what: impl Into<String>) -> Error {
-    Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, what.into()))
-}
-
-/// An answer of the host's.
-fn host(error: io::Error) -> Error {
-    Error::ReqHandlerError(error)
-}
 
 /// A region as a message describes it.
 fn spec_of(region: &VhostUserMemoryRegion) -> RegionSpec {
@@ -517,7 +507,7 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
         let specs: Vec<RegionSpec> = regions.iter().map(spec_of).collect();
-        let memory = GuestMemory::from_table(&specs, files).map_err(|e| refuse(e.to_string()))?;
+        let memory = GuestMemory::from_table(&specs, files).map_err(|e| refuse_memory(&e))?;
         self.set_memory(memory)?;
         Ok(None)
     }
@@ -708,7 +698,7 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         let memory = self
             .memory()
             .with_region(spec_of(region), &fd)
-            .map_err(|e| refuse(e.to_string()))?;
+            .map_err(|e| refuse_memory(&e))?;
         drop(fd);
         self.set_memory(memory)?;
         Ok(None)
@@ -718,12 +708,12 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
         let memory = self
             .memory()
             .without_region(spec_of(region))
-            .map_err(|e| refuse(e.to_string()))?;
+            .map_err(|e| refuse_memory(&e))?;
         self.set_memory(memory)
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(host)?;
+        let log = DirtyLog::map(&file, log.mmap_offset, log.mmap_size).map_err(refuse_shared)?;
         drop(file);
         if self.acked() & features::LOG_ALL != 0 && !log.covers(&self.memory()) {
             return Err(refuse("the dirty log is too small for the memory"));
@@ -743,7 +733,7 @@ impl<P: DiskProvider> VhostUserBackendReqHandlerMut for Handler<P> {
                 "the inflight buffer cannot change while a ring is in use",
             ));
         }
-        let buffer = InflightBuffer::map(&file, given, self.setup.queues).map_err(host)?;
+        let buffer = InflightBuffer::map(&file, given, self.setup.queues).map_err(refuse_shared)?;
         self.inflight = Some(buffer);
         Ok(())
     }

@@ -21,6 +21,7 @@ pub mod inflight;
 pub mod mapping;
 pub mod memory;
 pub mod message;
+pub mod refusal;
 pub mod session;
 pub mod state;
 pub mod turn;

@@ -1,6 +1,9 @@
 //! Descriptors are what a session has most of, and what a host may have few of.
 
+use std::process::Command;
+
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+use stratablk_tests::daemon::{Daemon, stratablk};
 
 use super::*;
 
@@ -105,6 +108,37 @@ fn a_table_that_is_full_is_told_before_anything_changes() {
     host.succeed();
     assert_eq!(disk.read(0, 1), way_back);
     drop(disk);
+    host.finish();
+}
+
+/// What the new process lacks costs no front-end its disk, however many others it could serve: the daemon that runs has it.
+#[test]
+fn a_new_process_that_cannot_serve_all_serves_none() {
+    many_here();
+    let (mut host, socket) = host();
+    host.line("volume create other --size 1M").ok();
+    host.attach("other", 1);
+    let (mut disk, _more) = guest(&socket, FILES);
+    let mut other = Disk::connect(&host.path("other.sock"));
+    disk.write(0, &stamped(6, 0, 1));
+    other.write(0, &stamped(6, 1, 1));
+    let store = host.store();
+    let next = stratablk(["serve", "--takeover", "--store", store.to_str().unwrap()]);
+    let mut few = Command::new("sh");
+    few.args(["-c", "ulimit -n 1024; exec \"$0\" \"$@\""])
+        .arg(next.get_program())
+        .args(next.get_args());
+    let refused = Daemon::spawn(&mut few, &store.join("control.sock"));
+    let refused = refused.unwrap_err().stderr;
+    assert!(refused.contains("volume disk"), "{refused}");
+    assert!(refused.contains("memory of more than"), "{refused}");
+    for _ in 0..2 {
+        assert_eq!(disk.read(0, 1), stamped(6, 0, 1));
+        assert_eq!(other.read(0, 1), stamped(6, 1, 1));
+        assert!(disk.guest.front_end.is_quiet());
+        host.succeed();
+    }
+    drop((disk, other));
     host.finish();
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Commands;
 use crate::provider::StoredDisk;
 use crate::takeover::package::HandedVolume;
-use crate::vhost::session::adopt::{Adopted, Release};
+use crate::vhost::session::adopt::{Fared, Release};
 
 /// How often to look whether somebody else has let go of what is to be dropped. Nothing tells, and it is a matter of
 /// microseconds.
@@ -86,7 +86,7 @@ impl Commands {
     pub fn adopt(
         &self,
         handed: HandedVolume,
-        told: &mpsc::Sender<Adopted>,
+        told: &mpsc::Sender<Fared>,
         release: &Arc<Release>,
     ) -> std::io::Result<()> {
         let (store, opener) = (Arc::clone(&self.store), Arc::clone(&self.opener));

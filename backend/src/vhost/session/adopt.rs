@@ -16,21 +16,25 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::DupFlags;
 use rustix::net::RecvFlags;
-use vhost::vhost_user::BackendReqHandler;
+use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::{End, Outside, Patience, Session, run};
 use crate::vhost::handler::Handler;
 use crate::vhost::handler::hand_over::Facts;
 use crate::vhost::message::Message;
+use crate::vhost::refusal::{Refusal, is_scarce};
 use crate::worker::provider::DiskProvider;
 
 /// How many descriptors a session has while it is taken over that it has neither before nor afterwards: the connection between
 /// the pair and what it stands for, both ends of the pair, and what a message brings.
 pub const DESCRIPTORS: usize = 4;
+
+/// How long one session may keep the others from being told of their memory.
+const TURN_LIMIT: Duration = Duration::from_millis(500);
 
 /// A session between two processes.
 #[derive(Debug)]
@@ -50,12 +54,63 @@ pub struct Release {
     up: Mutex<bool>,
     /// Notified when it goes up.
     changed: Condvar,
-    /// Held by who is told of a table of memory: its descriptors come all at once, one for each region, so that not all
-    /// sessions may have such a message at a time.
-    table: Mutex<()>,
+    /// Whose turn it is to be told of a table of memory: its descriptors come all at once, one for each region, so that not
+    /// all sessions should have such a message at a time.
+    table: Mutex<Table>,
+    /// Notified when a turn is over.
+    next: Condvar,
+}
+
+/// Turns at messages that bring many descriptors.
+#[derive(Debug, Default)]
+struct Table {
+    /// How many turns there were.
+    turns: u64,
+    /// When the one began that is not over.
+    since: Option<Instant>,
+}
+
+/// A turn; over when this is dropped, and at the latest when the next one has waited for long enough: a file of a front-end's
+/// may take as long as it likes to be looked at.
+#[derive(Debug)]
+struct Turn<'a> {
+    /// Whose.
+    release: &'a Release,
+    /// Which it is.
+    number: u64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let table = self.release.table.lock();
+        let mut table = table.unwrap_or_else(PoisonError::into_inner);
+        if table.turns == self.number {
+            table.since = None;
+            self.release.next.notify_one();
+        }
+    }
 }
 
 impl Release {
+    /// Waits for a turn.
+    fn turn(&self) -> Turn<'_> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(since) = table.since {
+            let left = TURN_LIMIT.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.next.wait_timeout(table, left);
+            (table, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        table.turns += 1;
+        table.since = Some(Instant::now());
+        Turn {
+            release: self,
+            number: table.turns,
+        }
+    }
+
     /// Puts it up.
     pub fn raise(&self) {
         *self.up.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -71,14 +126,25 @@ impl Release {
 }
 
 /// How a session fared that is taken over, told before its rings run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Adopted {
     /// It had no rings to run.
     Idle,
     /// Its rings are ready to run.
     Ready,
-    /// It had rings to run, and cannot.
+    /// It had rings to run, and cannot, wherever it is tried: its front-end or its guest has seen to that.
     Lost,
+    /// It cannot be served in this process, for this reason, and perhaps in another one.
+    Failed(String),
+}
+
+/// How the session of a front-end of this volume fared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fared {
+    /// The volume.
+    pub volume: String,
+    /// How it fared.
+    pub how: Adopted,
 }
 
 /// A session to take over.
@@ -94,42 +160,75 @@ pub struct Adoption {
     pub release: Arc<Release>,
 }
 
-/// Tells how a session fared, once: if nobody does, that it could not be served.
+/// Tells how a session fared, once: if nobody does, that this process could not serve it.
 #[derive(Debug)]
 pub struct Teller {
     /// Whoever counts; nobody any more when it was told.
-    told: Option<mpsc::Sender<Adopted>>,
+    told: Option<mpsc::Sender<Fared>>,
+    /// The volume.
+    volume: String,
     /// Whether it had rings to run.
     serving: bool,
 }
 
 impl Teller {
-    /// Tells of this session.
-    pub fn new(session: &HandedSession, told: mpsc::Sender<Adopted>) -> Self {
+    /// Tells of this session of a volume.
+    pub fn new(volume: &str, session: &HandedSession, told: mpsc::Sender<Fared>) -> Self {
         Self {
             told: Some(told),
+            volume: volume.to_owned(),
             serving: !session.facts.started.is_empty(),
         }
     }
 
     /// Tells that all is ready.
     fn ready(&mut self) {
-        self.tell(Adopted::Ready);
+        self.tell(if self.serving {
+            Adopted::Ready
+        } else {
+            Adopted::Idle
+        });
     }
 
-    /// Tells how a session fared that has rings.
-    fn tell(&mut self, fared: Adopted) {
-        let fared = if self.serving { fared } else { Adopted::Idle };
+    /// Tells that it ended before.
+    fn ended(&mut self, end: &End) {
+        let ours = match end {
+            End::Refused {
+                error: Error::ReqHandlerError(error),
+                ..
+            } => {
+                let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+                match inner {
+                    Some(Refusal::Theirs(_)) => false,
+                    Some(Refusal::Scarce(_)) => true,
+                    // Without rings it needs no disk: the one before may have had as little of it.
+                    None => self.serving || is_scarce(error),
+                }
+            }
+            // What it is told here is what was right before.
+            _ => true,
+        };
+        self.tell(match (ours, self.serving) {
+            (true, _) => Adopted::Failed(end.to_string()),
+            (false, true) => Adopted::Lost,
+            (false, false) => Adopted::Idle,
+        });
+    }
+
+    /// Tells it, unless something was told.
+    fn tell(&mut self, how: Adopted) {
         if let Some(told) = self.told.take() {
+            let volume = std::mem::take(&mut self.volume);
             // A receiver less: nobody counts.
-            let _ = told.send(fared);
+            let _ = told.send(Fared { volume, how });
         }
     }
 }
 
 impl Drop for Teller {
     fn drop(&mut self) {
-        self.tell(Adopted::Lost);
+        let why = "the host has no thread or descriptor left for its session";
+        self.tell(Adopted::Failed(why.to_owned()));
     }
 }
 
@@ -141,10 +240,17 @@ pub fn serve_adopted<P: DiskProvider>(
     patience: Patience,
 ) -> End {
     let handler = Arc::new(Mutex::new(handler));
-    let release = Arc::clone(&adoption.release);
-    match take_over(adoption, &handler, outside, patience) {
+    let Adoption {
+        session,
+        pair,
+        mut told,
+        release,
+    } = adoption;
+    let all = (&mut told, &*release);
+    match take_over(session, pair, all, &handler, outside, patience) {
         Ok((reader, connection)) => run(reader, connection, &handler, outside, patience),
         Err(end) => {
+            told.ended(&end);
             let mut device = handler.lock().unwrap_or_else(PoisonError::into_inner);
             device.finish();
             drop(device);
@@ -161,17 +267,13 @@ type Reader<P> = BackendReqHandler<Mutex<Handler<P>>>;
 /// Brings a device into the state that the session was in. Returns what reads the front-end's connection from now on, and a
 /// handle of that.
 fn take_over<P: DiskProvider>(
-    adoption: Adoption,
+    session: HandedSession,
+    (ours, feeder): (UnixStream, UnixStream),
+    (told, release): (&mut Teller, &Release),
     handler: &Arc<Mutex<Handler<P>>>,
     outside: Outside<'_>,
     patience: Patience,
 ) -> Result<(Reader<P>, UnixStream), End> {
-    let Adoption {
-        session,
-        pair: (ours, feeder),
-        mut told,
-        release,
-    } = adoption;
     let HandedSession {
         connection,
         facts,
@@ -190,8 +292,7 @@ fn take_over<P: DiskProvider>(
         began: Instant::now(),
     };
     for message in messages {
-        let alone = message.is_memory_table().then_some(&release.table);
-        let _alone = alone.map(|table| table.lock().unwrap_or_else(PoisonError::into_inner));
+        let _turn = message.is_memory_table().then(|| release.turn());
         message.send(&feeder)?;
         // It is on its way; of what it brings the session needs no more than what arrives.
         drop(message);
@@ -233,4 +334,26 @@ fn replace(reader: &impl AsRawFd, connection: &UnixStream) -> io::Result<()> {
     let mut descriptor = unsafe { ManuallyDrop::new(OwnedFd::from_raw_fd(reader.as_raw_fd())) };
     rustix::io::dup3(connection, &mut descriptor, DupFlags::CLOEXEC)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_that_does_not_end_keeps_nobody_for_long() {
+        let release = Release::default();
+        let began = Instant::now();
+        let stuck = release.turn();
+        let next = release.turn();
+        assert!(began.elapsed() >= TURN_LIMIT);
+        let is_free = || {
+            let table = release.table.lock();
+            table.expect("nobody panics").since.is_none()
+        };
+        drop(stuck);
+        assert!(!is_free(), "the end of another one's turn");
+        drop(next);
+        assert!(is_free());
+    }
 }
