@@ -72,7 +72,7 @@ impl Store {
     }
 
     /// As `collect_unnamed`; a failure is for the log.
-    pub(crate) fn collect_at_start(&self) {
+    pub(crate) fn collect_everywhere(&self) {
         self.note_collected(self.collect_unnamed());
     }
 

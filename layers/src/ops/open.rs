@@ -336,7 +336,7 @@ impl Store {
         self.undo_half_kept();
         self.remove_doomed();
         self.remove_remains()?;
-        self.collect_at_start();
+        self.collect_everywhere();
         Ok(())
     }
 

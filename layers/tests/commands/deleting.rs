@@ -38,6 +38,17 @@ fn chain(snapshots: u64) -> World {
 }
 
 #[test]
+fn a_join_that_waits_for_a_flatten_begins_when_that_is_cancelled() {
+    let world = chain(3);
+    let flatten = world.store().flatten("web").unwrap();
+    delete(&world, "web", "s2");
+    let waits = world.jobs().len() == 1;
+    world.store().cancel_job(flatten.id).unwrap();
+    assert_eq!(world.jobs().len(), 1, "the join, which waited: {waits}");
+    assert!(world.jobs().iter().all(|job| job.kind == JobKind::Merge));
+}
+
+#[test]
 fn a_leaf_goes_at_once_with_all_that_only_it_needed() {
     let mut world = chain(3);
     world

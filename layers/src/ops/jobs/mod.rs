@@ -181,6 +181,9 @@ impl Store {
             drop(inner);
             if into_base {
                 self.share_base_again(row.source);
+            } else {
+                // Joins that it stood in the way of.
+                self.collect_everywhere();
             }
             self.jobs.wake();
             return self.job(id);
