@@ -227,6 +227,10 @@ impl CatalogState {
         verify_name("volume", name)?;
         verify_size(&format!("volume {name:?}"), row.size)?;
         verify_number(&format!("volume {name:?}"), row.created_ns)?;
+        // A text that begins with a zero is empty to the database.
+        if (row.failed.as_deref()).is_some_and(|why| why.is_empty() || why.starts_with('\0')) {
+            return Err(format!("volume {name:?} has failed for no reason"));
+        }
         let layer = self.layers.get(&row.active).ok_or_else(|| {
             format!(
                 "volume {name:?} refers to layer {}, which does not exist",
