@@ -24,7 +24,7 @@ use crate::generation::Clock;
 use crate::layer::Layer;
 use crate::lock::StoreLock;
 use crate::maintenance::Maintenance;
-use crate::mapfile::data_path;
+use crate::mapfile::{data_path, remove_file};
 use crate::ops::boot::last_boot;
 use crate::ops::idle::Command;
 use crate::ops::jobs::Jobs;
@@ -601,12 +601,7 @@ impl Store {
     /// looks for it in vain.
     fn remove_cache(&self) -> Result<()> {
         if self.cache.arena().path().is_some() {
-            match self.media.remove(Path::new(last::NAME)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(self.io("remove", Path::new(last::NAME))(error));
-                }
-                _ => {}
-            }
+            remove_file(&self.media, Path::new(last::NAME))?;
         }
         self.cache.arena().remove()
     }

@@ -29,6 +29,7 @@ use stratablk_layers::file::sim::{Fault, FaultEffect, FaultPoint, SimMedia};
 use stratablk_layers::store::{Store, StoreOptions, VolumeSource};
 use stratablk_layers::units::{SECTOR_BYTES, Sector, SectorRange, StoreId};
 use stratablk_layers::volume::Operation;
+use tempfile::TempDir;
 
 /// A simulated store with its medium and its catalog's.
 fn simulated(frames: u64) -> (Store, SimMedia, MemoryDisk) {
@@ -159,19 +160,31 @@ fn on_files(dir: &Path, cache: &str) -> Store {
     Store::open(&dir.join("store"), options).unwrap()
 }
 
-#[test]
-fn a_cache_of_before_another_one_was_used_brings_nothing_old_back() {
+/// A directory with two in it, `a` and `b`, that a cache may be in.
+fn with_two_caches() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["a", "b"] {
         fs::create_dir(dir.path().join(name)).unwrap();
     }
-    let open = |cache: &str| on_files(dir.path(), cache);
-    let store = open("a");
+    dir
+}
+
+/// A new volume `v` whose first 8 sectors are written, and in the cache only.
+fn written(store: &Store) -> Queue {
     store
         .create_volume("v", &VolumeSource::Size(1 << 20))
         .unwrap();
-    let mut v = queue(&store, "v");
+    let mut v = queue(store, "v");
     write(&mut v, 0, 8, 1);
+    v
+}
+
+#[test]
+fn a_cache_of_before_another_one_was_used_brings_nothing_old_back() {
+    let dir = with_two_caches();
+    let open = |cache: &str| on_files(dir.path(), cache);
+    let store = open("a");
+    let v = written(&store);
     // What a kill at this instant would leave.
     let arena = store.cache_arena().path().unwrap().to_owned();
     let left = dir.path().join("left");
@@ -201,17 +214,10 @@ fn a_cache_of_before_another_one_was_used_brings_nothing_old_back() {
 
 #[test]
 fn a_cache_is_found_however_its_directory_is_written() {
-    let dir = tempfile::tempdir().unwrap();
-    for name in ["a", "b"] {
-        fs::create_dir(dir.path().join(name)).unwrap();
-    }
+    let dir = with_two_caches();
     let open = |cache: &str| on_files(dir.path(), cache);
     let store = open("a");
-    store
-        .create_volume("v", &VolumeSource::Size(1 << 20))
-        .unwrap();
-    let mut v = queue(&store, "v");
-    write(&mut v, 0, 8, 1);
+    let v = written(&store);
     // Written and not flushed: the next one finds it in the cache only, as after a kill.
     drop(v);
     drop(store);

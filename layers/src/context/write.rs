@@ -205,7 +205,7 @@ impl QueueContext {
             }
         }
         for (request, tail) in tails {
-            self.zero_tail(request, tail);
+            self.zero_part(request, tail.start.0, tail.end().0);
         }
     }
 

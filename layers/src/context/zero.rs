@@ -56,12 +56,7 @@ impl QueueContext {
         zero.cut_to(self.volume.capacity())
     }
 
-    /// Zeroes what is left of such a cluster.
-    pub(super) fn zero_tail(&mut self, request: usize, tail: SectorRange) {
-        self.zero_part(request, tail.start.0, tail.end().0);
-    }
-
-    /// The same, and then whole clusters, for a request of which nothing else is left.
+    /// Zeroes what is left of such a cluster, and then whole ones, for a request of which nothing else is left.
     pub(super) fn zero_after(
         &mut self,
         number: usize,
@@ -76,12 +71,12 @@ impl QueueContext {
                 false => Durability::AfterFlush,
             };
         }
-        self.zero_tail(number, tail);
+        self.zero_part(number, tail.start.0, tail.end().0);
         self.part_done(number, Ok(()));
     }
 
     /// Writes zeroes to the sectors `from .. to`, fewer than two clusters, unless they read as zeroes already.
-    fn zero_part(&mut self, request: usize, from: u64, to: u64) {
+    pub(super) fn zero_part(&mut self, request: usize, from: u64, to: u64) {
         if from >= to {
             return;
         }

@@ -61,6 +61,17 @@ fn more_regions(disk: &Disk, count: u64, make: impl Fn(RegionInfo) -> Region) ->
     made
 }
 
+/// Ends a test: the daemon has about as many descriptors as `before`, and still lets go of these regions.
+fn finish_with(before: u64, host: Host, disk: Disk, more: &[Region]) {
+    let now = open(&host);
+    assert!(now < before + 8, "{before} descriptors became {now}");
+    for region in more {
+        assert!(!disk.guest.front_end.remove_region(&region.info).is_no());
+    }
+    drop(disk);
+    host.finish();
+}
+
 /// Fewer than its sessions have, so that nothing of them can be copied, and more than it takes to move them.
 const FEW: u64 = 48;
 /// Files of a guest's memory.
@@ -84,13 +95,7 @@ fn a_table_that_is_nearly_full_is_enough_for_both_ways() {
         assert!(failed.is_err());
         assert_eq!(disk.read(round, 1), stamped(6, round, 1));
     }
-    let now = open(&host);
-    assert!(now < before + 8, "{before} descriptors became {now}");
-    for region in &more {
-        assert!(!disk.guest.front_end.remove_region(&region.info).is_no());
-    }
-    drop(disk);
-    host.finish();
+    finish_with(before, host, disk, &more);
 }
 
 #[test]
@@ -155,11 +160,5 @@ fn regions_of_one_file_keep_one_descriptor() {
         host.succeed();
         assert_eq!(disk.read(round, 1), stamped(7, round, 1));
     }
-    let now = open(&host);
-    assert!(now < before + 8, "{before} descriptors became {now}");
-    for region in &more {
-        assert!(!disk.guest.front_end.remove_region(&region.info).is_no());
-    }
-    drop(disk);
-    host.finish();
+    finish_with(before, host, disk, &more);
 }

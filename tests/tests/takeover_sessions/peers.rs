@@ -90,6 +90,22 @@ fn take_all(stream: &UnixStream) {
     }
 }
 
+/// A new process that the daemon deals with.
+fn welcomed(host: &Host) -> UnixStream {
+    let stream = go(host, &hello());
+    assert_eq!(hear(&stream)["letter"], "welcome");
+    stream
+}
+
+/// One that may open the store.
+fn take_store(host: &Host) -> UnixStream {
+    let stream = welcomed(host);
+    take_all(&stream);
+    say(&stream, &json!({"letter": "received"}));
+    assert_eq!(hear(&stream)["letter"], "open");
+    stream
+}
+
 /// A host with a disk in use that holds `stamped(8, 0, 1)`.
 fn busy_host() -> (Host, Disk) {
     let (host, socket) = host();
@@ -135,8 +151,7 @@ fn a_daemon_with_other_formats_is_not_taken_over() {
 #[test]
 fn one_that_says_nothing_is_left_alone() {
     let (mut host, mut disk) = busy_host();
-    let stream = go(&host, &hello());
-    assert_eq!(hear(&stream)["letter"], "welcome");
+    let stream = welcomed(&host);
     // The daemon has it in the socket, and no answer.
     let data = stamped(8, 1, 1);
     disk.write(0, &data);
@@ -156,11 +171,7 @@ fn one_that_says_nothing_is_left_alone() {
 #[test]
 fn a_daemon_that_waits_can_be_stopped() {
     let (mut host, disk) = busy_host();
-    let stream = go(&host, &hello());
-    assert_eq!(hear(&stream)["letter"], "welcome");
-    take_all(&stream);
-    say(&stream, &json!({"letter": "received"}));
-    assert_eq!(hear(&stream)["letter"], "open");
+    let stream = take_store(&host);
     let began = Instant::now();
     let daemon = host.daemon.take().unwrap();
     daemon.signal(Signal::TERM);
@@ -184,11 +195,7 @@ fn a_daemon_that_waits_can_be_stopped() {
 #[test]
 fn a_stop_amid_a_takeover_that_fails_is_in_order() {
     let (mut host, disk) = busy_host();
-    let stream = go(&host, &hello());
-    assert_eq!(hear(&stream)["letter"], "welcome");
-    take_all(&stream);
-    say(&stream, &json!({"letter": "received"}));
-    assert_eq!(hear(&stream)["letter"], "open");
+    let stream = take_store(&host);
     let daemon = host.daemon.take().unwrap();
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for("SIGTERM"));

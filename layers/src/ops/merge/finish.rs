@@ -18,7 +18,9 @@ use crate::error::Result;
 use crate::file::OpenMode;
 use crate::layer::Layer;
 use crate::lifecycle::Phase;
-use crate::mapfile::{LayerKind, MapFile, MapHeader, RawBase, Successor, data_path, layer_dir};
+use crate::mapfile::{
+    LayerKind, MapFile, MapHeader, RawBase, Successor, data_path, layer_dir, remove_file,
+};
 use crate::store::Store;
 use crate::units::{Cluster, LayerId, LayerSlot};
 use crate::volume::Volume;
@@ -234,12 +236,7 @@ impl Store {
     /// Step 1 of the way down.
     fn exchange_names(&self, upper: LayerId, lower: LayerId) -> Result<()> {
         let new = layer_dir(upper).join(NEW_DATA);
-        match self.media.remove(&new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(self.io("remove", &new)(error));
-            }
-            _ => {}
-        }
+        remove_file(&self.media, &new)?;
         self.media
             .link(&data_path(lower), &new)
             .map_err(self.io("link", &new))?;
@@ -247,12 +244,7 @@ impl Store {
             .rename(&new, &data_path(upper))
             .map_err(self.io("rename", &new))?;
         // Two names of one file are not renamed over each other: if it was so already, one is left over.
-        match self.media.remove(&new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(self.io("remove", &new)(error));
-            }
-            _ => {}
-        }
+        remove_file(&self.media, &new)?;
         let dir = layer_dir(upper);
         self.media.sync_dir(&dir).map_err(self.io("sync", &dir))
     }
