@@ -201,6 +201,28 @@ fn a_file_that_says_what_is_damaged_and_cannot_be_read_counts_as_damaged() {
 }
 
 #[test]
+fn a_layer_of_which_nothing_is_served_is_scrubbed_as_soon_as_the_host_lets_it_be() {
+    let mut rotten = (0..).find_map(|seed| Rotten::new(seed, "b")).unwrap();
+    flip(&rotten.world, &rotten.bad(), 64);
+    rotten.world.restart();
+    rotten.world.media.inject(Fault {
+        point: FaultPoint::Open,
+        name: Some("sums".into()),
+        after: 0,
+        times: 1,
+        effect: FaultEffect::Error,
+    });
+    run_all(rotten.world.store());
+    assert_eq!(rotten.failing(), rotten.all());
+    let notes = rotten.world.store().notes();
+    let told = |note: &String| note.contains("which was not possible");
+    assert!(notes.iter().any(told), "{notes:?}");
+    // By itself: nobody asks for it.
+    run_all(rotten.world.store());
+    assert_eq!(rotten.failing(), [rotten.cluster]);
+}
+
+#[test]
 fn without_checksums_only_the_operator_can_say_that_data_is_good() {
     let mut rotten = (0..).find_map(|seed| Rotten::new(seed, "b")).unwrap();
     let bad = rotten.bad();

@@ -25,6 +25,9 @@ const LIMITED_BYTES_MIN: u64 = 64 << 10;
 /// So often a layer is begun anew because it changed meanwhile.
 const BEGINS_MAX: u32 = 3;
 
+/// So many turns without work lie at most between two attempts to scrub a layer of which nothing is served.
+const IDLE_TURNS_MAX: u32 = 256;
+
 /// What is known from one turn to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Scrubber {
@@ -40,6 +43,30 @@ pub(crate) struct Scrubber {
     bucket: Bucket,
     /// The next turn of whoever keeps to the rate.
     due: Option<Instant>,
+    /// Layers of which nothing is served and that could not be scrubbed.
+    stuck: Stuck,
+}
+
+/// When layers that could not be scrubbed are tried again, counted in turns without work: after 1, then 2, then 4 and so on.
+#[derive(Debug, Default)]
+struct Stuck {
+    /// Turns since the last time.
+    waited: u32,
+    /// Turns in which nothing is tried.
+    paused: u32,
+}
+
+impl Stuck {
+    /// Counts a turn. Returns whether it is time.
+    fn waits(&mut self) -> bool {
+        self.waited += 1;
+        let is_time = self.waited > self.paused;
+        if is_time {
+            self.waited = 0;
+            self.paused = (self.paused * 2 + 1).min(IDLE_TURNS_MAX);
+        }
+        is_time
+    }
 }
 
 /// Why a layer is left alone.
@@ -57,6 +84,18 @@ impl Scrubber {
         let next = *first.or_else(|| self.missing.first())?;
         self.missing.remove(&next);
         Some(next)
+    }
+
+    /// After a turn without work: what of `lost` could not be scrubbed is tried again from time to time, since guests wait for
+    /// it.
+    fn try_again(&mut self, lost: &BTreeSet<LayerId>) {
+        let waits = |layer: &&LayerId| self.missing.contains(layer) || self.blocked.contains(layer);
+        let stuck: Vec<LayerId> = lost.iter().filter(|layer| !waits(layer)).copied().collect();
+        if stuck.is_empty() {
+            self.stuck = Stuck::default();
+        } else if self.stuck.waits() {
+            self.missing.extend(stuck);
+        }
     }
 }
 
@@ -84,6 +123,9 @@ impl Store {
         let lost = self.damage.lost();
         let waiting = waiting.filter(|layer| !lost.contains(*layer)).count();
         self.jobs.board().scrubs.waiting = waiting + usize::from(at_work);
+        if turn == Turn::Idle {
+            scrubber.try_again(&lost);
+        }
         turn
     }
 
