@@ -30,6 +30,7 @@ use crate::vhost::session::adopt::{
 };
 use crate::vhost::session::{End, Outside, Patience, serve};
 use crate::vhost::turn::Turns;
+use crate::vhost::under_way::UnderWay;
 use crate::worker::counters::{Counters, Totals};
 use crate::worker::disk::DiskSource;
 use crate::worker::provider::{AlwaysOpen, DiskProvider};
@@ -287,6 +288,11 @@ impl AttachmentHandle {
     /// Whether a state of a device is being transferred, which cannot go on in another process.
     pub fn is_transferring(&self) -> bool {
         self.shared.sessions.is_transferring()
+    }
+
+    /// What its front-ends have under way now.
+    pub fn under_way(&self) -> UnderWay {
+        self.shared.sessions.under_way()
     }
 
     /// Begins to end the attachment for another process to go on with it: rings stop when what is under way has completed.

@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -177,25 +178,36 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
         let kept = Kept::of(&config, groups.socket);
         // Opening a large store takes its time and can be given up at any moment, as by a crash.
         // On a thread of its own, which ends before this one is confined: it opens what nobody opens afterwards.
-        let (done, setting_up) = oneshot::channel();
+        let (done, mut setting_up) = oneshot::channel();
+        let serves = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&serves);
         thread::Builder::new()
             .name("set-up".into())
             .spawn(move || {
                 // A receiver less means that the daemon was told to stop.
-                let _ = done.send(Daemon::set_up(config, groups.socket));
+                let _ = done.send(Daemon::set_up(config, groups.socket, &told));
             })
             .map_err(host("start a thread"))?;
-        let (mut daemon, mut listener) = tokio::select! {
+        let mut stop = None;
+        let set_up = tokio::select! {
+            ended = &mut setting_up => ended,
             name = signals.next() => {
-                tracing::info!("{name} before anything was served");
-                return Ok(());
+                // ORDERING: Relaxed; see `succession::succeed`.
+                if !serves.load(Ordering::Relaxed) {
+                    tracing::info!("{name} before anything was served");
+                    return Ok(());
+                }
+                // Guests of the daemon before are served, so it ends in order.
+                let told = stop.insert(Stop::now(name));
+                let ended = tokio::time::timeout_at(told.deadline, setting_up).await;
+                ended.map_err(|_| DaemonError::Late(STOP_TIMEOUT))?
             }
-            ended = setting_up => ended.map_err(|e| host("set up")(io::Error::other(e)))??,
         };
+        let set_up = set_up.map_err(|error| host("set up")(io::Error::other(error)))?;
+        let (mut daemon, mut listener) = set_up?;
         // What is started from here on is confined from its start.
         confine::enter(Role::Control);
         let mut candidates = None;
-        let mut stop = None;
         loop {
             match daemon
                 .serve(listener, spare, &mut signals, &mut candidates, json, stop)
@@ -322,13 +334,15 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Opens the store, takes the control socket and attaches what is to be attached. Blocks.
+    /// Opens the store, takes the control socket and attaches what is to be attached. Blocks. `serves` becomes true as soon as
+    /// guests are served that another process has served until then.
     fn set_up(
         config: ServeConfig,
         socket_group: Option<u32>,
+        serves: &AtomicBool,
     ) -> Result<(Self, std::os::unix::net::UnixListener), DaemonError> {
         if config.takeover {
-            return succession::succeed(&config, socket_group);
+            return succession::succeed(&config, socket_group, serves);
         }
         let dir = config.target.store();
         let disk = match config.target {
@@ -531,10 +545,7 @@ impl Daemon {
             // Nobody may be reading.
             let _ = writeln!(io::stdout(), "{status}");
         }
-        match self.began {
-            Began::After(_) => notify(&format!("MAINPID={}\nREADY=1", std::process::id())),
-            Began::Alone | Began::Back => notify("READY=1"),
-        }
+        notify("READY=1");
     }
 
     /// Drains the attachments and flushes everything, on a thread that may block.

@@ -43,7 +43,7 @@ use epoll::{ControlOptions, Events};
 use stratablk_layers::file::Segment;
 use stratablk_layers::volume::{Completion, Durability, Operation};
 
-use self::command::{Command, WorkerHandle};
+use self::command::{Command, Line, WorkerHandle};
 use self::counters::Counters;
 use self::disk::{DiskContext, DiskSource};
 use self::poll::PollBudget;
@@ -114,10 +114,13 @@ pub fn start<D: DiskSource>(name: String, setup: WorkerSetup<D>) -> io::Result<W
         }
         drop(alarm);
     })?;
-    let handle = WorkerHandle {
+    let line = Line {
         sender,
         waiting,
         wake,
+    };
+    let handle = WorkerHandle {
+        line: Arc::new(line),
         thread: Some(thread),
     };
     birth
@@ -194,6 +197,8 @@ struct Worker<D: DiskSource> {
     memory: WorkerMemory,
     /// Memory from before a change, and whom to tell when its last request has ended.
     retired: Vec<(WorkerMemory, mpsc::Sender<()>)>,
+    /// Dropped when all has completed that is awaited.
+    awaiting: Vec<mpsc::Sender<()>>,
     /// The dirty log.
     log: Option<Arc<DirtyLog>>,
     /// How much memory was lost in the whole process when this worker looked last.
@@ -253,6 +258,7 @@ impl<D: DiskSource> Worker<D> {
             queues: Vec::new(),
             memory: Rc::new(setup.memory),
             retired: Vec::new(),
+            awaiting: Vec::new(),
             log: setup.log,
             losses: guard::losses(),
             lost: false,
@@ -316,6 +322,9 @@ impl<D: DiskSource> Worker<D> {
         }
         if ended && !self.retired.is_empty() {
             self.let_go();
+        }
+        if ended && !self.awaiting.is_empty() {
+            self.tell_completed();
         }
         self.finish_drains();
         let refused = self.end_held();
@@ -542,6 +551,14 @@ impl<D: DiskSource> Worker<D> {
         });
     }
 
+    /// Tells who waits for what was under way that it has completed, if it has.
+    fn tell_completed(&mut self) {
+        let mut queues = self.queues.iter().flatten();
+        if queues.all(|queue| queue.in_flight.awaited() == 0) {
+            self.awaiting.clear();
+        }
+    }
+
     /// Lets go of rings that are to be drained and have nothing under way.
     fn finish_drains(&mut self) {
         for place in &mut self.queues {
@@ -641,6 +658,13 @@ impl<D: DiskSource> Worker<D> {
                 let _ = done.send(self.attach(Queue::new(*setup, held)));
             }
             Command::Release => self.queues.iter_mut().flatten().for_each(Queue::release),
+            Command::AwaitAll { done } => {
+                for queue in self.queues.iter_mut().flatten() {
+                    queue.in_flight.await_all();
+                }
+                self.awaiting.push(done);
+                self.tell_completed();
+            }
             Command::Detach { index, done } => match self.queue_mut(index) {
                 Some(queue) => queue.phase = Phase::Draining(done),
                 None => {

@@ -14,6 +14,7 @@
 pub mod daemon;
 pub mod dirty_log;
 pub mod disk;
+pub mod far;
 pub mod frontend;
 pub mod guest;
 pub mod host;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::signal::Signal;
 use crate::vhost::state::SessionState;
+use crate::vhost::under_way::UnderWay;
 
 /// Front-ends that are served at a time.
 pub const SESSIONS_MAX: usize = 8;
@@ -99,6 +100,11 @@ impl Sessions {
     /// Whether a state of a device is being transferred by one of them.
     pub fn is_transferring(&self) -> bool {
         self.live().iter().any(|state| state.is_transferring())
+    }
+
+    /// What all of them have under way now.
+    pub fn under_way(&self) -> UnderWay {
+        UnderWay::of(self.live().iter())
     }
 
     /// Tells all front-ends that the configuration changed, if they want to know.

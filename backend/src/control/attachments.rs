@@ -10,12 +10,14 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 
 use crate::attach::{AttachOptions, Attachment, AttachmentHandle, HandedAttachment, SocketSource};
 use crate::provider::StoredDisk;
 use crate::vhost::session::adopt::{Fared, Release};
+use crate::vhost::under_way::UnderWay;
 use crate::worker::provider::DiskProvider;
 
 use super::convert::path_text;
@@ -226,6 +228,23 @@ impl Attachments {
             State::Changing | State::Failed(_) => false,
         });
         found.next().map(|(name, _)| name.clone())
+    }
+
+    /// Waits until everything has ended that front-ends have under way now. Returns a volume where it has not in that time.
+    pub fn await_under_way(&self, limit: Duration) -> Option<String> {
+        let deadline = Instant::now() + limit;
+        let asked: Vec<(String, UnderWay)> = {
+            let table = self.table();
+            let running = table.iter().filter_map(|(name, entry)| match &entry.state {
+                State::Running(handle) => Some((name.clone(), handle.under_way())),
+                State::Changing | State::Failed(_) => None,
+            });
+            running.collect()
+        };
+        let mut late = asked
+            .into_iter()
+            .filter(|(_, under_way)| !under_way.has_ended_by(deadline));
+        late.next().map(|(name, _)| name)
     }
 
     /// Ends all for another process to go on with them, side by side. No command is at work on them.

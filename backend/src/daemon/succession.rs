@@ -24,6 +24,7 @@ use super::{
 use crate::config::{ServeConfig, Target};
 use crate::control::commands::sole;
 use crate::control::gate::Gate;
+use crate::notify::notify;
 use crate::takeover::giver::{self, Candidate, Outcome};
 use crate::takeover::package::{HandedVolume, Package};
 use crate::takeover::taker::{self, Relieved};
@@ -162,13 +163,14 @@ impl Drop for NoWayOut {
     }
 }
 
-/// Goes on where the daemon is that runs. Blocks.
+/// Goes on where the daemon is that runs, and says so in `serves` as soon as it does. Blocks.
 ///
 /// # Errors
 /// It hands nothing over. Once it has, an error ends the process at once.
 pub(super) fn succeed(
     config: &ServeConfig,
     socket_group: Option<u32>,
+    serves: &AtomicBool,
 ) -> Result<(Daemon, UnixListener), DaemonError> {
     let kept = Kept::of(config, socket_group);
     if !matches!(config.target, Target::Store(_)) {
@@ -220,6 +222,10 @@ pub(super) fn succeed(
                 let theirs = predecessor.as_ref().ok_or_else(waits)?;
                 theirs.relieve().map_err(DaemonError::Takeover)?;
                 let relieved = predecessor.take().ok_or_else(waits)?.relieved();
+                // ORDERING: Relaxed; a signal that comes at the same time may be taken for an earlier one.
+                serves.store(true, Ordering::Relaxed);
+                // Before the one before ends, whose end would otherwise be that of the service.
+                notify(&format!("MAINPID={}", std::process::id()));
                 Ok(Began::After(relieved))
             },
         )
@@ -487,7 +493,10 @@ impl Daemon {
             return None;
         };
         let commands = Arc::clone(&self.commands);
-        let flushed = on_a_thread("flush", move || commands.flush_before());
+        let flushed = on_a_thread("flush", move || {
+            commands.flush_before()?;
+            commands.await_under_way()
+        });
         let flushed = match tokio::time::timeout(FLUSH_PATIENCE, flushed).await {
             Ok(Ok(flushed)) => flushed,
             Ok(Err(error)) => Err(error.to_string()),
@@ -567,7 +576,7 @@ impl Daemon {
                 gone = &mut work => (gone, None),
                 name = signals.next() => {
                     let stop = Stop::now(name);
-                    // ORDERING: Relaxed; looked at once, and who looks before this goes on as if it had come later.
+                    // ORDERING: Relaxed; who looks before this goes on as if it had come later.
                     told.store(true, Ordering::Relaxed);
                     let gone = tokio::time::timeout_at(stop.deadline, work).await;
                     (gone.map_err(|_| DaemonError::Amid(STOP_TIMEOUT))?, Some(stop))
@@ -632,7 +641,7 @@ impl Daemon {
             lock,
             volumes,
         };
-        Ok(match candidate.hand_over(&package) {
+        Ok(match candidate.hand_over(&package, stopped) {
             Outcome::Theirs => Gone::Theirs,
             Outcome::Ours => Gone::Ours(Box::new(package)),
         })

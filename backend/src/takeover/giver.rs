@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,8 @@ use super::{READY_LIMIT, VERSION};
 const LETTER_LIMIT: Duration = Duration::from_secs(5);
 /// How much longer than the new process the running daemon waits for it to be ready. By then it has ended by itself.
 const MARGIN: Duration = Duration::from_secs(2);
+/// How often to look whether this process is being stopped.
+const LOOK_PERIOD: Duration = Duration::from_millis(50);
 /// How often somebody is told that the new process does not end.
 const COMPLAINT_PERIOD: Duration = Duration::from_secs(10);
 /// How long to wait for a new process that goes on to have told the service manager.
@@ -26,6 +29,8 @@ pub struct Candidate {
     stream: UnixStream,
     /// Dropped when this is over: then the next one may come. Told something if none may.
     turn: mpsc::Sender<()>,
+    /// Its process.
+    pid: i32,
     /// How many descriptors it may have.
     pub descriptors_max: u64,
 }
@@ -58,10 +63,11 @@ pub fn listen(
                     Ok((stream, _)) => {
                         let (turn, over) = mpsc::channel();
                         match greet(&stream, &store) {
-                            Ok(descriptors_max) => {
+                            Ok((pid, descriptors_max)) => {
                                 let candidate = Candidate {
                                     stream,
                                     turn,
+                                    pid,
                                     descriptors_max,
                                 };
                                 // Who comes when all was handed over comes to the other process.
@@ -82,8 +88,8 @@ pub fn listen(
     Ok(candidates)
 }
 
-/// Looks who has come and whether it can be understood. Returns how many descriptors it may have.
-fn greet(stream: &UnixStream, store: &str) -> io::Result<u64> {
+/// Looks who has come and whether it can be understood. Returns its process, and how many descriptors it may have.
+fn greet(stream: &UnixStream, store: &str) -> io::Result<(i32, u64)> {
     let peer = rustix::net::sockopt::socket_peercred(stream)?;
     if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
         return Err(strange(format!(
@@ -131,7 +137,7 @@ fn greet(stream: &UnixStream, store: &str) -> io::Result<u64> {
         program: env!("CARGO_PKG_VERSION").to_owned(),
     };
     send(stream, &welcome, &[])?;
-    Ok(descriptors_max)
+    Ok((peer.pid.as_raw_nonzero().get(), descriptors_max))
 }
 
 impl Candidate {
@@ -143,14 +149,27 @@ impl Candidate {
         let _ = send(&self.stream, &Letter::Refused { why }, &[]);
     }
 
-    /// Hands everything over. If all is ours again the new process has gone, or has not touched anything and cannot any more.
-    pub fn hand_over(self, package: &Package) -> Outcome {
+    /// Hands everything over, unless this process is `stopped` before the other one may have the store. If all is ours again
+    /// the new process has gone, or has not touched anything and cannot any more.
+    pub fn hand_over(self, package: &Package, stopped: &AtomicBool) -> Outcome {
         let goes_on = |error: io::Error| {
             tracing::error!("the new process does not take over: {error}; this one goes on");
         };
-        if let Err(error) = self.show(package) {
+        if let Err(error) = self.show(package, stopped) {
             // It does not hear that it may, and the connection goes with this.
+            let is_late = matches!(
+                error.kind(),
+                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
+            );
             goes_on(error);
+            if is_late {
+                tracing::error!(
+                    pid = self.pid,
+                    "it may be stopped, and keeps the store's lock and all connections open as long as it lives: end it \
+                     (kill -9 {})",
+                    self.pid
+                );
+            }
             return Outcome::Ours;
         }
         if let Err(error) = self.give() {
@@ -166,26 +185,37 @@ impl Candidate {
     }
 
     /// Sends everything, and waits until it is there. Nothing of it may be used yet.
-    fn show(&self, package: &Package) -> io::Result<()> {
+    fn show(&self, package: &Package, stopped: &AtomicBool) -> io::Result<()> {
         package.send(&self.stream)?;
-        self.expect(&Letter::Received, LETTER_LIMIT)
+        self.expect(&Letter::Received, LETTER_LIMIT, Some(stopped))
     }
 
     /// Lets the new process have the store, waits until it is ready, and says that all is its.
     fn give(&self) -> io::Result<()> {
         send(&self.stream, &Letter::Open, &[])?;
-        self.expect(&Letter::Ready, READY_LIMIT + MARGIN)?;
+        self.expect(&Letter::Ready, READY_LIMIT + MARGIN, None)?;
         // One that is gone does not get it, and so has not taken anything from a ring.
         send(&self.stream, &Letter::Yours, &[])
     }
 
-    /// Waits for a letter, not for longer than that.
-    fn expect(&self, letter: &Letter, limit: Duration) -> io::Result<()> {
+    /// Waits for a letter, not for longer than that, and not when this process is `stopped`.
+    fn expect(
+        &self,
+        letter: &Letter,
+        limit: Duration,
+        stopped: Option<&AtomicBool>,
+    ) -> io::Result<()> {
         let deadline = Instant::now() + limit;
-        while !wait(
-            &self.stream,
-            deadline.saturating_duration_since(Instant::now()),
-        )? {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = stopped.map_or(left, |_| left.min(LOOK_PERIOD));
+            if wait(&self.stream, left)? {
+                break;
+            }
+            // ORDERING: Relaxed; it is looked at again.
+            if stopped.is_some_and(|stopped| stopped.load(Ordering::Relaxed)) {
+                return Err(io::Error::other("this process is being stopped"));
+            }
             if Instant::now() >= deadline {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,

@@ -44,6 +44,7 @@ use super::memory::{GuestMemory, RegionSpec, slots_max};
 use super::refusal::{host, refuse, refuse_memory, refuse_shared};
 use super::state::SessionState;
 use super::turn::Turns;
+use super::under_way::InMessage;
 use super::vring::{SessionMemory, Vring};
 use crate::signal::Signal;
 use crate::virtio::ring::{RingAddresses, RingLayout, UsedLog};
@@ -160,6 +161,11 @@ impl<P: DiskProvider> Handler<P> {
         self.features_read && self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
+    /// A message begins; until what is returned is dropped it goes on.
+    pub fn begin_message(&self) -> InMessage {
+        InMessage::begin(&self.setup.state)
+    }
+
     /// Completes everything that is under way, ends the workers and lets the disk go.
     pub fn finish(&mut self) {
         self.workers.clear();
@@ -241,7 +247,9 @@ impl<P: DiskProvider> Handler<P> {
             .get_mut(place)
             .ok_or_else(|| refuse("there is no worker"))?;
         if worker.is_none() {
-            *worker = Some(start(format!("worker-{place}"), setup).map_err(host)?);
+            let started = start(format!("worker-{place}"), setup).map_err(host)?;
+            self.setup.state.activity.add_worker(&started);
+            *worker = Some(started);
         }
         worker.as_ref().ok_or_else(|| refuse("there is no worker"))
     }

@@ -25,4 +25,5 @@ pub mod refusal;
 pub mod session;
 pub mod state;
 pub mod turn;
+pub mod under_way;
 mod vring;

@@ -238,6 +238,7 @@ impl<P: DiskProvider> Session<'_, P> {
     ) -> Result<(), End> {
         let ready = self.wait_for_message()?;
         self.wait_for_room()?;
+        let _message = self.device().begin_message();
         let result = reader.handle_request();
         let mut device = self.device();
         device.adopt_channel(ready.channel.filter(|_| result.is_ok()));

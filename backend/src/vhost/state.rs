@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use stratablk_layers::units::Sector;
 
 use super::channel::Channel;
+use super::under_way::Activity;
 
 /// What others may know of a session, and use of it, while it lasts.
 #[derive(Debug, Default)]
@@ -26,6 +27,8 @@ pub struct SessionState {
     transferring: AtomicBool,
     /// The way back to the front-end. The lock also orders notifications and the stop of the last ring.
     channel: Mutex<Option<Channel>>,
+    /// What it does now.
+    pub(super) activity: Activity,
 }
 
 impl SessionState {

@@ -3,7 +3,7 @@
 //! The head of a chain names its request: a ring can have a chain only once under way, so each head has one slot, and a
 //! head whose slot is taken is a fault of the driver. A slot keeps the memory that its addresses lie in.
 //!
-//! INVARIANT: `count` is the number of slots with parts left.
+//! INVARIANT: `count` is the number of slots with parts left, `awaited` of those that are awaited.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -41,6 +41,8 @@ struct Slot {
     parts: usize,
     /// Whether one of them failed.
     failed: bool,
+    /// Whether somebody waits for its end.
+    awaited: bool,
     /// Guest memory that the request writes: address and bytes.
     written: Vec<(GuestAddress, u64)>,
 }
@@ -52,6 +54,8 @@ pub struct InFlight {
     slots: Vec<Slot>,
     /// How many are taken.
     count: usize,
+    /// How many of them somebody waits for.
+    awaited: usize,
 }
 
 impl InFlight {
@@ -60,7 +64,21 @@ impl InFlight {
         Self {
             slots: (0..size).map(|_| Slot::default()).collect(),
             count: 0,
+            awaited: 0,
         }
+    }
+
+    /// Somebody waits for the end of all that are under way now.
+    pub fn await_all(&mut self) {
+        for slot in &mut self.slots {
+            slot.awaited = slot.request.is_some();
+        }
+        self.awaited = self.count;
+    }
+
+    /// How many of those are under way still.
+    pub fn awaited(&self) -> usize {
+        self.awaited
     }
 
     /// How many requests are under way.
@@ -109,6 +127,7 @@ impl InFlight {
         }
         let (request, _memory) = slot.request.take()?;
         self.count -= 1;
+        self.awaited -= usize::from(std::mem::take(&mut slot.awaited));
         let status = if slot.failed {
             Status::IoError
         } else {
@@ -207,6 +226,34 @@ mod tests {
         assert_eq!(Rc::strong_count(&memory), 1, "the memory is let go");
         assert_eq!(in_flight.part_ended(2, true, None), None);
         assert_eq!(in_flight.part_ended(9, true, None), None);
+    }
+
+    #[test]
+    fn who_waits_does_so_for_what_was_under_way_and_for_nothing_later() {
+        let guest = TestGuest::new(4);
+        let memory = Rc::new(Arc::new(GuestMemory::default()));
+        let mut in_flight = InFlight::new(4);
+        let chain = Chain::default();
+        let request = request(&guest, Kind::Zero);
+        in_flight.await_all();
+        assert_eq!(in_flight.awaited(), 0);
+        in_flight.begin(0, request, 1, &chain, &memory);
+        in_flight.begin(1, request, 1, &chain, &memory);
+        in_flight.await_all();
+        in_flight.begin(2, request, 1, &chain, &memory);
+        assert_eq!(in_flight.awaited(), 2);
+        in_flight.part_ended(2, true, None).expect("it ends");
+        in_flight.part_ended(0, true, None).expect("it ends");
+        in_flight.begin(0, request, 1, &chain, &memory);
+        assert_eq!(in_flight.awaited(), 1);
+        in_flight.part_ended(1, true, None).expect("it ends");
+        assert_eq!((in_flight.awaited(), in_flight.count()), (0, 1));
+        // A second one who waits: those of the first count too.
+        in_flight.await_all();
+        in_flight.await_all();
+        assert_eq!(in_flight.awaited(), 1);
+        in_flight.part_ended(0, true, None).expect("it ends");
+        assert_eq!(in_flight.awaited(), 0);
     }
 
     #[test]

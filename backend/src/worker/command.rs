@@ -5,9 +5,9 @@
 //! returns, no request uses the memory before.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use stratablk_layers::volume::Durability;
@@ -120,19 +120,31 @@ pub enum Command {
     },
     /// Serve all rings that were held, without waiting for a kick.
     Release,
+    /// Find out when everything that is under way now has completed; what is taken later does not count.
+    AwaitAll {
+        /// Dropped then.
+        done: mpsc::Sender<()>,
+    },
     /// Complete what is under way and end.
     Stop,
 }
 
-/// The way to a worker. Dropping it stops the worker, and waits until it has completed everything.
+/// The way to a worker, which others may use besides who started it.
 #[derive(Debug)]
-pub struct WorkerHandle {
+pub struct Line {
     /// Where commands go.
     pub(super) sender: mpsc::Sender<Command>,
     /// Tells a busy worker that there are commands.
     pub(super) waiting: Arc<AtomicBool>,
     /// Wakes a sleeping worker.
     pub(super) wake: Signal,
+}
+
+/// A worker. Dropping it stops the worker, and waits until it has completed everything.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    /// The way to it.
+    pub(super) line: Arc<Line>,
     /// The thread.
     pub(super) thread: Option<JoinHandle<()>>,
 }
@@ -142,7 +154,7 @@ fn gone() -> io::Error {
     io::Error::other("the worker thread has ended")
 }
 
-impl WorkerHandle {
+impl Line {
     /// Sends a command.
     fn send(&self, command: Command) -> io::Result<()> {
         self.sender.send(command).map_err(|_| gone())?;
@@ -150,6 +162,26 @@ impl WorkerHandle {
         self.waiting.store(true, Ordering::Release);
         self.wake.raise();
         Ok(())
+    }
+
+    /// See [`Command::AwaitAll`]. Does not wait.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn await_all(&self, done: mpsc::Sender<()>) -> io::Result<()> {
+        self.send(Command::AwaitAll { done })
+    }
+}
+
+impl WorkerHandle {
+    /// The way to it, which does not keep it alive.
+    pub fn line(&self) -> Weak<Line> {
+        Arc::downgrade(&self.line)
+    }
+
+    /// Sends a command.
+    fn send(&self, command: Command) -> io::Result<()> {
+        self.line.send(command)
     }
 
     /// Sends a command and waits for its answer.

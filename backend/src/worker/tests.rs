@@ -233,6 +233,41 @@ fn a_ring_without_a_kick_is_looked_at() {
 }
 
 #[test]
+fn who_awaits_what_is_under_way_waits_for_nothing_else() {
+    let bench = Bench::new(false);
+    let completed = || {
+        let (done, completed) = mpsc::channel();
+        let line = bench.worker().line().upgrade().unwrap();
+        line.await_all(done).unwrap();
+        completed
+    };
+    let disconnected = Err(mpsc::TryRecvError::Disconnected);
+    let idle = completed();
+    bench.round();
+    assert_eq!(idle.try_recv(), disconnected);
+    bench.submit_read(0, 1);
+    bench.disk.wait_held(1);
+    let first = completed();
+    bench.round();
+    bench.submit_read(3, 2);
+    bench.disk.wait_held(2);
+    assert_eq!(first.try_recv(), Err(mpsc::TryRecvError::Empty));
+    let later = bench.disk.state().held.pop().unwrap();
+    bench.disk.release(Ok(()));
+    assert_eq!(bench.used(), (0, 513));
+    bench.round();
+    assert_eq!(first.try_recv(), disconnected);
+    bench.disk.state().held.push(later);
+    let second = completed();
+    bench.round();
+    assert_eq!(second.try_recv(), Err(mpsc::TryRecvError::Empty));
+    bench.disk.release(Ok(()));
+    assert_eq!(bench.used(), (3, 513));
+    bench.round();
+    assert_eq!(second.try_recv(), disconnected);
+}
+
+#[test]
 fn leaving_a_ring_waits_for_what_is_under_way() {
     let bench = Bench::new(false);
     bench.submit_read(0, 1);

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod descriptors;
+mod hanging;
 mod peers;
 
 use std::os::fd::AsFd;

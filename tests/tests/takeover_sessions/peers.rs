@@ -1,8 +1,8 @@
 //! What the other process says, or leaves unsaid, has no effect on guests but that they wait.
 
 use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -13,6 +13,8 @@ use super::*;
 
 /// How long the daemon may take to stop.
 const STOP_MAX: Duration = Duration::from_secs(8);
+/// Much less than a new process may take over a letter.
+const SOON: Duration = Duration::from_secs(3);
 
 /// Sends a letter without descriptors.
 fn say(mut stream: &UnixStream, letter: &Value) {
@@ -160,8 +162,31 @@ fn one_that_says_nothing_is_left_alone() {
         || log().contains("this one goes on")
     ));
     disk.write(0, &stamped(8, 0, 1));
+    // It may be stopped, and has descriptors of everything.
+    let named = format!("kill -9 {}", std::process::id());
+    assert!(stratablk_tests::wait::until(|| log().contains(&named)));
     await_end(&stream);
     host.succeed();
+    assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
+    drop(disk);
+    host.finish();
+}
+
+#[test]
+fn a_daemon_that_was_not_given_away_is_stopped_in_order_and_at_once() {
+    let (mut host, disk) = busy_host();
+    let stream = welcomed(&host);
+    assert_eq!(hear(&stream)["letter"], "head");
+    let began = Instant::now();
+    let daemon = host.daemon.take().unwrap();
+    daemon.signal(Signal::TERM);
+    let (status, log) = daemon.ended();
+    assert!(status.success(), "{log}");
+    assert!(log.contains("everything is flushed"), "{log}");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    drop(stream);
+    host.serve();
+    let mut disk = disk.reconnect(&host.path("disk.sock"));
     assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
     drop(disk);
     host.finish();
@@ -208,4 +233,74 @@ fn a_stop_amid_a_takeover_that_fails_is_in_order() {
     assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
     drop(disk);
     host.finish();
+}
+
+/// A service manager that a new process takes over under.
+struct Manager {
+    /// Where it hears.
+    place: PathBuf,
+    /// What it hears by.
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    /// One of this host.
+    fn of(host: &Host) -> Self {
+        let place = host.path("notify");
+        let socket = UnixDatagram::bind(&place).unwrap();
+        let patience = Some(Duration::from_secs(30));
+        socket.set_read_timeout(patience).unwrap();
+        Self { place, socket }
+    }
+
+    /// The next thing that it is told.
+    fn told(&self) -> String {
+        let mut said = [0; 64];
+        let count = self.socket.recv(&mut said).unwrap();
+        String::from_utf8_lossy(&said[..count]).into_owned()
+    }
+
+    /// Begins a takeover.
+    fn next(&self, host: &Host) -> Daemon {
+        let store = host.store();
+        let mut next = stratablk(["serve", "--takeover", "--store", store.to_str().unwrap()]);
+        next.env("NOTIFY_SOCKET", &self.place);
+        Daemon::launch(&mut next, &store.join("control.sock"))
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_who_serves_before_anything_else() {
+    let (mut host, mut disk) = busy_host();
+    let manager = Manager::of(&host);
+    let next = manager.next(&host);
+    assert_eq!(manager.told(), format!("MAINPID={}", next.pid()));
+    assert_eq!(manager.told(), "READY=1");
+    let (status, log) = host.daemon.replace(next).unwrap().ended();
+    assert!(status.success(), "{log}");
+    assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
+    drop(disk);
+    host.finish();
+    assert_eq!(manager.told(), "STOPPING=1");
+}
+
+#[test]
+fn a_new_daemon_that_is_stopped_as_soon_as_it_serves_ends_in_order() {
+    for _ in 0..TAKEOVERS {
+        let (mut host, disk) = busy_host();
+        let manager = Manager::of(&host);
+        let next = manager.next(&host);
+        manager.told();
+        next.signal(Signal::TERM);
+        let (status, log) = next.ended();
+        assert!(status.success(), "{log}");
+        assert!(log.contains("everything is flushed"), "{log}");
+        let (status, log) = host.daemon.take().unwrap().ended();
+        assert!(status.success(), "{log}");
+        host.serve();
+        let mut disk = disk.reconnect(&host.path("disk.sock"));
+        assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
+        drop(disk);
+        host.finish();
+    }
 }

@@ -15,6 +15,8 @@ use crate::vhost::session::adopt::{Fared, Release};
 const LOOK_PERIOD: Duration = Duration::from_micros(50);
 /// How often to say that it takes long.
 const COMPLAINT_PERIOD: Duration = Duration::from_secs(5);
+/// How long requests and messages may take that are under way when everything is to be handed over. Guests do not wait for it.
+const UNDER_WAY_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Commands {
     /// The lock of the store, if everything can be handed over now that was flushed.
@@ -29,6 +31,20 @@ impl Commands {
         let lock = self.store.lock_descriptor();
         let lock = lock.map_err(|error| error.to_string())?;
         lock.ok_or_else(|| "the store is not locked".to_owned())
+    }
+
+    /// Waits until what front-ends have under way now has ended, while they are served.
+    ///
+    /// # Errors
+    /// Why nothing is to be handed over, in words: some of it does not end, and all would wait for it once rings are stopped.
+    pub fn await_under_way(&self) -> Result<(), String> {
+        let Some(volume) = self.attachments.await_under_way(UNDER_WAY_PATIENCE) else {
+            return Ok(());
+        };
+        Err(format!(
+            "volume {volume:?}: a request, or a message of its front-end, has not ended for {UNDER_WAY_PATIENCE:?}, and all \
+             guests would have to wait for it; try again when its bases and its front-end's memory answer"
+        ))
     }
 
     /// Ends the threads of jobs and of upkeep, which then let go of this. No command runs, nor will any.

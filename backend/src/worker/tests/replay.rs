@@ -102,10 +102,10 @@ fn a_ring_that_is_stopped_at_once_completes_it_before() {
     let (done, detached) = mpsc::channel();
     let detach = Command::Detach { index: 0, done };
     // Both lie there before the worker looks.
-    bench.worker().sender.send(attach).unwrap();
-    bench.worker().sender.send(detach).unwrap();
-    bench.worker().waiting.store(true, Ordering::Release);
-    bench.worker().wake.raise();
+    bench.worker().line.sender.send(attach).unwrap();
+    bench.worker().line.sender.send(detach).unwrap();
+    bench.worker().line.waiting.store(true, Ordering::Release);
+    bench.worker().line.wake.raise();
     attached.recv().unwrap().unwrap();
     assert_eq!(detached.recv().unwrap(), Some(3), "nothing new is taken");
     for head in [0, 3, 6] {
@@ -125,7 +125,7 @@ fn a_worker_that_ends_before_leaves_it_under_way() {
         held: false,
         done,
     };
-    bench.worker().sender.send(attach).unwrap();
+    bench.worker().line.sender.send(attach).unwrap();
     // Dropping the handle sends the command to stop, which is obeyed before anything is taken.
     drop(bench.worker.take());
     attached.recv().unwrap().unwrap();
