@@ -31,6 +31,8 @@ pub enum Canary {
     BelieveCheckpoint,
     /// A scrub does not look at the last cluster that it has read at once.
     SkipLastOfPiece,
+    /// A clean frame is taken over although its file was being written to past the cache.
+    TrustPast,
     /// A block of checksums is believed whatever its own checksum says.
     BelieveBlock,
 }

@@ -17,7 +17,7 @@ mod oracle;
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use disk::Queue;
 use oracle::{Value, stamp};
@@ -144,6 +144,83 @@ fn a_volume_that_has_failed_takes_no_frames_from_others() {
     good.run_helped(Operation::Write(Sector(0)), bytes, &help)
         .0
         .unwrap();
+}
+
+/// Writes over sectors that are in a clean frame, and past the cache: as many frames are dirty as may be, and the host had no
+/// space for them. The daemon is killed at each step of that. Returns what the next daemon reads with the cache and what the
+/// one after it reads without.
+fn killed_while_writing_past_the_cache() -> Vec<(Value, Value)> {
+    let options = StoreOptions {
+        cache: CacheOptions {
+            bytes: 16 * 4096,
+            dirty_bytes: Some(2 * 4096),
+            ..CacheOptions::default()
+        },
+        ..StoreOptions::default()
+    };
+    let media = SimMedia::new(1);
+    let disk = MemoryDisk::new(CatalogState::empty(StoreId(uuid::Uuid::from_u128(5))));
+    let catalog = Box::new(MemoryCatalog::open(&disk).unwrap());
+    let files: Arc<dyn Media> = Arc::new(media.clone());
+    let store = Arc::new(Store::simulated(files, catalog, options.clone()).unwrap());
+    store
+        .create_volume("v", &VolumeSource::Size(256 * SECTOR_BYTES))
+        .unwrap();
+    let mut v = queue(&store, "v");
+    write(&mut v, 0, 8, 1);
+    v.run(Operation::Flush, Vec::new()).0.unwrap();
+    for cluster in 4..6 {
+        write(&mut v, cluster * 8, 8, 1);
+    }
+    media.inject(Fault {
+        point: FaultPoint::Write,
+        name: Some("data".into()),
+        after: 0,
+        times: 1,
+        effect: FaultEffect::NoSpace,
+    });
+    let (watched, found) = (Arc::downgrade(&store), Arc::new(Mutex::new(Vec::new())));
+    let seen = Arc::clone(&found);
+    media.set_observer(Box::new(move |media, point| {
+        let Some(store) = watched.upgrade() else {
+            return;
+        };
+        let (media, disk) = (media.kill_image(point.number), disk.crash_image());
+        let arena = store.cache_arena().copy().unwrap();
+        let files: Arc<dyn Media> = Arc::new(media.clone());
+        let catalog = Box::new(MemoryCatalog::open(&disk).unwrap());
+        let next = Store::simulated_after_kill(files, catalog, options.clone(), arena).unwrap();
+        let first = queue(&next, "v").read_all(7, 8).unwrap();
+        drop(next);
+        let then = reopen(&media.kill_image(point.number), &disk.crash_image(), 16);
+        let second = queue(&then, "v").read_all(7, 8).unwrap();
+        seen.lock().unwrap().push((first[0], second[0]));
+    }));
+    let bytes = stamps(0, 8, 2);
+    let help = || store.write_back_step(64);
+    v.run_helped(Operation::Write(Sector(0)), bytes, &help)
+        .0
+        .unwrap();
+    media.clear_observer();
+    assert_eq!(v.read_all(7, 8).unwrap()[0], Value::Stamp(2));
+    std::mem::take(&mut *found.lock().unwrap())
+}
+
+#[test]
+fn what_is_read_after_a_kill_does_not_change_by_itself() {
+    let found = killed_while_writing_past_the_cache();
+    assert!(found.contains(&(Value::Stamp(1), Value::Stamp(1))));
+    assert!(found.contains(&(Value::Stamp(2), Value::Stamp(2))));
+    assert!(found.iter().all(|(first, then)| first == then), "{found:?}");
+}
+
+#[test]
+#[cfg(feature = "canary")]
+fn canary_a_clean_frame_of_a_file_that_was_being_written_is_noticed() {
+    use stratablk_layers::canary::{Canary, set};
+    set(Some(Canary::TrustPast));
+    let old = (Value::Stamp(1), Value::Stamp(2));
+    assert!(killed_while_writing_past_the_cache().contains(&old));
 }
 
 /// A store on real files in a directory, with its cache in another one in there.

@@ -308,7 +308,15 @@ impl Cache {
         self.arena.numbers().set_failed(number, failed)
     }
 
-    /// The layers that are marked so.
+    /// Marks a layer as one whose file is being written to past the cache, or no longer. Outlives the process.
+    ///
+    /// # Errors
+    /// `Io`: it does not outlive the process.
+    pub fn set_past(&self, number: LayerNumber, past: bool) -> Result<()> {
+        self.arena.numbers().set_past(number, past)
+    }
+
+    /// The layers that are marked as failed.
     pub fn failed(&self) -> Vec<LayerId> {
         self.arena.numbers().failed()
     }

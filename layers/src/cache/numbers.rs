@@ -8,7 +8,7 @@
 //! after the entry is written, hence no frame has a number that is not in the table. `forget` comes after the last frame
 //! is gone.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -31,10 +31,14 @@ const ENTRY_BYTES: usize = 32;
 pub const TABLE_BYTES: u64 = LAYER_NUMBER_MAX as u64 * ENTRY_BYTES as u64;
 /// The table's first byte in the file.
 const TABLE_AT: u64 = 4096;
-/// The first mark of a failed layer in the file: a byte each, in the order of the numbers.
-const FAILED_AT: u64 = TABLE_AT + TABLE_BYTES;
+/// The marks of the first layer in the file: a byte each, in the order of the numbers.
+const MARKS_AT: u64 = TABLE_AT + TABLE_BYTES;
 /// Bytes of the marks.
-pub const FAILED_BYTES: u64 = LAYER_NUMBER_MAX as u64;
+pub const MARKS_BYTES: u64 = LAYER_NUMBER_MAX as u64;
+/// The mark of a layer whose files may lack what was written to them.
+const FAILED: u8 = 1;
+/// The mark of a layer to whose file something is being written past the cache.
+const PAST: u8 = 2;
 /// Entries that are read at once.
 const READ_ENTRIES: usize = 2048;
 
@@ -60,8 +64,18 @@ struct Index {
     free: BTreeSet<LayerNumber>,
     /// The lowest number that no layer ever had.
     next: LayerNumber,
-    /// Layers whose files may lack what was written to them.
-    failed: BTreeSet<LayerNumber>,
+    /// Marks, of the layers that have some.
+    marks: BTreeMap<LayerNumber, u8>,
+}
+
+impl Index {
+    /// The layers that have any of these marks.
+    fn marked(&self, marks: u8) -> impl Iterator<Item = LayerNumber> {
+        let found = self.marks.iter();
+        found
+            .filter(move |(_, found)| **found & marks != 0)
+            .map(|(number, _)| *number)
+    }
 }
 
 /// The layers that have a number in an arena.
@@ -97,9 +111,9 @@ fn decode(number: LayerNumber, entry: &[u8]) -> Option<LayerId> {
     (!layer.0.is_nil() && entry == encode(number, layer)).then_some(layer)
 }
 
-/// The mark of a failed layer in the file.
+/// The marks of a layer in the file.
 fn mark_position(number: LayerNumber) -> u64 {
-    FAILED_AT + u64::from(number.0).saturating_sub(1)
+    MARKS_AT + u64::from(number.0).saturating_sub(1)
 }
 
 /// The first byte of an entry in the file.
@@ -119,10 +133,10 @@ impl Table {
             })
     }
 
-    /// Marks a layer as failed, or no longer.
-    fn mark(&self, number: LayerNumber, failed: bool) -> Result<()> {
+    /// Writes the marks of a layer.
+    fn mark(&self, number: LayerNumber, marks: u8) -> Result<()> {
         self.file
-            .write_all_at(&[u8::from(failed)], mark_position(number))
+            .write_all_at(&[marks], mark_position(number))
             .map_err(|source| Error::Io {
                 op: "write",
                 path: self.path.clone(),
@@ -130,21 +144,17 @@ impl Table {
             })
     }
 
-    /// The numbers that are marked as failed.
-    fn read_marks(&self) -> io::Result<BTreeSet<LayerNumber>> {
-        let mut found = BTreeSet::new();
+    /// The marks of all numbers that have some.
+    fn read_marks(&self) -> io::Result<BTreeMap<LayerNumber, u8>> {
+        let mut found = BTreeMap::new();
         let mut chunk = vec![0; READ_ENTRIES * ENTRY_BYTES];
         for first in (1..=LAYER_NUMBER_MAX).step_by(chunk.len()) {
             self.file
                 .read_exact_at(&mut chunk, mark_position(LayerNumber(first)))?;
             // Nearly always a hole.
             if chunk.iter().any(|byte| *byte != 0) {
-                let marks = (first..).map(LayerNumber).zip(&chunk);
-                found.extend(
-                    marks
-                        .filter(|(_, mark)| **mark != 0)
-                        .map(|(number, _)| number),
-                );
+                let marks = (first..).map(LayerNumber).zip(chunk.iter().copied());
+                found.extend(marks.filter(|(_, marks)| *marks != 0));
             }
         }
         Ok(found)
@@ -187,7 +197,7 @@ impl Numbers {
                 layers: HashMap::new(),
                 free: BTreeSet::new(),
                 next: LayerNumber(1),
-                failed: BTreeSet::new(),
+                marks: BTreeMap::new(),
             }),
         }
     }
@@ -217,7 +227,7 @@ impl Numbers {
             source,
         };
         let entries = table.read().map_err(io)?;
-        let failed = table.read_marks().map_err(io)?;
+        let marks = table.read_marks().map_err(io)?;
         let numbers = Self::new(Some(table), LayerNumber(LAYER_NUMBER_MAX));
         let mut index = numbers.index();
         for (number, layer) in entries {
@@ -235,7 +245,7 @@ impl Numbers {
             index.free.extend(skipped);
             index.next = LayerNumber(number.0.saturating_add(1));
         }
-        index.failed = failed;
+        index.marks = marks;
         drop(index);
         Ok(numbers)
     }
@@ -272,13 +282,13 @@ impl Numbers {
             });
         }
         if let Some(table) = &self.table {
-            if index.failed.contains(&number) {
-                // Nobody but a crash leaves the mark of a layer that is gone. Before the entry, which makes it count.
-                table.mark(number, false)?;
+            if index.marks.contains_key(&number) {
+                // Nobody but a crash leaves the marks of a layer that is gone. Before the entry, which makes them count.
+                table.mark(number, 0)?;
             }
             table.write(number, &encode(number, layer))?;
         }
-        index.failed.remove(&number);
+        index.marks.remove(&number);
         if !index.free.remove(&number) {
             index.next = LayerNumber(number.0.saturating_add(1));
         }
@@ -314,28 +324,53 @@ impl Numbers {
     /// # Errors
     /// `Io`: it does not outlive the process.
     pub fn set_failed(&self, number: LayerNumber, failed: bool) -> Result<()> {
+        self.set_mark(number, FAILED, failed)
+    }
+
+    /// Marks a layer as one whose file is being written to past the cache, or no longer: a clean frame of it need not have what
+    /// the file has. The mark outlives the process.
+    ///
+    /// # Errors
+    /// `Io`: it does not outlive the process.
+    pub fn set_past(&self, number: LayerNumber, past: bool) -> Result<()> {
+        self.set_mark(number, PAST, past)
+    }
+
+    /// Sets a mark of a layer, or takes it away.
+    fn set_mark(&self, number: LayerNumber, mark: u8, is_set: bool) -> Result<()> {
         let mut index = self.index();
-        if failed {
+        let before = index.marks.get(&number).copied().unwrap_or(0);
+        let marks = if is_set {
+            before | mark
+        } else {
+            before & !mark
+        };
+        if is_set {
             // In this process at least.
-            index.failed.insert(number);
+            index.marks.insert(number, marks);
         }
         if let Some(table) = &self.table {
-            table.mark(number, failed)?;
+            table.mark(number, marks)?;
         }
-        if !failed {
-            index.failed.remove(&number);
-        }
+        match marks {
+            0 => index.marks.remove(&number),
+            _ => index.marks.insert(number, marks),
+        };
         Ok(())
     }
 
-    /// The layers that are marked so.
+    /// The layers that are marked as failed. So is one with a mark that is not known here.
     pub fn failed(&self) -> Vec<LayerId> {
         let index = self.index();
-        let layers = index
-            .failed
-            .iter()
-            .filter_map(|number| index.layers.get(number));
-        layers.copied().collect()
+        let layers = index.marked(!PAST);
+        layers
+            .filter_map(|number| index.layers.get(&number).copied())
+            .collect()
+    }
+
+    /// The layers whose file is being written to past the cache, or was when the process ended.
+    pub fn past(&self) -> Vec<LayerNumber> {
+        self.index().marked(PAST).collect()
     }
 
     /// Takes a layer's number away, for the next layer to have. The caller has dropped all frames with this number, and
@@ -349,12 +384,12 @@ impl Numbers {
             return Ok(());
         };
         if let Some(table) = &self.table {
-            if index.failed.contains(&number) {
-                table.mark(number, false)?;
+            if index.marks.contains_key(&number) {
+                table.mark(number, 0)?;
             }
             table.write(number, &[0; ENTRY_BYTES])?;
         }
-        index.failed.remove(&number);
+        index.marks.remove(&number);
         index.numbers.remove(&layer);
         index.layers.remove(&number);
         index.free.insert(number);

@@ -11,12 +11,13 @@ use super::access::Sets;
 use super::set::{FrameKey, Set, State};
 
 impl Sets<'_> {
-    /// Puts the sets in order before anybody uses them: locks and fills end, what `known` does not know is dropped. Hands on
-    /// what is dirty. Returns how many frames with dirty sectors were dropped because their keys cannot be where they are: that
+    /// Puts the sets in order before anybody uses them: locks and fills end, what `known` does not know is dropped, and so is
+    /// what is clean of layers that are in `past`, whose files need not have what it has. Hands on what is dirty. Returns how many frames with dirty sectors were dropped because their keys cannot be where they are: that
     /// is damage, which no end of a process leaves.
     pub fn recover(
         &self,
         known: impl Fn(LayerNumber) -> bool,
+        past: &[LayerNumber],
         mut dirty: impl FnMut(FrameKey, SectorMask),
     ) -> u64 {
         let mut damaged = 0;
@@ -25,7 +26,10 @@ impl Sets<'_> {
             set.lock.store(0, Ordering::Relaxed);
             for (way, (word, state)) in set.keys.iter().zip(&set.states).enumerate() {
                 let key = FrameKey::from_word(word.load(Ordering::Relaxed));
-                let left = left_of(State(state.load(Ordering::Relaxed)));
+                let mut left = left_of(State(state.load(Ordering::Relaxed)));
+                if past.contains(&key.layer()) {
+                    left = left.without_clean();
+                }
                 let none = key == FrameKey::NONE || left.valid() == SectorMask::NONE;
                 let misplaced = || {
                     let here = self.place(key).is_some_and(|(place, _)| place == at);

@@ -169,6 +169,11 @@ impl State {
         Self(self.0 & !((written.0 as u64) << 8))
     }
 
+    /// Without the sectors that are clean.
+    pub const fn without_clean(self) -> Self {
+        Self(self.0 & !0xff | (self.valid().0 & self.dirty().0) as u64)
+    }
+
     /// What is left of it when the process that owned it is gone.
     ///
     /// A frame that was locked may be half changed: of its sectors only those stay that are nowhere else. The others are read

@@ -2,12 +2,18 @@
 //! the volumes that it belongs to have failed or their disks are full. Slow, but it ends.
 //!
 //! By who leads, since nobody else changes a layer's files: the data is written and synced, its record is written, and then
-//! it is published and frames that others made of the cluster meanwhile are trimmed.
+//! it is published and frames that others made of the cluster, before or meanwhile, are trimmed.
+//!
+//! CRASH: until they are, a clean frame may have what the file had before. A process that took it over would read that now and
+//! the other later, from the file, though nobody has written in between. So a mark in the arena says while this lasts that
+//! clean frames of the layer are not to be taken over.
 
 use std::io;
 use std::sync::Arc;
 
 use crate::cache::Cache;
+use crate::canary::{self, Canary};
+use crate::error::Error;
 use crate::layer::{Layer, LayerMap};
 use crate::map::{MapRecord, RecordKind, Table};
 use crate::units::{
@@ -41,6 +47,11 @@ impl Through {
         let LayerMap::Active(map) = &**map else {
             return Err(io::Error::other("a sealed layer takes no writes"));
         };
+        if !canary::is_set(Canary::TrustPast) {
+            let marked = cache.set_past(self.layer.number(), true);
+            // Of a full disk too: the request waits then, and nothing was written.
+            marked.map_err(host_answer)?;
+        }
         self.layer.mark_unsynced();
         self.layer
             .data()
@@ -65,6 +76,8 @@ impl Through {
             });
         }
         table.refresh(self.slot, map, first, last.0 - first.0 + 1, changed);
+        // After an error it stays, and so it does where it cannot be taken away: that costs clean frames at the next start.
+        let _ = cache.set_past(self.layer.number(), false);
         Ok(())
     }
 }
@@ -76,4 +89,12 @@ fn within(cluster: Cluster, range: SectorRange) -> SectorMask {
     let to = range.end().0.min(start + CLUSTER_SECTORS) - start;
     let narrow = |sector: u64| u32::try_from(sector).unwrap_or(0);
     SectorMask::span(narrow(from), narrow(to - from))
+}
+
+/// What the host has said.
+fn host_answer(error: Error) -> io::Error {
+    match error {
+        Error::Io { source, .. } => source,
+        other => io::Error::other(other),
+    }
 }

@@ -1,6 +1,7 @@
 //! Taking over what a process that was killed has left in the cache's arena.
 //!
-//! Clean frames stay as they are. Dirty frames hold writes that were acknowledged and are in no file: each is entered into its
+//! Clean frames stay as they are, but for those of layers to whose files something was being written past the cache
+//! (`flush::through`). Dirty frames hold writes that were acknowledged and are in no file: each is entered into its
 //! layer's map, written, and committed, before the layer is used for anything else. So a crash in the middle of it changes
 //! nothing, and nothing else has to know that there was one.
 
@@ -29,12 +30,19 @@ impl Store {
                 let layer = self.cache.layer(number);
                 layer.is_some_and(|layer| layers.contains_key(&layer))
             };
-            self.cache.sets().recover(known, |key, dirty| {
+            let past = self.cache.arena().numbers().past();
+            self.cache.sets().recover(known, &past, |key, dirty| {
                 if let Some(layer) = self.cache.layer(key.layer()) {
                     left.entry(layer).or_default().push((key.cluster(), dirty));
                     frames += 1;
                 }
             });
+        }
+        for number in self.cache.arena().numbers().past() {
+            // What stays marked costs frames at the next start, and nothing else.
+            if let Err(error) = self.cache.set_past(number, false) {
+                self.maintenance.note(format!("the cache: {error}"));
+            }
         }
         self.cache.dirtied(frames);
         if frames > 0 {

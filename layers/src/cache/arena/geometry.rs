@@ -1,6 +1,6 @@
 //! Where the parts of an arena lie: a function of the number of sets alone.
 
-use crate::cache::numbers::{FAILED_BYTES, TABLE_BYTES};
+use crate::cache::numbers::{MARKS_BYTES, TABLE_BYTES};
 use crate::cache::set::{Set, WAYS};
 use crate::units::CLUSTER_BYTES;
 
@@ -13,7 +13,7 @@ pub const HUGE_BYTES: u64 = HUGE as u64;
 /// The layer numbers' first byte in the file.
 pub const NUMBERS_AT: u64 = HEADER_BYTES as u64;
 /// The first set's first byte in the file.
-pub const SETS_AT: u64 = (NUMBERS_AT + TABLE_BYTES + FAILED_BYTES).next_multiple_of(HUGE_BYTES);
+pub const SETS_AT: u64 = (NUMBERS_AT + TABLE_BYTES + MARKS_BYTES).next_multiple_of(HUGE_BYTES);
 /// Bytes of a set.
 pub const SET_BYTES: u64 = size_of::<Set>() as u64;
 /// Bytes of the frames of a set.

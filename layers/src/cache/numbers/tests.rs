@@ -7,7 +7,7 @@ use super::*;
 /// A file with an empty table.
 fn empty() -> Arc<File> {
     let file = tempfile::tempfile().unwrap();
-    file.set_len(FAILED_AT + FAILED_BYTES).unwrap();
+    file.set_len(MARKS_AT + MARKS_BYTES).unwrap();
     Arc::new(file)
 }
 
@@ -27,7 +27,7 @@ fn read_only() -> (tempfile::NamedTempFile, Numbers) {
 fn open_at(path: &Path, write: bool) -> Numbers {
     let file = File::options().read(true).write(write).open(path).unwrap();
     if write {
-        file.set_len(FAILED_AT + FAILED_BYTES).unwrap();
+        file.set_len(MARKS_AT + MARKS_BYTES).unwrap();
     }
     Numbers::open(Arc::new(file), path).unwrap()
 }
@@ -259,7 +259,7 @@ fn a_failed_layer_stays_marked_until_it_is_cleared_or_gone() {
     assert_eq!(again.failed(), [layer(2)]);
     assert_eq!(open(&file).failed(), [layer(2)]);
     // The next layer of the number has nothing to do with it; not even if the mark was left.
-    file.write_all_at(&[1], FAILED_AT + 2).unwrap();
+    file.write_all_at(&[1], MARKS_AT + 2).unwrap();
     let again = open(&file);
     assert_eq!(again.failed(), [layer(2)]);
     assert_eq!(again.number(layer(9)).unwrap(), LayerNumber(3));
@@ -268,4 +268,27 @@ fn a_failed_layer_stays_marked_until_it_is_cleared_or_gone() {
     // The last number has its place in front of the sets.
     assert!(mark_position(LayerNumber(LAYER_NUMBER_MAX)) < 34 << 20);
     assert_eq!(mark_position(LayerNumber(1)), 33_558_528);
+}
+
+#[test]
+fn the_two_marks_of_a_layer_are_apart_and_an_unknown_one_says_that_it_has_failed() {
+    let file = empty();
+    let numbers = open(&file);
+    for n in 1..=3 {
+        numbers.number(layer(n)).unwrap();
+    }
+    numbers.set_past(LayerNumber(1), true).unwrap();
+    numbers.set_past(LayerNumber(2), true).unwrap();
+    numbers.set_failed(LayerNumber(2), true).unwrap();
+    let found = |numbers: &Numbers| (numbers.past(), numbers.failed());
+    let both = (vec![LayerNumber(1), LayerNumber(2)], vec![layer(2)]);
+    assert_eq!(found(&numbers), both);
+    assert_eq!(found(&numbers.copy()), both);
+    let again = open(&file);
+    assert_eq!(found(&again), both);
+    again.set_past(LayerNumber(2), false).unwrap();
+    again.set_past(LayerNumber(1), false).unwrap();
+    assert_eq!(found(&open(&file)), (vec![], vec![layer(2)]));
+    file.write_all_at(&[4], MARKS_AT).unwrap();
+    assert_eq!(found(&open(&file)), (vec![], vec![layer(1), layer(2)]));
 }

@@ -205,7 +205,7 @@ impl Process {
     fn recover(&self) -> Vec<(FrameKey, SectorMask)> {
         let mut dirty = Vec::new();
         let hand_on = |key, mask| dirty.push((key, mask));
-        let damaged = self.world.sets().recover(|_| true, hand_on);
+        let damaged = self.world.sets().recover(|_| true, &[], hand_on);
         assert_eq!(damaged, 0, "a frame that cannot be where it is");
         dirty
     }
@@ -438,7 +438,7 @@ fn frames_of_unknown_layers_are_dropped() {
     let mut dirty = Vec::new();
     let known = |layer| layer != OTHERS[0].layer();
     let hand_on = |key: FrameKey, _| dirty.push(key);
-    assert_eq!(process.world.sets().recover(known, hand_on), 0);
+    assert_eq!(process.world.sets().recover(known, &[], hand_on), 0);
     assert!(OTHERS.iter().all(|key| process.world.state(*key).is_none()));
     assert!(dirty.contains(&DIRTY) && !dirty.contains(&OTHERS[0]));
     process.assert_usable();
