@@ -200,7 +200,7 @@ pub fn run(config: ServeConfig) -> Result<(), DaemonError> {
                 // Guests of the daemon before are served, so it ends in order.
                 let told = stop.insert(Stop::now(name));
                 let ended = tokio::time::timeout_at(told.deadline, setting_up).await;
-                ended.map_err(|_| DaemonError::Late(STOP_TIMEOUT))?
+                ended.map_err(|_| DaemonError::Amid(STOP_TIMEOUT))?
             }
         };
         let set_up = set_up.map_err(|error| host("set up")(io::Error::other(error)))?;

@@ -659,9 +659,7 @@ impl<D: DiskSource> Worker<D> {
             }
             Command::Release => self.queues.iter_mut().flatten().for_each(Queue::release),
             Command::AwaitAll { done } => {
-                for queue in self.queues.iter_mut().flatten() {
-                    queue.in_flight.await_all();
-                }
+                self.queues.iter_mut().flatten().for_each(Queue::await_all);
                 self.awaiting.push(done);
                 self.tell_completed();
             }

@@ -6,11 +6,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tempfile::TempDir;
+
+use crate::daemon::temp_dir;
 
 /// Numbers of requests.
 pub mod opcode {
@@ -53,8 +56,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The file system. It is gone when this is dropped, and whoever waits for it gets an error.
 pub struct Far {
-    /// Where it is mounted.
-    dir: PathBuf,
+    /// Where it is mounted. Goes after that.
+    dir: TempDir,
     /// What is shared with who answers.
     shared: Arc<Shared>,
 }
@@ -81,21 +84,27 @@ struct Held {
 }
 
 impl Far {
-    /// Mounts one with such an image on a new directory.
+    /// Mounts one with such an image. `None` where that cannot be done: without root's rights, or in a host without FUSE.
     ///
     /// # Panics
-    /// If the host does not let us; we are root.
-    pub fn mount(dir: &Path, image: Vec<u8>) -> Self {
-        std::fs::create_dir(dir).expect("a new directory");
+    /// If the host refuses it for another reason.
+    pub fn mount(image: Vec<u8>) -> Option<Self> {
+        let dir = temp_dir();
         let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-        let device = device.expect("the host has FUSE");
+        let device = match device {
+            Err(error) if left_out(&error) => return None,
+            device => device.expect("a device that is there opens"),
+        };
         let options = format!(
             "fd={},rootmode=40000,user_id=0,group_id=0,allow_other\0",
             device.as_raw_fd()
         );
         let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).expect("no zeroes");
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("far", dir, "fuse", flags, Some(options)).expect("root may mount");
+        match mount("far", dir.path(), "fuse", flags, Some(options)) {
+            Err(errno) if left_out(&errno.into()) => return None,
+            mounted => mounted.expect("it can be mounted"),
+        }
         let shared = Arc::new(Shared {
             device,
             image,
@@ -104,10 +113,12 @@ impl Far {
         });
         let answering = Arc::clone(&shared);
         std::thread::spawn(move || answering.answer_all());
-        Self {
-            dir: dir.to_owned(),
-            shared,
-        }
+        Some(Self { dir, shared })
+    }
+
+    /// The image.
+    pub fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
     }
 
     /// From now on this kind of request is not answered.
@@ -142,7 +153,7 @@ impl Far {
 
 impl Drop for Far {
     fn drop(&mut self) {
-        let _ = unmount(&self.dir, UnmountFlags::FORCE | UnmountFlags::DETACH);
+        let _ = unmount(self.dir.path(), UnmountFlags::FORCE | UnmountFlags::DETACH);
     }
 }
 
@@ -237,6 +248,18 @@ impl Shared {
         attributes.extend(words(&[0, 0, 0, mode, 1, 0, 0, 0, 4096, 0]));
         attributes
     }
+}
+
+/// Whether a host does not let us mount anything.
+fn left_out(error: &io::Error) -> bool {
+    let left_out = matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+    );
+    if left_out {
+        eprintln!("nothing far away can be mounted here: {error}");
+    }
+    left_out
 }
 
 /// An answer with its header.

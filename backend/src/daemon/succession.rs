@@ -163,7 +163,7 @@ impl Drop for NoWayOut {
     }
 }
 
-/// Goes on where the daemon is that runs, and says so in `serves` as soon as it does. Blocks.
+/// Goes on where the daemon is that runs; `serves` is true as soon as guests may be served by that. Blocks.
 ///
 /// # Errors
 /// It hands nothing over. Once it has, an error ends the process at once.
@@ -220,12 +220,11 @@ pub(super) fn succeed(
                 }
                 let waits = || DaemonError::Takeover(io::Error::other("nobody hands over"));
                 let theirs = predecessor.as_ref().ok_or_else(waits)?;
-                theirs.relieve().map_err(DaemonError::Takeover)?;
-                let relieved = predecessor.take().ok_or_else(waits)?.relieved();
+                // From `Ready` on guests may be ours, so a signal waits until that is known.
                 // ORDERING: Relaxed; a signal that comes at the same time may be taken for an earlier one.
                 serves.store(true, Ordering::Relaxed);
-                // Before the one before ends, whose end would otherwise be that of the service.
-                notify(&format!("MAINPID={}", std::process::id()));
+                theirs.relieve().map_err(DaemonError::Takeover)?;
+                let relieved = predecessor.take().ok_or_else(waits)?.relieved();
                 Ok(Began::After(relieved))
             },
         )
@@ -357,6 +356,10 @@ fn begin(
     // While the threads are there that wait.
     let (names, lost, began) = adopted.unwrap_or_else(|error| give_up(&error));
     release.raise();
+    if let Began::After(_) = began {
+        // Before the one before ends, whose end would otherwise be that of the service.
+        notify(&format!("MAINPID={}", std::process::id()));
+    }
     let waited_ms = now_ns().saturating_sub(package.since_ns) / 1_000_000;
     tracing::info!(
         "took over {} volumes, {sessions} connections; guests waited {waited_ms} ms",
@@ -493,14 +496,19 @@ impl Daemon {
             return None;
         };
         let commands = Arc::clone(&self.commands);
-        let flushed = on_a_thread("flush", move || {
-            commands.flush_before()?;
-            commands.await_under_way()
-        });
+        let flushed = on_a_thread("flush", move || commands.flush_before());
         let flushed = match tokio::time::timeout(FLUSH_PATIENCE, flushed).await {
             Ok(Ok(flushed)) => flushed,
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("what is dirty takes long to be written; try again".to_owned()),
+        };
+        let flushed = match flushed {
+            Ok(()) => {
+                let commands = Arc::clone(&self.commands);
+                let ended = on_a_thread("under-way", move || commands.await_under_way()).await;
+                ended.unwrap_or_else(|error| Err(error.to_string()))
+            }
+            failed => failed,
         };
         let provided = flushed
             .and_then(|()| self.commands.lock_to_hand_over())

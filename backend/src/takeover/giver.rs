@@ -7,8 +7,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
+
 use super::package::Package;
-use super::wire::{Letter, difference, formats, receive, send, strange, wait};
+use super::wire::{Letter, difference, formats, receive, send, strange, wait, wait_until};
 use super::{READY_LIMIT, VERSION};
 
 /// How long a new process may take over a letter before anything is handed over, or to read what is.
@@ -157,19 +159,17 @@ impl Candidate {
         };
         if let Err(error) = self.show(package, stopped) {
             // It does not hear that it may, and the connection goes with this.
-            let is_late = matches!(
-                error.kind(),
-                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
-            );
-            goes_on(error);
-            if is_late {
-                tracing::error!(
-                    pid = self.pid,
-                    "it may be stopped, and keeps the store's lock and all connections open as long as it lives: end it \
-                     (kill -9 {})",
-                    self.pid
-                );
+            if error.kind() == io::ErrorKind::Interrupted {
+                tracing::warn!("nothing is handed over: {error}");
+            } else {
+                goes_on(error);
             }
+            tracing::warn!(
+                pid = self.pid,
+                "if it does not end by itself, end it (kill -9 {}): as long as it lives it keeps the store's lock and all \
+                 connections open",
+                self.pid
+            );
             return Outcome::Ours;
         }
         if let Err(error) = self.give() {
@@ -186,8 +186,12 @@ impl Candidate {
 
     /// Sends everything, and waits until it is there. Nothing of it may be used yet.
     fn show(&self, package: &Package, stopped: &AtomicBool) -> io::Result<()> {
-        package.send(&self.stream)?;
-        self.expect(&Letter::Received, LETTER_LIMIT, Some(stopped))
+        let deadline = Instant::now() + LETTER_LIMIT;
+        // Before each letter: there is room for it then, so that it does not block.
+        let has_room = || self.wait_for(PollFlags::OUT, deadline, LETTER_LIMIT, Some(stopped));
+        package.send(&self.stream, &has_room)?;
+        self.expect(&Letter::Received, LETTER_LIMIT, Some(stopped))?;
+        look(stopped)
     }
 
     /// Lets the new process have the store, waits until it is ready, and says that all is its.
@@ -198,6 +202,31 @@ impl Candidate {
         send(&self.stream, &Letter::Yours, &[])
     }
 
+    /// Waits until the connection is ready for that, by a deadline that is `limit` from some time on, and not when this process
+    /// is `stopped`.
+    fn wait_for(
+        &self,
+        events: PollFlags,
+        deadline: Instant,
+        limit: Duration,
+        stopped: Option<&AtomicBool>,
+    ) -> io::Result<()> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let period = stopped.map_or(left, |_| left.min(LOOK_PERIOD));
+            if wait_until(&self.stream, events, period)? {
+                return Ok(());
+            }
+            stopped.map_or(Ok(()), look)?;
+            if left.is_zero() {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("it neither says nor reads anything for {limit:?}"),
+                ));
+            }
+        }
+    }
+
     /// Waits for a letter, not for longer than that, and not when this process is `stopped`.
     fn expect(
         &self,
@@ -205,24 +234,7 @@ impl Candidate {
         limit: Duration,
         stopped: Option<&AtomicBool>,
     ) -> io::Result<()> {
-        let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = stopped.map_or(left, |_| left.min(LOOK_PERIOD));
-            if wait(&self.stream, left)? {
-                break;
-            }
-            // ORDERING: Relaxed; it is looked at again.
-            if stopped.is_some_and(|stopped| stopped.load(Ordering::Relaxed)) {
-                return Err(io::Error::other("this process is being stopped"));
-            }
-            if Instant::now() >= deadline {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("it says nothing for {limit:?}"),
-                ));
-            }
-        }
+        self.wait_for(PollFlags::IN, Instant::now() + limit, limit, stopped)?;
         match receive(&self.stream) {
             Ok((said, _)) if std::mem::discriminant(&said) == std::mem::discriminant(letter) => {
                 Ok(())
@@ -253,4 +265,14 @@ impl Candidate {
             }
         }
     }
+}
+
+/// Fails if this process is being stopped.
+fn look(stopped: &AtomicBool) -> io::Result<()> {
+    // ORDERING: Relaxed; it is looked at again, and who looks too early goes on as if it had come later.
+    if stopped.load(Ordering::Relaxed) {
+        let what = "this process is being stopped";
+        return Err(io::Error::new(io::ErrorKind::Interrupted, what));
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@
 //! ```text
 //! running daemon                                  new process (`serve --takeover`)
 //! listens on STORE/takeover.sock     <- Hello --  all that can fail without the store has been done
-//! lets no command in, ends what runs, flushes -- guests are served meanwhile
+//! lets no command in, flushes, sees what is under way come to an end, ends jobs -- guests are served meanwhile
 //! ends rings, closes the store (as a crash would, but for the lock)          } guests wait
 //!                                    -- Head, volumes, sessions, messages -> }
 //!                                    <- Received --                          }

@@ -76,11 +76,15 @@ impl Package {
         self.volumes.iter().map(sessions).sum()
     }
 
-    /// Sends it.
+    /// Sends it, each letter once `has_room` says that there is room for it.
     ///
     /// # Errors
-    /// The other process has gone; the host's answer.
-    pub(super) fn send(&self, stream: &UnixStream) -> io::Result<()> {
+    /// The other process has gone; the host's answer; those of `has_room`.
+    pub(super) fn send(
+        &self,
+        stream: &UnixStream,
+        has_room: &dyn Fn() -> io::Result<()>,
+    ) -> io::Result<()> {
         let head = Letter::Head {
             since_ns: self.since_ns,
             ready_within_ms: u64::try_from(READY_LIMIT.as_millis()).unwrap_or(u64::MAX),
@@ -93,6 +97,7 @@ impl Package {
             self.takeover.listener.as_fd(),
             self.lock.as_fd(),
         ];
+        has_room()?;
         send(stream, &head, &descriptors)?;
         for volume in &self.volumes {
             let socket = &volume.attachment.socket;
@@ -104,9 +109,10 @@ impl Package {
                 socket: name_of(socket),
                 sessions: volume.attachment.sessions.len(),
             };
+            has_room()?;
             send(stream, &letter, &[socket.listener.as_fd()])?;
             for session in &volume.attachment.sessions {
-                send_session(stream, session)?;
+                send_session(stream, session, has_room)?;
             }
         }
         Ok(())
@@ -146,11 +152,16 @@ impl Package {
 }
 
 /// Sends a session.
-fn send_session(stream: &UnixStream, session: &HandedSession) -> io::Result<()> {
+fn send_session(
+    stream: &UnixStream,
+    session: &HandedSession,
+    has_room: &dyn Fn() -> io::Result<()>,
+) -> io::Result<()> {
     let letter = Letter::Session {
         facts: session.facts.clone(),
         messages: session.messages.len(),
     };
+    has_room()?;
     send(stream, &letter, &[session.connection.as_fd()])?;
     let mut known: Vec<Arc<OwnedFd>> = Vec::new();
     for message in &session.messages {
@@ -167,6 +178,7 @@ fn send_session(stream: &UnixStream, session: &HandedSession) -> io::Result<()> 
             body: message.body.clone(),
             descriptors: message.descriptors.iter().map(place).collect(),
         };
+        has_room()?;
         send(
             stream,
             &letter,

@@ -110,7 +110,9 @@ fn descriptors_max() -> u64 {
 /// What the end of the connection means before everything is here.
 fn in_words(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => io::Error::new(
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset => io::Error::new(
             error.kind(),
             "the running daemon ended, or gave up, before it had handed everything over; \
              if none runs, start without --takeover",

@@ -231,7 +231,15 @@ pub fn receive(stream: &UnixStream) -> io::Result<(Letter, Vec<OwnedFd>)> {
 /// # Errors
 /// The host's answer.
 pub fn wait(stream: &UnixStream, time: Duration) -> io::Result<bool> {
-    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    wait_until(stream, PollFlags::IN, time)
+}
+
+/// The same for any readiness. The end of the connection is one of each.
+///
+/// # Errors
+/// As `wait`.
+pub fn wait_until(stream: &UnixStream, events: PollFlags, time: Duration) -> io::Result<bool> {
+    let mut fds = [PollFd::new(stream, events)];
     let time = Timespec::try_from(time).map_err(strange)?;
     match rustix::event::poll(&mut fds, Some(&time)) {
         Ok(ready) => Ok(ready > 0),

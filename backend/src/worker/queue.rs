@@ -139,6 +139,16 @@ impl Queue {
         }
     }
 
+    /// Somebody waits for the end of all that is under way now. Memory that does not answer is met by that too, since whoever
+    /// ends a ring does the same.
+    pub fn await_all(&mut self) {
+        self.in_flight.await_all();
+        if !matches!(self.phase, Phase::Held) {
+            // A ring that is broken says so when it is looked at next.
+            let _ = self.ring.request_kick();
+        }
+    }
+
     /// It is certain that a ring is ours that was held. Kicks have come meanwhile, or before it came here.
     pub fn release(&mut self) {
         if matches!(self.phase, Phase::Held) {

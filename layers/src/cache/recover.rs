@@ -12,8 +12,9 @@ use super::set::{FrameKey, Set, State};
 
 impl Sets<'_> {
     /// Puts the sets in order before anybody uses them: locks and fills end, what `known` does not know is dropped, and so is
-    /// what is clean of layers that are in `past`, whose files need not have what it has. Hands on what is dirty. Returns how many frames with dirty sectors were dropped because their keys cannot be where they are: that
-    /// is damage, which no end of a process leaves.
+    /// what is clean of layers that are in `past`, whose files need not have it. Hands on what is dirty. Returns how many
+    /// frames with dirty sectors were dropped because their keys cannot be where they are: that is damage, which no end of a
+    /// process leaves.
     pub fn recover(
         &self,
         known: impl Fn(LayerNumber) -> bool,

@@ -467,7 +467,7 @@ fn keys_that_cannot_be_where_they_are_are_dropped() {
     put((home + 40) % 64, 2, 0x00ff);
     put((home + 41) % 64, 2, u64::MAX);
     let mut found = Vec::new();
-    let damaged = all.recover(|_| true, |key, mask| found.push((key, mask)));
+    let damaged = all.recover(|_| true, &[], |key, mask| found.push((key, mask)));
     assert_eq!((damaged, found.len()), (3, 20));
     assert_eq!(all.count(), (20, 20));
 }

@@ -153,6 +153,9 @@ impl Store {
             }
             let turn = self.scrub_turn(&mut runner.scrubber, patience);
             let waits = turn == Turn::Idle && !runner.retiring.is_empty();
+            if turn == Turn::Idle && !waits {
+                runner.scrubber.try_again(&self.damage.lost());
+            }
             return (if waits { Turn::Waits } else { turn }, None);
         };
         let rate = row.rate;

@@ -56,7 +56,7 @@ impl Damage {
     }
 
     /// The layers of which that is not known.
-    pub(super) fn lost(&self) -> BTreeSet<LayerId> {
+    pub(crate) fn lost(&self) -> BTreeSet<LayerId> {
         self.known().lost.clone()
     }
 

@@ -26,7 +26,7 @@ const LIMITED_BYTES_MIN: u64 = 64 << 10;
 const BEGINS_MAX: u32 = 3;
 
 /// So many turns without work lie at most between two attempts to scrub a layer of which nothing is served.
-const IDLE_TURNS_MAX: u32 = 256;
+const IDLE_TURNS_MAX: u32 = 1024;
 
 /// What is known from one turn to the next.
 #[derive(Debug, Default)]
@@ -86,9 +86,9 @@ impl Scrubber {
         Some(next)
     }
 
-    /// After a turn without work: what of `lost` could not be scrubbed is tried again from time to time, since guests wait for
-    /// it.
-    fn try_again(&mut self, lost: &BTreeSet<LayerId>) {
+    /// After a turn in which nobody had work: what of `lost` could not be scrubbed is tried again from time to time, since
+    /// guests wait for it.
+    pub(crate) fn try_again(&mut self, lost: &BTreeSet<LayerId>) {
         let waits = |layer: &&LayerId| self.missing.contains(layer) || self.blocked.contains(layer);
         let stuck: Vec<LayerId> = lost.iter().filter(|layer| !waits(layer)).copied().collect();
         if stuck.is_empty() {
@@ -123,9 +123,6 @@ impl Store {
         let lost = self.damage.lost();
         let waiting = waiting.filter(|layer| !lost.contains(*layer)).count();
         self.jobs.board().scrubs.waiting = waiting + usize::from(at_work);
-        if turn == Turn::Idle {
-            scrubber.try_again(&lost);
-        }
         turn
     }
 
