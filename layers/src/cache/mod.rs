@@ -316,6 +316,11 @@ impl Cache {
         self.arena.numbers().set_past(number, past)
     }
 
+    /// The layers that are marked so.
+    pub fn past(&self) -> Vec<LayerNumber> {
+        self.arena.numbers().past()
+    }
+
     /// The layers that are marked as failed.
     pub fn failed(&self) -> Vec<LayerId> {
         self.arena.numbers().failed()

@@ -324,7 +324,10 @@ impl Numbers {
     /// # Errors
     /// `Io`: it does not outlive the process.
     pub fn set_failed(&self, number: LayerNumber, failed: bool) -> Result<()> {
-        self.set_mark(number, FAILED, failed)
+        self.change_marks(number, |marks| match failed {
+            true => marks | FAILED,
+            false => marks & PAST,
+        })
     }
 
     /// Marks a layer as one whose file is being written to past the cache, or no longer: a clean frame of it need not have what
@@ -333,22 +336,19 @@ impl Numbers {
     /// # Errors
     /// `Io`: it does not outlive the process.
     pub fn set_past(&self, number: LayerNumber, past: bool) -> Result<()> {
-        self.set_mark(number, PAST, past)
+        self.change_marks(number, |marks| match past {
+            true => marks | PAST,
+            false => marks & !PAST,
+        })
     }
 
-    /// Sets a mark of a layer, or takes it away.
-    fn set_mark(&self, number: LayerNumber, mark: u8, is_set: bool) -> Result<()> {
+    /// Changes the marks of a layer.
+    fn change_marks(&self, number: LayerNumber, change: impl FnOnce(u8) -> u8) -> Result<()> {
         let mut index = self.index();
         let before = index.marks.get(&number).copied().unwrap_or(0);
-        let marks = if is_set {
-            before | mark
-        } else {
-            before & !mark
-        };
-        if is_set {
-            // In this process at least.
-            index.marks.insert(number, marks);
-        }
+        let marks = change(before);
+        // New ones in this process at least, and old ones until they are gone from the table.
+        index.marks.insert(number, before | marks);
         if let Some(table) = &self.table {
             table.mark(number, marks)?;
         }

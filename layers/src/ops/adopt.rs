@@ -23,6 +23,7 @@ impl Store {
     pub(crate) fn adopt_frames(&self) {
         let mut left: BTreeMap<LayerId, Vec<(Cluster, SectorMask)>> = BTreeMap::new();
         let mut frames = 0;
+        let past = self.cache.past();
         {
             let inner = self.inner();
             let layers = &inner.catalog.state().layers;
@@ -30,7 +31,6 @@ impl Store {
                 let layer = self.cache.layer(number);
                 layer.is_some_and(|layer| layers.contains_key(&layer))
             };
-            let past = self.cache.arena().numbers().past();
             self.cache.sets().recover(known, &past, |key, dirty| {
                 if let Some(layer) = self.cache.layer(key.layer()) {
                     left.entry(layer).or_default().push((key.cluster(), dirty));
@@ -38,7 +38,7 @@ impl Store {
                 }
             });
         }
-        for number in self.cache.arena().numbers().past() {
+        for number in past {
             // What stays marked costs frames at the next start, and nothing else.
             if let Err(error) = self.cache.set_past(number, false) {
                 self.maintenance.note(format!("the cache: {error}"));

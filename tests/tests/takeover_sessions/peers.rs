@@ -116,6 +116,15 @@ fn busy_host() -> (Host, Disk) {
     (host, disk)
 }
 
+/// Ends a test in which the daemon has gone: the next one has all that was written.
+fn is_there_again(mut host: Host, disk: Disk) {
+    host.serve();
+    let mut disk = disk.reconnect(&host.path("disk.sock"));
+    assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
+    drop(disk);
+    host.finish();
+}
+
 #[test]
 fn a_program_with_other_formats_is_told_to_wait_for_an_orderly_end() {
     let (mut host, mut disk) = busy_host();
@@ -185,11 +194,7 @@ fn a_daemon_that_was_not_given_away_is_stopped_in_order_and_at_once() {
     assert!(log.contains("everything is flushed"), "{log}");
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     drop(stream);
-    host.serve();
-    let mut disk = disk.reconnect(&host.path("disk.sock"));
-    assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
-    drop(disk);
-    host.finish();
+    is_there_again(host, disk);
 }
 
 /// One that has the store is waited for, and serves or ends; the daemon still stops when it is told to, though not in order.
@@ -209,11 +214,7 @@ fn a_daemon_that_waits_can_be_stopped() {
     assert!(began.elapsed() < STOP_MAX, "{:?}", began.elapsed());
     drop(stream);
     // Nothing is lost by it.
-    host.serve();
-    let mut disk = disk.reconnect(&host.path("disk.sock"));
-    assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
-    drop(disk);
-    host.finish();
+    is_there_again(host, disk);
 }
 
 /// Where the new process gives up, the daemon goes on just long enough to end in order.
@@ -228,11 +229,7 @@ fn a_stop_amid_a_takeover_that_fails_is_in_order() {
     let (status, log) = daemon.ended();
     assert!(status.success(), "{log}");
     assert!(log.contains("everything is flushed"), "{log}");
-    host.serve();
-    let mut disk = disk.reconnect(&host.path("disk.sock"));
-    assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
-    drop(disk);
-    host.finish();
+    is_there_again(host, disk);
 }
 
 /// A service manager that a new process takes over under.
@@ -297,10 +294,6 @@ fn a_new_daemon_that_is_stopped_as_soon_as_it_serves_ends_in_order() {
         assert!(log.contains("everything is flushed"), "{log}");
         let (status, log) = host.daemon.take().unwrap().ended();
         assert!(status.success(), "{log}");
-        host.serve();
-        let mut disk = disk.reconnect(&host.path("disk.sock"));
-        assert_eq!(disk.read(0, 1), stamped(8, 0, 1));
-        drop(disk);
-        host.finish();
+        is_there_again(host, disk);
     }
 }

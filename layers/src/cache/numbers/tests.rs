@@ -290,5 +290,9 @@ fn the_two_marks_of_a_layer_are_apart_and_an_unknown_one_says_that_it_has_failed
     again.set_past(LayerNumber(1), false).unwrap();
     assert_eq!(found(&open(&file)), (vec![], vec![layer(2)]));
     file.write_all_at(&[4], MARKS_AT).unwrap();
-    assert_eq!(found(&open(&file)), (vec![], vec![layer(1), layer(2)]));
+    let unknown = open(&file);
+    assert_eq!(found(&unknown), (vec![], vec![layer(1), layer(2)]));
+    // A recovery ends that too.
+    unknown.set_failed(LayerNumber(1), false).unwrap();
+    assert_eq!(found(&open(&file)), (vec![], vec![layer(2)]));
 }
